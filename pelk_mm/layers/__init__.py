@@ -1,0 +1,9 @@
+"""``nn.Module`` building blocks in plain PyTorch: nothing here needs OpenMMLab."""
+
+from .branches import DepthwiseBranches
+from .layer_norm import LayerNorm2d
+from .partial import PartialMixer
+from .peripheral_conv import PeripheralConv2d
+from .position_embedding import KernelPositionEmbedding
+
+__all__ = ['DepthwiseBranches', 'KernelPositionEmbedding', 'LayerNorm2d', 'PartialMixer', 'PeripheralConv2d']

@@ -1,0 +1,125 @@
+"""Parallel depthwise convolutions that merge exactly into the fewest for deployment (RepLKNet's re-parameterisation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DepthwiseBranches(nn.Module):
+    """Sum of parallel depthwise convolutions, each followed by its norm, plus the embedding's constant.
+
+    The first convolution is the large one. :meth:`switch_to_deploy` folds every norm into its convolution and every
+    convolution that fits into the fine-grained centre of a larger one into that, so that the sharing is kept: a 5x5
+    branch disappears in a peripheral convolution whose centre is 5x5 or more, and stays a branch beside one whose
+    centre is smaller.
+
+    Args:
+        convs (dict[str, nn.Module]): Depthwise convolutions of the same channels with ``weight`` (C, 1, kh, kw),
+            ``bias`` and stride 1. A :class:`PeripheralConv2d` tells by ``fine_shape`` what can merge into it; for an
+            ``nn.Conv2d`` it is the whole kernel.
+        channels (int): C.
+        norm (Callable[[int], nn.Module], optional): Makes the norm after each convolution, for instance
+            ``nn.BatchNorm2d``. None leaves it out; then the convolutions should have a bias.
+    """
+
+    def __init__(self,
+                 convs: dict[str, nn.Module],
+                 channels: int,
+                 norm: Callable[[int], nn.Module] | None = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.convs = nn.ModuleDict(convs)
+        self.norms = nn.ModuleDict({name: norm(channels) for name in convs} if norm else {})
+
+    @property
+    def large(self) -> nn.Module:
+        """The first convolution, which the positional embedding belongs to."""
+        return next(iter(self.convs.values()))
+
+    def forward(self, x: Tensor, cell_sums: Tensor | None = None) -> Tensor:
+        """Mix the tokens.
+
+        Args:
+            x (Tensor): (N, C, H, W).
+            cell_sums (Tensor, optional): (C, k', k') from :class:`KernelPositionEmbedding`; its constant is added
+                after the norm, which would cancel it.
+
+        Returns:
+            Tensor: (N, C, H, W).
+        """
+        out = None
+        for name, conv in self.convs.items():
+            branch = conv(x)
+            if name in self.norms:
+                branch = self.norms[name](branch)
+            out = branch if out is None else out + branch
+        if cell_sums is not None:
+            out = out + self.large.position_bias(cell_sums).to(out.dtype)[:, None, None]
+        return out
+
+    @torch.no_grad()
+    def switch_to_deploy(self, cell_sums: Tensor | None = None) -> None:
+        """Merge norms, branches and the embedding's constant, in place. The outputs stay equal within rounding.
+
+        Args:
+            cell_sums (Tensor, optional): As in :meth:`forward`; afterwards it must not be passed any more.
+
+        Raises:
+            TypeError: If a norm cannot be folded because it is no BatchNorm.
+        """
+        constant = None if cell_sums is None else self.large.position_bias(cell_sums)
+        for name, norm in self.norms.items():
+            _fold_norm(self.convs[name], norm)
+        self.norms = nn.ModuleDict()
+        for name in reversed(list(self.convs)[1:]):
+            small = self.convs[name]
+            host = next((conv for other, conv in self.convs.items() if other != name and _fits(small, conv)), None)
+            if host is None:
+                continue
+            host.weight += _pad_center(small.weight, host.weight.shape[-2:])
+            if small.bias is not None:
+                _add_bias(host, small.bias)
+            del self.convs[name]
+        if constant is not None:
+            _add_bias(self.large, constant)
+
+
+def _fold_norm(conv: nn.Module, norm: nn.Module) -> None:
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        raise TypeError(f'only BatchNorm folds into a convolution, got {type(norm).__name__}')
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    if norm.affine:
+        shift = shift + norm.bias
+    conv.weight *= scale[:, None, None, None]
+    if conv.bias is not None:
+        conv.bias *= scale
+    _add_bias(conv, shift)
+
+
+def _add_bias(conv: nn.Module, bias: Tensor) -> None:
+    if conv.bias is None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    else:
+        conv.bias += bias
+
+
+def _fine_shape(conv: nn.Module) -> tuple[int, int]:
+    return getattr(conv, 'fine_shape', None) or tuple(conv.weight.shape[-2:])
+
+
+def _fits(small: nn.Module, host: nn.Module) -> bool:
+    """Whether every tap of ``small`` lies on a tap of ``host`` that has a parameter of its own."""
+    if hasattr(small, 'fine_shape'):
+        return False
+    return all(a <= b for a, b in zip(small.weight.shape[-2:], _fine_shape(host)))
+
+
+def _pad_center(weight: Tensor, shape: tuple[int, int]) -> Tensor:
+    pad_h, pad_w = ((size - own) // 2 for size, own in zip(shape, weight.shape[-2:]))
+    return F.pad(weight, (pad_w, pad_w, pad_h, pad_h))

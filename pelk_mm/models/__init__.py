@@ -1,0 +1,5 @@
+"""Registered models; configs name them with the prefix ``pelk_mm.``."""
+
+from .backbones import LargeKernelNet, PeLK
+
+__all__ = ['LargeKernelNet', 'PeLK']

@@ -1,0 +1,286 @@
+"""The skeleton of every large-kernel backbone here: ConvNeXt's stages and blocks around a token mixer.
+
+Block, stage, network, read from the top. What a backbone mixes tokens with is said by its subclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+import torch.utils.checkpoint as cp
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from pelk_mm.layers import LayerNorm2d
+from pelk_mm.registry import MODELS
+
+MODELS.register_module('LN2d', module=LayerNorm2d)
+
+
+class LargeKernelBlock(BaseModule):
+    """Token mixer -> norm -> 1x1 (x ffn_ratio) -> act -> 1x1 -> layer scale -> drop path -> + input.
+
+    Args:
+        channels (int): C.
+        mixer (nn.Module): Maps (N, C, H, W) to the same shape; may take the stage's embedding as second argument.
+        ffn_ratio (float): Expansion of the pointwise layers.
+        norm_cfg (dict): The norm between mixer and pointwise layers.
+        act_cfg (dict): The activation between the pointwise layers.
+        drop_path_rate (float): Probability of dropping the residual branch of a sample.
+        layer_scale_init_value (float): Initial layer scale; 0 leaves it out.
+        with_cp (bool): Recompute the block in the backward pass to save memory.
+    """
+
+    def __init__(self, channels: int, mixer: nn.Module, ffn_ratio: float, norm_cfg: dict, act_cfg: dict,
+                 drop_path_rate: float, layer_scale_init_value: float, with_cp: bool) -> None:
+        super().__init__()
+        hidden = int(channels * ffn_ratio)
+        self.mixer = mixer
+        self.norm = build_norm_layer(norm_cfg, channels)[1]
+        self.pointwise_conv1 = nn.Linear(channels, hidden)
+        self.act = build_activation_layer(act_cfg)
+        self.pointwise_conv2 = nn.Linear(hidden, channels)
+        self.gamma = nn.Parameter(
+            torch.full((channels, ), float(layer_scale_init_value))) if layer_scale_init_value > 0 else None
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor, *mixer_args: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, *mixer_args, use_reentrant=False)
+        return self._forward(x, *mixer_args)
+
+    def _forward(self, x: Tensor, *mixer_args: Tensor) -> Tensor:
+        out = self.norm(self.mixer(x, *mixer_args))
+        out = self.pointwise_conv2(self.act(self.pointwise_conv1(out.permute(0, 2, 3, 1))))
+        if self.gamma is not None:
+            out = out * self.gamma
+        return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+
+class LargeKernelStage(BaseModule):
+    """Blocks of one resolution and the positional embedding that they share.
+
+    Args:
+        blocks (Sequence[LargeKernelBlock]): The blocks, first to last.
+        position_embedding (nn.Module, optional): Called once per forward; its result goes to every mixer.
+    """
+
+    def __init__(self, blocks: Sequence[LargeKernelBlock], position_embedding: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.position_embedding = position_embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        args = self._mixer_args()
+        for block in self.blocks:
+            x = block(x, *args)
+        return x
+
+    def switch_to_deploy(self) -> None:
+        """Merge every mixer that can be merged, and the embedding into their biases."""
+        args = self._mixer_args()
+        for module in list(self.blocks.modules()):
+            if hasattr(module, 'switch_to_deploy'):
+                module.switch_to_deploy(*args)
+        self.position_embedding = None
+
+    def _mixer_args(self) -> tuple[Tensor, ...]:
+        return () if self.position_embedding is None else (self.position_embedding(), )
+
+
+class LargeKernelNet(BaseModule):
+    """Four stages of large-kernel blocks: 4x4 stem, LN + 2x2 stride-2 convolutions between the stages.
+
+    Sides of the input that are no multiple of 32 are fine: what does not fill a patch is cut off, as everywhere in
+    ConvNeXt's family. Subclasses say in :meth:`build_mixer` and :meth:`build_position_embedding` how tokens are mixed.
+
+    Args:
+        depths (Sequence[int]): Number of blocks of each stage.
+        channels (Sequence[int]): Base width of each stage.
+        width_factor (float): Every width is ``int(channels * width_factor)``, SLaK's 1.3 with 40 % sparsity.
+        in_channels (int): Channels of the image.
+        ffn_ratio (float): Expansion of the pointwise layers.
+        norm_cfg (dict): Norm of stem, downsampling, blocks and outputs.
+        branch_norm_cfg (dict, optional): Norm after each convolution of a mixer; it is merged for deployment if it is a
+            BatchNorm. None gives the convolutions a bias instead.
+        act_cfg (dict): Activation of the blocks.
+        drop_path_rate (float): Stochastic depth of the last block; it grows linearly from 0 at the first.
+        layer_scale_init_value (float): Initial layer scale, 0 leaves it out.
+        out_indices (int | Sequence[int]): Stages to return; negative ones count from the last.
+        frozen_stages (int): The stem and this many stages are not trained, and stay in eval mode. 0 freezes nothing.
+        gap_before_final_norm (bool): Average each output over its pixels before its norm and return (N, C), for
+            classification; False returns (N, C, H, W), for dense prediction.
+        with_cp (bool): Gradient checkpointing of every block.
+        init_cfg (dict | list[dict], optional): MMEngine's initialisation; ``dict(type='Pretrained', ...)`` loads.
+    """
+
+    def __init__(self,
+                 depths: Sequence[int],
+                 channels: Sequence[int],
+                 width_factor: float = 1.0,
+                 in_channels: int = 3,
+                 ffn_ratio: float = 4.0,
+                 norm_cfg: dict | None = None,
+                 branch_norm_cfg: Mapping | None = None,
+                 act_cfg: dict | None = None,
+                 drop_path_rate: float = 0.0,
+                 layer_scale_init_value: float = 1e-6,
+                 out_indices: int | Sequence[int] = -1,
+                 frozen_stages: int = 0,
+                 gap_before_final_norm: bool = True,
+                 with_cp: bool = False,
+                 init_cfg: dict | list[dict] | None = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.depths = _positive_ints('depths', depths)
+        self.num_stages = len(self.depths)
+        base_channels = _positive_ints('channels', channels, length=self.num_stages)
+        if width_factor <= 0:
+            raise ValueError(f'width_factor must be positive, got {width_factor}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        self.channels = tuple(int(width * width_factor) for width in base_channels)
+        self.out_indices = _stage_indices(out_indices, self.num_stages)
+        if not 0 <= frozen_stages <= self.num_stages:
+            raise ValueError(f'frozen_stages must be in 0 ... {self.num_stages}, got {frozen_stages}')
+        self.frozen_stages = frozen_stages
+        self.gap_before_final_norm = gap_before_final_norm
+        self.branch_norm_cfg = branch_norm_cfg
+        norm_cfg = norm_cfg or dict(type='pelk_mm.LN2d', eps=1e-6)
+        act_cfg = act_cfg or dict(type='GELU')
+
+        def norm(width: int) -> nn.Module:
+            return build_norm_layer(norm_cfg, width)[1]
+
+        drop_path_rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths)).tolist())
+        self.downsample_layers = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for stage, (depth, width) in enumerate(zip(self.depths, self.channels)):
+            if stage == 0:
+                downsample = nn.Sequential(nn.Conv2d(in_channels, width, kernel_size=4, stride=4), norm(width))
+            else:
+                previous = self.channels[stage - 1]
+                downsample = nn.Sequential(norm(previous), nn.Conv2d(previous, width, kernel_size=2, stride=2))
+            self.downsample_layers.append(downsample)
+            blocks = [
+                LargeKernelBlock(width, self.build_mixer(stage, width), ffn_ratio, norm_cfg, act_cfg,
+                                 next(drop_path_rates), layer_scale_init_value, with_cp) for _ in range(depth)
+            ]
+            self.stages.append(LargeKernelStage(blocks, self.build_position_embedding(stage, width)))
+            if stage in self.out_indices:
+                self.add_module(f'norm{stage}', norm(width))
+        self._init_own_weights()
+        self._freeze_stages()
+
+    def build_mixer(self, stage: int, channels: int) -> nn.Module:
+        """Make the token mixer of one block of ``stage``."""
+        raise TypeError(f'{type(self).__name__} must define build_mixer: LargeKernelNet is a skeleton')
+
+    def build_position_embedding(self, stage: int, channels: int) -> nn.Module | None:
+        """Make the embedding that the mixers of ``stage`` share, or None."""
+        return None
+
+    def build_branch_norm(self, channels: int) -> nn.Module:
+        """Make the norm after one convolution of a mixer."""
+        return build_norm_layer(dict(self.branch_norm_cfg), channels)[1]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the features.
+
+        Args:
+            x (Tensor): (N, in_channels, H, W), H and W at least 4 * 2**(stages - 1).
+
+        Returns:
+            tuple[Tensor, ...]: One per out index: (N, C_i, H / 2**(i + 2), W / 2**(i + 2)), rounded down; (N, C_i) with
+            ``gap_before_final_norm``.
+        """
+        outs = []
+        for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
+            x = stage(downsample(x))
+            if index in self.out_indices:
+                norm = getattr(self, f'norm{index}')
+                if self.gap_before_final_norm:
+                    outs.append(norm(x.mean((-2, -1), keepdim=True)).flatten(1))
+                else:
+                    outs.append(norm(x).contiguous())
+        return tuple(outs)
+
+    def switch_to_deploy(self) -> None:
+        """Merge all branches, their norms and the positional embedding, in place. Call it in eval mode, after loading."""
+        for stage in self.stages:
+            stage.switch_to_deploy()
+
+    def train(self, mode: bool = True) -> LargeKernelNet:
+        """Set the mode; frozen stages stay in eval mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '', stage_wise: bool = False) -> tuple[int, int]:
+        """Depth of a parameter for learning-rate decay, as ConvNeXt groups it.
+
+        Layer-wise: the stem is 0, stages 1 and 2 are one group each, stage 3 is cut into groups of three blocks, the
+        last stage is the last group: 6 groups in all, 12 where the third stage has more than 9 blocks. Stage-wise: all
+        downsampling is 0, stage i is i + 1. Output norms and what lies outside the backbone are not decayed.
+
+        Args:
+            param_name (str): Full name, e.g. ``'backbone.stages.0.blocks.1.gamma'``.
+            prefix (str): What precedes the backbone's own names, e.g. ``'backbone.'``.
+            stage_wise (bool): Which of the two groupings.
+
+        Returns:
+            tuple[int, int]: The depth, and the number of depths; a scale is ``rate ** (number - depth - 1)``.
+        """
+        last = 12 if self.depths[-2] > 9 else 6
+        outside = (last + 1, last + 2)
+        if not param_name.startswith(prefix):
+            return outside
+        parts = param_name[len(prefix):].split('.')
+        if parts[0] not in ('downsample_layers', 'stages'):
+            return outside
+        stage, is_downsample = int(parts[1]), parts[0] == 'downsample_layers'
+        if stage_wise:
+            return (0 if is_downsample else stage + 1), last + 2
+        if stage == self.num_stages - 1:
+            return last, last + 2
+        if is_downsample:
+            return (stage + 1 if stage else 0), last + 2
+        first_block = 0 if parts[2] != 'blocks' else int(parts[3])
+        return stage + 1 + (first_block // 3 if stage == self.num_stages - 2 else 0), last + 2
+
+    def _init_own_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _freeze_stages(self) -> None:
+        for downsample, stage in list(zip(self.downsample_layers, self.stages))[:self.frozen_stages]:
+            for module in (downsample, stage):
+                module.eval()
+            for parameter in chain(downsample.parameters(), stage.parameters()):
+                parameter.requires_grad = False
+
+
+def _positive_ints(name: str, values: Sequence[int], length: int | None = None) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or not all(
+            isinstance(value, int) and value > 0 for value in values) or not values:
+        raise ValueError(f'{name} must be a sequence of positive ints, got {values!r}')
+    if length is not None and len(values) != length:
+        raise ValueError(f'{name} must have one entry per stage ({length}), got {len(values)}: {list(values)}')
+    return tuple(values)
+
+
+def _stage_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    for index in indices:
+        if not isinstance(index, int) or not -num_stages <= index < num_stages:
+            raise ValueError(f'out_indices must be in {-num_stages} ... {num_stages - 1}, got {out_indices}')
+    return tuple(sorted({index % num_stages for index in indices}))

@@ -1,0 +1,60 @@
+"""The ordered table of backends and the choice among them.
+
+A backend is a triple of functions on plain tensors, none of them differentiable by itself (the interface adds
+autograd): ``why_not`` says why it cannot run, or None; ``forward`` and ``theta_grad`` have the reference's signatures.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..sharing_grid import SharingGrid
+from . import reference
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute the peripheral convolution.
+
+    Attributes:
+        name (str): What users pass as ``backend=``.
+        why_not (Callable): ``(x, grid) -> str | None``, the reason why it cannot run on these.
+        forward (Callable): ``(x, theta, bias, grid) -> y``.
+        theta_grad (Callable): ``(x, grad_output, grid) -> grad_theta``.
+    """
+
+    name: str
+    why_not: Callable[[Tensor, SharingGrid], str | None]
+    forward: Callable[[Tensor, Tensor, Tensor | None, SharingGrid], Tensor]
+    theta_grad: Callable[[Tensor, Tensor, SharingGrid], Tensor]
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (Backend('reference', reference.why_not, reference.forward, reference.theta_grad), )
+}
+
+
+def select_backend(name: str, x: Tensor, grid: SharingGrid) -> Backend:
+    """The backend called ``name``, or with ``'auto'`` the first of the table that can run.
+
+    Raises:
+        RuntimeError: If the named backend cannot run on these tensors; the message says why.
+    """
+    if name != 'auto':
+        reason = BACKENDS[name].why_not(x, grid)
+        if reason is not None:
+            raise RuntimeError(f'backend {name!r} of peripheral_conv2d cannot run here: {reason}')
+        return BACKENDS[name]
+    for backend in BACKENDS.values():
+        reason = backend.why_not(x, grid)
+        if reason is None:
+            return backend
+        logger.debug('peripheral_conv2d: backend %r is not used: %s', backend.name, reason)
+    raise AssertionError('the reference backend runs everywhere')

@@ -1,0 +1,214 @@
+"""The sharing grid: which parameter each position of a large kernel takes (PeLK, Sec. 4.1, Eq. 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+def _as_int(name: str, value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f'{name} must be an int, got {value!r} of type {type(value).__name__}')
+    return value
+
+
+@dataclass(frozen=True)
+class SharingGrid:
+    """Cell widths of a symmetric one-dimensional grid; the kernel's cells are its outer product with itself.
+
+    Position ``(x, y)`` of the expanded kernel takes ``theta[a, b]`` where ``x`` lies in the a-th cell and ``y`` in
+    the b-th. Build one with :meth:`from_kernel_size`, :meth:`from_half` or :meth:`create`; grids are immutable,
+    hashable and compare by their widths.
+
+    Args:
+        half (tuple[int, ...]): Widths from the outermost cell to the centre cell, as the paper prints them, e.g.
+            ``(9, 8, 4, 2, 1, 1, 1)`` for 51x51. The centre's width must be odd.
+
+    Raises:
+        ValueError: If ``half`` is empty, a width is below 1, or the centre's width is even.
+        TypeError: If a width is not an int.
+    """
+
+    half: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        half = tuple(_as_int('every width of a sharing grid', width) for width in self.half)
+        if not half:
+            raise ValueError('half grid must hold at least the centre cell, got an empty sequence')
+        if min(half) < 1:
+            raise ValueError(f'every width of a sharing grid must be at least 1, got {list(half)}')
+        if half[-1] % 2 == 0:
+            raise ValueError(f'the centre (last) width of a half grid must be odd, got {half[-1]} in {list(half)}')
+        object.__setattr__(self, 'half', half)
+
+    @classmethod
+    def from_half(cls, widths: Sequence[int], kernel_size: int | None = None) -> SharingGrid:
+        """Build a grid from explicit widths, outermost first, centre last.
+
+        Args:
+            widths (Sequence[int]): The half grid, e.g. ``[8, 4, 2, 1, 1, 1]`` (33x33, Table 5).
+            kernel_size (int, optional): If given, the grid must cover exactly this kernel.
+
+        Raises:
+            ValueError: If the widths are no grid, or do not sum to ``kernel_size``.
+        """
+        grid = cls(tuple(widths))
+        if kernel_size is not None and grid.kernel_size != kernel_size:
+            raise ValueError(f'grid {list(grid.half)} covers a kernel of {grid.kernel_size}, but kernel_size is '
+                             f'{kernel_size}: 2 * sum(widths) - centre must equal kernel_size')
+        return grid
+
+    @classmethod
+    def from_kernel_size(cls, kernel_size: int, center: int = 5, base: int = 2) -> SharingGrid:
+        """Build the paper's grid: unit cells in the centre, then ``base, base**2, ...``, the outermost takes the rest.
+
+        Args:
+            kernel_size (int): K, odd.
+            center (int): Side of the fine-grained centre, 2 r_c + 1 (Eq. 2), odd. Defaults to 5.
+            base (int): Growth m of the cells outside the centre (Eq. 2). Defaults to 2.
+
+        Raises:
+            ValueError: If ``kernel_size`` or ``center`` is even or below 1, ``center`` exceeds ``kernel_size``, or
+                ``base`` is below 1.
+        """
+        for name, value in (('kernel_size', kernel_size), ('center', center)):
+            if _as_int(name, value) < 1 or value % 2 == 0:
+                raise ValueError(f'{name} must be a positive odd number, got {value}')
+        if center > kernel_size:
+            raise ValueError(f'center must not exceed kernel_size, got center {center} and kernel_size {kernel_size}')
+        if _as_int('base', base) < 1:
+            raise ValueError(f'base must be at least 1, got {base}')
+        outwards = [1] * (center // 2 + 1)
+        rest, width = (kernel_size - center) // 2, base
+        while rest:
+            outwards.append(min(width, rest))
+            rest -= outwards[-1]
+            width *= base
+        return cls(tuple(reversed(outwards)))
+
+    @classmethod
+    def dense(cls, kernel_size: int) -> SharingGrid:
+        """Build the grid of unit cells: nothing is shared, theta is the kernel."""
+        return cls.from_kernel_size(kernel_size, center=kernel_size)
+
+    @classmethod
+    def create(cls,
+               kernel_size: int | Sequence[int] | SharingGrid | None,
+               grid: Sequence[int] | SharingGrid | None = None,
+               center: int = 5,
+               base: int = 2) -> SharingGrid:
+        """Build a grid from whatever a config may say.
+
+        Args:
+            kernel_size (int | Sequence[int] | SharingGrid | None): K, or an explicit half grid in its place.
+            grid (Sequence[int] | SharingGrid | None): An explicit (half) grid; must fit ``kernel_size`` if both are
+                given. ``center`` and ``base`` then have no say.
+            center (int): See :meth:`from_kernel_size`.
+            base (int): See :meth:`from_kernel_size`.
+        """
+        if grid is None and not isinstance(kernel_size, int):
+            kernel_size, grid = None, kernel_size
+        if grid is None:
+            return cls.from_kernel_size(kernel_size, center, base)
+        half = grid.half if isinstance(grid, SharingGrid) else grid
+        if isinstance(half, str) or not isinstance(half, Sequence):
+            raise TypeError(f'grid must be a SharingGrid or a half grid (a sequence of ints), got {half!r}')
+        return cls.from_half(half, kernel_size)
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """All k' cell widths, from one border of the kernel to the other."""
+        return self.half + self.half[-2::-1]
+
+    @cached_property
+    def kernel_size(self) -> int:
+        """Side K of the expanded kernel."""
+        return sum(self.widths)
+
+    @cached_property
+    def num_cells(self) -> int:
+        """Side k' of the stored kernel theta."""
+        return len(self.widths)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First tap of each cell, as an offset from the kernel's centre: ``-K//2`` for the first."""
+        return tuple(start - self.kernel_size // 2 for start in accumulate(self.widths[:-1], initial=0))
+
+    @cached_property
+    def center(self) -> int:
+        """Side of the fine-grained centre: the number of unit cells around the middle, 0 if the middle is wider."""
+        units = 0
+        for width in reversed(self.half):
+            if width != 1:
+                break
+            units += 1
+        return max(2 * units - 1, 0)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every cell is a single tap."""
+        return self.num_cells == self.kernel_size
+
+    @cached_property
+    def stored_ratio(self) -> float:
+        """Share of the K*K kernel that is stored: (k'/K)**2."""
+        return (self.num_cells / self.kernel_size)**2
+
+    @cached_property
+    def cells(self) -> tuple[int, ...]:
+        """The cell of each of the K positions."""
+        return tuple(cell for cell, width in enumerate(self.widths) for _ in range(width))
+
+
+def check_theta(theta: Tensor, grid: SharingGrid) -> None:
+    """Raise unless ``theta`` is (C, k', k') for ``grid``."""
+    cells = grid.num_cells
+    if theta.ndim != 3 or theta.shape[-2:] != (cells, cells):
+        raise ValueError(f'theta must have shape (C, {cells}, {cells}) for the grid {list(grid.half)} (half, outermost '
+                         f'first), got {tuple(theta.shape)}')
+
+
+def expand_kernel(theta: Tensor, grid: SharingGrid) -> Tensor:
+    """Expand the stored kernel to the large one (Eq. 1).
+
+    Args:
+        theta (Tensor): (C, k', k'), any dtype.
+        grid (SharingGrid): The cells.
+
+    Returns:
+        Tensor: (C, K, K), differentiable.
+
+    Raises:
+        ValueError: If ``theta`` does not fit the grid.
+    """
+    check_theta(theta, grid)
+    index = torch.tensor(grid.cells, device=theta.device)
+    return theta.index_select(-2, index).index_select(-1, index)
+
+
+def sum_over_cells(kernel: Tensor, grid: SharingGrid) -> Tensor:
+    """Sum a large kernel over each cell: the adjoint of :func:`expand_kernel`.
+
+    Args:
+        kernel (Tensor): (C, K, K), floating point.
+        grid (SharingGrid): The cells.
+
+    Returns:
+        Tensor: (C, k', k'), differentiable.
+
+    Raises:
+        ValueError: If ``kernel`` is not (C, K, K).
+    """
+    size, cells = grid.kernel_size, grid.num_cells
+    if kernel.ndim != 3 or kernel.shape[-2:] != (size, size):
+        raise ValueError(f'kernel must have shape (C, {size}, {size}) for the grid {list(grid.half)}, got '
+                         f'{tuple(kernel.shape)}')
+    index = torch.tensor(grid.cells, device=kernel.device)
+    rows = kernel.new_zeros(kernel.shape[0], cells, size).index_add(1, index, kernel)
+    return rows.new_zeros(kernel.shape[0], cells, cells).index_add(2, index, rows)
