@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from . import reference
+from . import native, reference
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,10 @@ class Backend:
 
 BACKENDS = {
     backend.name: backend
-    for backend in (Backend('reference', reference.why_not, reference.forward, reference.theta_grad), )
+    for backend in (
+        Backend('native', native.why_not, native.forward, native.theta_grad),
+        Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
+    )
 }
 
 
