@@ -1,5 +1,5 @@
 """Registered models; configs name them with the prefix ``pelk_mm.``."""
 
-from .backbones import LargeKernelNet, PeLK
+from .backbones import LargeKernelNet, PeLK, SLaK
 
-__all__ = ['LargeKernelNet', 'PeLK']
+__all__ = ['LargeKernelNet', 'PeLK', 'SLaK']

@@ -6,6 +6,7 @@ Block, stage, network, read from the top. What a backbone mixes tokens with is s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import chain
 
 import torch
@@ -19,6 +20,14 @@ from pelk_mm.layers import LayerNorm2d
 from pelk_mm.registry import MODELS
 
 MODELS.register_module('LN2d', module=LayerNorm2d)
+
+SIZES = dict(
+    tiny=dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
+    small=dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
+    base=dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
+    # Not of any paper: for tests and small data.
+    atto=dict(depths=(1, 1, 2, 1), channels=(24, 48, 96, 192)),
+    pico=dict(depths=(2, 2, 6, 2), channels=(48, 96, 192, 384)))
 
 
 class LargeKernelBlock(BaseModule):
@@ -121,6 +130,9 @@ class LargeKernelNet(BaseModule):
         init_cfg (dict | list[dict], optional): MMEngine's initialisation; ``dict(type='Pretrained', ...)`` loads.
     """
 
+    # What the names of ``arch`` stand for; filled by the subclasses, with the same keys for each name.
+    arch_settings: Mapping[str, dict] = {}
+
     def __init__(self,
                  depths: Sequence[int],
                  channels: Sequence[int],
@@ -151,7 +163,8 @@ class LargeKernelNet(BaseModule):
             raise ValueError(f'frozen_stages must be in 0 ... {self.num_stages}, got {frozen_stages}')
         self.frozen_stages = frozen_stages
         self.gap_before_final_norm = gap_before_final_norm
-        self.branch_norm_cfg = branch_norm_cfg
+        # A plain dict of our own: a read-only default could not be deep-copied, which EMA does.
+        self.branch_norm_cfg = None if branch_norm_cfg is None else dict(branch_norm_cfg)
         norm_cfg = norm_cfg or dict(type='pelk_mm.LN2d', eps=1e-6)
         act_cfg = act_cfg or dict(type='GELU')
 
@@ -178,6 +191,22 @@ class LargeKernelNet(BaseModule):
         self._init_own_weights()
         self._freeze_stages()
 
+    @classmethod
+    def _arch(cls, arch: str | dict, optional: Sequence[str] = ()) -> dict:
+        """Look up a name of ``arch_settings``, or check a dict, whose ``optional`` keys may be missing."""
+        if isinstance(arch, str):
+            if arch not in cls.arch_settings:
+                near = get_close_matches(arch, cls.arch_settings, n=1)
+                hint = f'; did you mean {near[0]!r}?' if near else ''
+                raise ValueError(f'arch must be a dict or one of {sorted(cls.arch_settings)}, got {arch!r}{hint}')
+            return cls.arch_settings[arch]
+        known = set(next(iter(cls.arch_settings.values())))
+        required = known - set(optional)
+        if not isinstance(arch, dict) or not required <= set(arch) <= known:
+            also = f' and may have {sorted(optional)}' if optional else ''
+            raise ValueError(f'arch as a dict must have the keys {sorted(required)}{also}, got {arch!r}')
+        return arch
+
     def build_mixer(self, stage: int, channels: int) -> nn.Module:
         """Make the token mixer of one block of ``stage``."""
         raise TypeError(f'{type(self).__name__} must define build_mixer: LargeKernelNet is a skeleton')
@@ -188,7 +217,7 @@ class LargeKernelNet(BaseModule):
 
     def build_branch_norm(self, channels: int) -> nn.Module:
         """Make the norm after one convolution of a mixer."""
-        return build_norm_layer(dict(self.branch_norm_cfg), channels)[1]
+        return build_norm_layer(self.branch_norm_cfg, channels)[1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the features.
@@ -215,6 +244,14 @@ class LargeKernelNet(BaseModule):
         """Merge all branches, their norms and the positional embedding, in place. Call it in eval mode, after loading."""
         for stage in self.stages:
             stage.switch_to_deploy()
+
+    def get_sparse_parameters(self) -> dict[str, nn.Parameter]:
+        """The weights that sparse training masks, by name: those of 2 or 4 dimensions, as SLaK does.
+
+        Stem, downsampling, depthwise (theta for a peripheral convolution, so the sharing is kept) and pointwise
+        layers; no bias, norm, layer scale or positional embedding.
+        """
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.ndim in (2, 4)}
 
     def train(self, mode: bool = True) -> LargeKernelNet:
         """Set the mode; frozen stages stay in eval mode."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from types import MappingProxyType
 
 from torch import nn
@@ -11,15 +10,7 @@ from torch import nn
 from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, PartialMixer, PeripheralConv2d
 from pelk_mm.ops import SharingGrid
 from pelk_mm.registry import MODELS
-from .large_kernel_net import LargeKernelNet
-
-_SIZES = dict(
-    tiny=dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
-    small=dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
-    base=dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
-    # Not of the paper: for tests and small data.
-    atto=dict(depths=(1, 1, 2, 1), channels=(24, 48, 96, 192)),
-    pico=dict(depths=(2, 2, 6, 2), channels=(48, 96, 192, 384)))
+from .large_kernel_net import SIZES, LargeKernelNet
 
 _KERNELS = {
     '': dict(kernel_sizes=(51, 49, 47, 13), center=5),
@@ -43,8 +34,9 @@ class PeLK(LargeKernelNet):
             an explicit half grid, outermost width first, centre last.
         center (int, optional): Side of the fine-grained centre in place of the arch's.
         base (int): Growth of the cells outside the centre. Defaults to 2.
-        grids (Sequence[Sequence[int] | None], optional): Explicit half grid of each stage, which must cover the
-            stage's kernel size; None keeps the rule of ``center`` and ``base``.
+        grids (str | Sequence[Sequence[int] | None], optional): Explicit half grid of each stage, which must cover the
+            stage's kernel size; None keeps the rule of ``center`` and ``base``. ``'dense'`` shares nothing: plain K x K
+            kernels, "RepLK-51" of Table 1 with ``conv_ratio=1`` and ``position_embedding=False``.
         conv_ratio (float): Share of the channels that are convolved. Defaults to 3/8.
         width_factor (float): Every width is ``int(channels * width_factor)``. Defaults to 1.3.
         small_kernel (int, optional): Side of the parallel small convolution; None leaves it out. Defaults to 5.
@@ -69,7 +61,7 @@ class PeLK(LargeKernelNet):
 
     arch_settings = {
         size + suffix: {**dims, **kernels}
-        for size, dims in _SIZES.items() for suffix, kernels in _KERNELS.items()
+        for size, dims in SIZES.items() for suffix, kernels in _KERNELS.items()
     }
 
     def __init__(self,
@@ -77,18 +69,22 @@ class PeLK(LargeKernelNet):
                  kernel_sizes: Sequence[int | Sequence[int]] | None = None,
                  center: int | None = None,
                  base: int = 2,
-                 grids: Sequence[Sequence[int] | None] | None = None,
+                 grids: str | Sequence[Sequence[int] | None] | None = None,
                  conv_ratio: float = 3 / 8,
                  width_factor: float = 1.3,
                  small_kernel: int | None = 5,
                  position_embedding: bool = True,
                  branch_norm_cfg: Mapping | None = MappingProxyType(dict(type='BN')),
                  **kwargs) -> None:
-        settings = self._arch(arch)
+        settings = self._arch(arch, optional=('center', ))
         depths = kwargs.pop('depths', settings['depths'])
         channels = kwargs.pop('channels', settings['channels'])
         kernel_sizes = settings['kernel_sizes'] if kernel_sizes is None else kernel_sizes
         center = settings.get('center', 5) if center is None else center
+        if grids == 'dense':
+            grids = [SharingGrid.dense(size) for size in kernel_sizes]
+        elif isinstance(grids, str):
+            raise ValueError(f"grids must be 'dense' or one half grid or None per stage, got {grids!r}")
         grids = [None] * len(kernel_sizes) if grids is None else grids
         for name, values in (('kernel_sizes', kernel_sizes), ('grids', grids)):
             if len(values) != len(depths):
@@ -102,19 +98,6 @@ class PeLK(LargeKernelNet):
         self.small_kernel = small_kernel
         self.use_position_embedding = position_embedding
         super().__init__(depths, channels, width_factor=width_factor, branch_norm_cfg=branch_norm_cfg, **kwargs)
-
-    @classmethod
-    def _arch(cls, arch: str | dict) -> dict:
-        if isinstance(arch, str):
-            if arch not in cls.arch_settings:
-                near = get_close_matches(arch, cls.arch_settings, n=1)
-                hint = f'; did you mean {near[0]!r}?' if near else ''
-                raise ValueError(f'arch must be a dict or one of {sorted(cls.arch_settings)}, got {arch!r}{hint}')
-            return cls.arch_settings[arch]
-        required, known = {'depths', 'channels', 'kernel_sizes'}, {'depths', 'channels', 'kernel_sizes', 'center'}
-        if not isinstance(arch, dict) or not required <= set(arch) <= known:
-            raise ValueError(f'arch as a dict must have the keys {sorted(required)} and may have "center", got {arch!r}')
-        return arch
 
     def conv_channels(self, channels: int) -> int:
         """Number of convolved channels of a block with ``channels``."""
