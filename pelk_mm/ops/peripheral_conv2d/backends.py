@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from . import native, reference
+from . import boxes, native, reference
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend('native', native.why_not, native.forward, native.theta_grad),
+        Backend('boxes', boxes.why_not, boxes.forward, boxes.theta_grad),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
 }

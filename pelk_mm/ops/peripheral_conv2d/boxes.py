@@ -1,0 +1,139 @@
+"""The device-independent fast backend: box sums and batched matrix products in plain PyTorch. See README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..sharing_grid import SharingGrid
+
+# Bytes of intermediate results at a time. Small enough for a processor's cache and for the memory promise of the README.
+_CPU_CHUNK_BYTES = 4 << 20
+_DEVICE_CHUNK_BYTES = 24 << 20
+
+
+def why_not(x: Tensor, grid: SharingGrid) -> str | None:
+    return None
+
+
+def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) -> Tensor:
+    channels, height, width = x.shape[1:]
+    out = torch.empty_like(x)
+    rows, cols = _cells(grid, height), _cells(grid, width)
+    if out.numel() == 0:
+        return out
+    mixing = _compute(theta)[:, rows[0].index:rows[-1].index + 1, cols[0].index:cols[-1].index + 1].transpose(1, 2)
+    for n, c in _chunks(x, 2 * max(len(rows), len(cols)) + 4):
+        planes = _compute(x[n, c])
+        boxes = _vertical_boxes(planes, rows)
+        mixed = torch.matmul(mixing[c], boxes.flatten(3)).unflatten(-1, (height, width))
+        total = _sum_horizontally(mixed, cols)
+        if bias is not None:
+            total += _compute(bias[c])[:, None, None]
+        out[n, c] = total.to(out.dtype)
+    return out
+
+
+def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
+    channels, height, width = x.shape[1:]
+    rows, cols = _cells(grid, height), _cells(grid, width)
+    out = _compute(x.new_zeros(channels, grid.num_cells, grid.num_cells))
+    if x.numel() == 0:
+        return out.to(x.dtype)
+    reachable = out[:, rows[0].index:rows[-1].index + 1, cols[0].index:cols[-1].index + 1]
+    flipped = [_Cell(cell.index, 1 - cell.end, 1 - cell.start) for cell in cols]
+    for n, c in _chunks(x, 2 * max(len(rows), len(cols)) + 4):
+        boxes = _vertical_boxes(_compute(x[n, c]), rows).flatten(3)
+        # sum of dY(y, x - i) over the taps of a cell: the vertical boxes of the transposed map, with the cells mirrored.
+        grads = _vertical_boxes(_compute(grad_output[n, c]).transpose(-1, -2), flipped).transpose(-1, -2).flatten(3)
+        reachable[c] += torch.matmul(boxes, grads.transpose(-1, -2)).sum(0)
+    return out.to(x.dtype)
+
+
+class _Cell:
+    """Taps ``start ... end - 1``, measured from the kernel's centre."""
+
+    def __init__(self, index: int, start: int, end: int) -> None:
+        self.index, self.start, self.end = index, start, end
+
+
+@lru_cache(maxsize=1024)
+def _cells(grid: SharingGrid, size: int) -> tuple[_Cell, ...]:
+    """The cells that reach a map of ``size`` from inside it at all; they are consecutive."""
+    spans = [_Cell(i, start, start + width) for i, (start, width) in enumerate(zip(grid.starts, grid.widths))]
+    return tuple(cell for cell in spans if cell.start < size and cell.end - 1 > -size)
+
+
+def _powers(number: int) -> list[int]:
+    """Powers of two that sum to ``number``, largest first."""
+    return [1 << level for level in reversed(range(number.bit_length())) if number >> level & 1]
+
+
+def _compute(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _chunks(x: Tensor, copies: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of batch and channels such that ``copies`` planes of each fit the budget."""
+    batch, channels, height, width = x.shape
+    budget = _CPU_CHUNK_BYTES if x.device.type == 'cpu' else _DEVICE_CHUNK_BYTES
+    planes = max(1, budget // (copies * height * width * max(4, x.element_size())))
+    step_c = min(channels, planes)
+    step_n = max(1, planes // channels)
+    for n in range(0, batch, step_n):
+        for c in range(0, channels, step_c):
+            yield slice(n, n + step_n), slice(c, c + step_c)
+
+
+def _vertical_boxes(planes: Tensor, cells: list[_Cell] | tuple[_Cell, ...]) -> Tensor:
+    """For each cell the sums over its taps: (N, C, H, W) -> (N, C, cells, H, W), ``r_a(y) = sum_i X(y + i)``."""
+    height = planes.shape[-2]
+    above = max(0, max(-cell.start for cell in cells))
+    below = max(0, max(cell.end - 1 for cell in cells))
+    padded = torch.nn.functional.pad(planes, (0, 0, above, below))
+    # boxes[w](y) = padded(y) + ... + padded(y + w - 1): a box of 2w is two boxes of w.
+    boxes, size = {1: padded}, 1
+    while 2 * size <= max(cell.end - cell.start for cell in cells):
+        box = boxes[size]
+        boxes[2 * size] = box[..., :-size, :] + box[..., size:, :]
+        size *= 2
+    out = planes.new_empty(*planes.shape[:2], len(cells), *planes.shape[2:])
+    for i, cell in enumerate(cells):
+        offset = cell.start + above
+        for part in _powers(cell.end - cell.start):
+            box = boxes[part][..., offset:offset + height, :]
+            if offset == cell.start + above:
+                out[:, :, i] = box
+            else:
+                out[:, :, i] += box
+            offset += part
+    return out
+
+
+def _sum_horizontally(mixed: Tensor, cells: tuple[_Cell, ...]) -> Tensor:
+    """``out(x) = sum over cells b and their taps i of t_b(x + i)``: (N, C, cells, H, W) -> (N, C, H, W).
+
+    With u_j the sum of the shifted t_b over all boxes of 2**j taps, this is u_0 + B_1(u_1 + B_2(u_2 + ...)), where
+    ``(B_n v)(x) = v(x) + v(x + n)``.
+    """
+    width = mixed.shape[-1]
+    pieces: dict[int, list[tuple[int, int]]] = {}
+    for i, cell in enumerate(cells):
+        offset = cell.start
+        for part in _powers(cell.end - cell.start):
+            pieces.setdefault(part, []).append((i, offset))
+            offset += part
+    above, size = None, max(pieces)
+    while size:
+        total = mixed.new_zeros(*mixed.shape[:2], mixed.shape[3], width + size - 1)
+        for i, offset in pieces.get(size, ()):
+            low, high = max(0, -offset), min(width + size - 1, width - offset)
+            if low < high:
+                total[..., low:high] += mixed[:, :, i, :, low + offset:high + offset]
+        if above is not None:
+            total += above[..., :width + size - 1] + above[..., size:]
+        above, size = total, size // 2
+    return above
