@@ -1,0 +1,239 @@
+"""Timing for the benchmarks: paired runs, device events, inputs larger than the caches, an environment stamp.
+
+Typical use, on any device::
+
+    inputs = rotating(lambda seed: draw(seed), device)
+    times = time_paired({'fast': run_fast, 'dense': run_dense}, inputs, device)
+    report = dict(environment=environment(device), times={name: vars(time) for name, time in times.items()})
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar('T')
+
+# Of a spin kernel; only has to be at least the real clock for the spin to be at least as long as asked.
+_SPIN_CYCLES_PER_SECOND = 2e9
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call.
+
+    Attributes:
+        median (float): Median over the rounds.
+        low (float): Lower quartile.
+        high (float): Upper quartile.
+        rounds (int): Number of rounds.
+        calls (int): Calls per round; a round's time is divided by it.
+    """
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+    calls: int
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range over the median."""
+        return (self.high - self.low) / self.median
+
+
+def rotating(make: Callable[[int], T], device: str | torch.device, limit: int = 64) -> list[T]:
+    """Draw enough input sets that going round them leaves none in the device's last-level cache.
+
+    Args:
+        make (Callable[[int], T]): Makes the input set of a seed: a tensor, or a nest of tuples, lists and dicts.
+        device (str | torch.device): Where the inputs are; on the CPU a single set is made, as its caches are part of
+            what a user sees there.
+        limit (int): At most this many sets. Defaults to 64.
+
+    Returns:
+        list[T]: At least one set.
+    """
+    sets = [make(0)]
+    device = torch.device(device)
+    if device.type == 'cuda':
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        wanted = -(-3 * cache // max(_nbytes(sets[0]), 1)) + 1
+        sets += [make(seed) for seed in range(1, min(limit, wanted))]
+    return sets
+
+
+def time_paired(runs: Mapping[str, Callable[[T], Any]],
+                inputs: Sequence[T],
+                device: str | torch.device,
+                *,
+                seconds: float = 1.0,
+                min_rounds: int = 9,
+                max_rounds: int = 200,
+                hide_launches: bool = True) -> dict[str, Timing]:
+    """Time several functions in one run: every round times each of them once, so that drift hits all alike.
+
+    Each is warmed up first (compilation, plans, allocator). Check what they compute before timing them.
+
+    Args:
+        runs (Mapping[str, Callable]): Name -> function of one input set. Results are dropped.
+        inputs (Sequence): Input sets, see :func:`rotating`; call i gets set i modulo their number.
+        device (str | torch.device): CUDA is timed with events, all else with the wall clock.
+        seconds (float): Wanted duration of all rounds of one function. Defaults to 1.
+        min_rounds (int): Rounds at least, even if they take longer. Defaults to 9.
+        max_rounds (int): Rounds at most. Defaults to 200.
+        hide_launches (bool): On CUDA, let the device wait until a round's calls are queued, so that the time is the
+            device's and not that of launching; False times both, as a user meets them. Defaults to True.
+
+    Returns:
+        dict[str, Timing]: In the order of ``runs``.
+    """
+    device = torch.device(device)
+    timer = _CudaTimer(device, hide_launches) if device.type == 'cuda' else _WallTimer()
+    calls = {}
+    for name, run in runs.items():
+        timer.round(run, inputs, 1)
+        once = timer.round(run, inputs, 2) / 2
+        # A round is long against the timer's resolution, yet short enough to be queued as a whole.
+        calls[name] = max(1, min(100, round(timer.shortest_round / max(once, 1e-9))))
+        timer.round(run, inputs, calls[name])
+    rounds = {name: [] for name in runs}
+    end = time.perf_counter() + seconds * len(runs)
+    while len(next(iter(rounds.values()), ())) < max_rounds:
+        for name, run in runs.items():
+            rounds[name].append(timer.round(run, inputs, calls[name]) / calls[name])
+        if time.perf_counter() > end and len(rounds[name]) >= min_rounds:
+            break
+    return {name: _timing(times, calls[name]) for name, times in rounds.items()}
+
+
+def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | None:
+    """Largest number of bytes allocated on a CUDA device during ``run``, on top of what was there; None elsewhere."""
+    device = torch.device(device)
+    if device.type != 'cuda':
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def environment(device: str | torch.device) -> dict[str, Any]:
+    """What a result depends on besides the code: device, versions, flags, the commit. JSON-ready."""
+    device = torch.device(device)
+    stamp = dict(
+        device=str(device),
+        device_name=_cpu_name(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        commit=_commit(),
+        allow_tf32=dict(matmul=torch.backends.cuda.matmul.allow_tf32, cudnn=torch.backends.cudnn.allow_tf32),
+        cudnn_benchmark=torch.backends.cudnn.benchmark)
+    for package in ('triton', 'mmcv', 'onedl-mmcv', 'mmpretrain', 'onedl-mmpretrain'):
+        try:
+            stamp[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if device.type == 'cuda':
+        properties = torch.cuda.get_device_properties(device)
+        stamp.update(
+            device_name=properties.name,
+            capability=f'{properties.major}.{properties.minor}',
+            multiprocessors=properties.multi_processor_count,
+            l2_bytes=properties.L2_cache_size,
+            memory_bytes=properties.total_memory,
+            cuda=torch.version.cuda,
+            cudnn=torch.backends.cudnn.version())
+    return stamp
+
+
+def why_no_device(device: str | torch.device) -> str | None:
+    """Why nothing can be measured on ``device``, for the result's place; None if it can."""
+    if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
+        return 'not measured: no CUDA device'
+    return None
+
+
+class _WallTimer:
+    shortest_round = 0.02
+
+    def round(self, run: Callable, inputs: Sequence, calls: int) -> float:
+        start = time.perf_counter()
+        for index in range(calls):
+            run(inputs[index % len(inputs)])
+        return time.perf_counter() - start
+
+
+class _CudaTimer:
+    shortest_round = 0.005
+
+    def __init__(self, device: torch.device, hide_launches: bool) -> None:
+        self.device, self.hide_launches = device, hide_launches
+        self.queueing = 0.0
+
+    def round(self, run: Callable, inputs: Sequence, calls: int) -> float:
+        with torch.cuda.device(self.device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            if self.hide_launches:
+                torch.cuda._sleep(int(min(2 * self.queueing * calls, 0.5) * _SPIN_CYCLES_PER_SECOND))
+            queued = time.perf_counter()
+            start.record()
+            for index in range(calls):
+                run(inputs[index % len(inputs)])
+            end.record()
+            # From the rounds before: the next spin lasts about twice as long as its calls take to queue.
+            self.queueing = (time.perf_counter() - queued) / calls
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3
+
+
+def _timing(times: list[float], calls: int) -> Timing:
+    if len(times) == 1:
+        return Timing(times[0], times[0], times[0], 1, calls)
+    low, median, high = statistics.quantiles(times, n=4, method='inclusive')
+    return Timing(median, low, high, len(times), calls)
+
+
+def _nbytes(nest: Any) -> int:
+    if isinstance(nest, Tensor):
+        return nest.numel() * nest.element_size()
+    if isinstance(nest, Mapping):
+        return sum(map(_nbytes, nest.values()))
+    if isinstance(nest, (list, tuple)):
+        return sum(map(_nbytes, nest))
+    return 0
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path('/proc/cpuinfo').read_text().splitlines():
+            if line.startswith('model name'):
+                return f'{line.split(":", 1)[1].strip()} ({os.cpu_count()} cores)'
+    except OSError:
+        pass
+    return f'{platform.processor() or platform.machine()} ({os.cpu_count()} cores)'
+
+
+def _commit() -> str | None:
+    try:
+        result = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=Path(__file__).parent,
+                                capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
