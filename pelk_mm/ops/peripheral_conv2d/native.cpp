@@ -402,13 +402,13 @@ template <class T> struct Forward {
     int64_t pad, t_row, t_plane;   // zero columns before a row of t, its whole length, elements of one t_b
     Boxes<T> boxes;
     Buffer<T> t, levels;
-    std::vector<int64_t> position;
+    std::vector<int64_t> position, piece_offsets;
     std::vector<const T*> row_pointers, theta_rows;
 
     Forward(const Shape& s, const Axis& rows, const Axis& cols, const Plan<T>& plan)
         : s(s), rows(rows), cols(cols), plan(plan), pad(left_pad(cols)), t_row(row_length(cols, plan.row_size)),
           t_plane(plan.chunk * t_row), boxes(rows, s.H, plan.row_size, plan.band), t(cols.cells() * t_plane + L),
-          levels(2 * level_row()), position(plan.chunk * (plan.row_size / L)), row_pointers(rows.cells()),
+          levels(2 * plan.chunk * level_row()), position(plan.chunk * (plan.row_size / L)), row_pointers(rows.cells()),
           theta_rows(rows.cells()) {
         // Only the margins are never written again.
         for (int64_t b = 0; b < cols.cells(); ++b)
@@ -417,7 +417,8 @@ template <class T> struct Forward {
                 std::fill(row, row + pad, T(0));
                 std::fill(row + pad + plan.row_size, row + t_row, T(0));
             }
-        std::fill(levels.data, levels.data + 2 * level_row(), T(0));
+        std::fill(levels.data, levels.data + 2 * plan.chunk * level_row(), T(0));
+        for (const Piece& piece : cols.pieces) piece_offsets.push_back(piece.cell * t_plane + pad + piece.offset);
         const int64_t vectors = plan.row_size / L;
         for (size_t v = 0; v < position.size(); ++v) position[v] = int64_t(v) / vectors * t_row + pad + int64_t(v) % vectors * L;
     }
@@ -434,7 +435,7 @@ template <class T> struct Forward {
         for (int64_t y = y0; y < y1; y += plan.chunk) {
             const int64_t count = std::min(plan.chunk, y1 - y);
             mix_rows(theta, y, count);
-            for (int64_t i = 0; i < count; ++i) sum_row(t.data + i * t_row, bias, out + (y - y0 + i) * plan.row_size);
+            sum_rows(count, bias, out + (y - y0) * plan.row_size);
         }
     }
 
@@ -465,38 +466,50 @@ template <class T> struct Forward {
     }
 
     // out(x) = u_0 + B_1(u_1 + B_2(u_2 + B_4(...))) with (B_n v)(x) = v(x) + v(x + n) and u_j the sum of t_b(x + offset) over
-    // the pieces of 2**j taps.
-    void sum_row(const T* t_row, T bias, T* out) {
+    // the pieces of 2**j taps, for all rows of a chunk.
+    void sum_rows(int64_t count, T bias, T* out) {
         T* above = levels.data;
-        T* current = levels.data + level_row();
+        T* current = levels.data + plan.chunk * level_row();
         size_t end = cols.pieces.size();
         for (int level = cols.levels; level >= 0; --level) {
             size_t begin = end;
             while (begin > 0 && cols.pieces[begin - 1].level == level) --begin;
-            const int64_t vectors = (s.W + (int64_t(1) << level) - 1 + L - 1) / L;
+            const int64_t vectors = (s.W + (int64_t(1) << level) - 1 + L - 1) / L, total = count * vectors;
             const T* upper = level < cols.levels ? above : nullptr;
             T* target = level == 0 ? out : current;
-            int64_t v = 0;
-            for (; v + 4 <= vectors; v += 4) sum_pieces<4>(t_row, begin, end, level, upper, v * L, bias, target);
-            for (; v < vectors; ++v) sum_pieces<1>(t_row, begin, end, level, upper, v * L, bias, target);
+            const int64_t target_row = level == 0 ? plan.row_size : level_row();
+            int64_t row = 0, vector = 0;
+            for (int64_t v = 0; v < total;) {
+                int64_t in_t[4], in_levels[4], in_target[4];
+                const int n = total - v >= 4 ? 4 : 1;
+                for (int j = 0; j < n; ++j) {
+                    in_t[j] = row * t_row + vector * L;
+                    in_levels[j] = row * level_row() + vector * L;
+                    in_target[j] = row * target_row + vector * L;
+                    if (++vector == vectors) vector = 0, ++row;
+                }
+                if (n == 4) sum_pieces<4>(begin, end, level, upper, in_t, in_levels, in_target, bias, target);
+                else sum_pieces<1>(begin, end, level, upper, in_t, in_levels, in_target, bias, target);
+                v += n;
+            }
             std::swap(above, current);
             end = begin;
         }
     }
 
     template <int NX>
-    inline void sum_pieces(const T* t_row, size_t begin, size_t end, int level, const T* upper, int64_t x, T bias, T* target) {
+    inline void sum_pieces(size_t begin, size_t end, int level, const T* upper, const int64_t* in_t, const int64_t* in_levels,
+                           const int64_t* in_target, T bias, T* target) {
         V<T> acc[NX];
         for (int j = 0; j < NX; ++j) acc[j] = V<T>{} + (level == 0 ? bias : T(0));
         if (upper)
             for (int j = 0; j < NX; ++j)
-                acc[j] += load(upper + x + j * L) + load(upper + x + j * L + (int64_t(1) << level));
+                acc[j] += load(upper + in_levels[j]) + load(upper + in_levels[j] + (int64_t(1) << level));
         for (size_t p = begin; p < end; ++p) {
-            const Piece& piece = cols.pieces[p];
-            const T* from = t_row + piece.cell * t_plane + pad + piece.offset + x;
-            for (int j = 0; j < NX; ++j) acc[j] += load(from + j * L);
+            const T* from = t.data + piece_offsets[p];
+            for (int j = 0; j < NX; ++j) acc[j] += load(from + in_t[j]);
         }
-        for (int j = 0; j < NX; ++j) store(target + x + j * L, acc[j]);
+        for (int j = 0; j < NX; ++j) store(target + in_target[j], acc[j]);
     }
 };
 
