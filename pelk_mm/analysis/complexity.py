@@ -1,0 +1,314 @@
+"""Parameters and multiply-adds of a model and of its parts, as papers count them.
+
+The conventions, which meet the published figures of ConvNeXt, Swin and PeLK:
+
+- One multiply-add is one FLOP. Convolutions, linear layers and matrix products count; norms, activations, biases,
+  interpolation and element-wise products do not.
+- Dense form: K * K taps per convolved channel, padding included, however the peripheral convolution is computed.
+- The deployed network is counted: parallel branches and their norms merged (``switch_to_deploy`` of the backbone).
+- ``density`` multiplies every 2-D and 4-D weight and the multiply-adds of these: in the backbone, and for classifiers
+  in the head too; the heads of segmentors and detectors are dense.
+- The positional embedding is left out of the counted parameters. Its multiply-adds are those of its constant,
+  C * K * K a block, 0.05 % of PeLK-T as the paper says; deployment folds them away.
+- Two-stage detectors: 1000 proposals through every box head, the first 100 of them through every mask head, as
+  MMDetection 2.x counted for all published figures. MMDetection 3.x sends 1000 through a cascade's mask heads.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
+
+from .mac_counter import count_macs, part_of_convolution
+from .model_building import WeightsOnMeta
+
+# Kinds of parts, in the order of the tables.
+PARTS = {
+    'downsampling': 'stem and downsampling (strided convolutions)',
+    'large_kernel': 'large kernels (peripheral, or depthwise over 7x7)',
+    'small_kernel': 'small kernels (depthwise up to 7x7)',
+    'convolution': 'other convolutions',
+    'pointwise': 'pointwise (1x1 convolutions and linear layers)',
+    'attention': 'attention (products of activations)',
+    'embedding': 'positional embedding',
+    'norm': 'norms',
+    'other': 'other',
+}
+
+# Height and width at which papers give the cost of segmentors and detectors.
+_SHAPES = dict(mmseg=(512, 2048), mmdet=(800, 1280))
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass
+class Cost:
+    """What a part costs.
+
+    Attributes:
+        params_stored (int): Parameters as a training checkpoint holds them.
+        params_counted (float): Parameters of the deployed network, 2-D and 4-D weights times the density, without the
+            positional embedding.
+        macs (float): Multiply-adds of one image in dense form, those with weights times the density.
+    """
+
+    params_stored: int = 0
+    params_counted: float = 0
+    macs: float = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params_stored + other.params_stored, self.params_counted + other.params_counted,
+                    self.macs + other.macs)
+
+    def rounded(self) -> dict[str, int]:
+        """The attributes as whole numbers."""
+        return {name: round(value) for name, value in vars(self).items()}
+
+
+@dataclass
+class Complexity:
+    """The costs of a model and how they were counted.
+
+    Attributes:
+        task (str): ``classification``, ``segmentation`` or ``detection``.
+        shape (tuple[int, int]): Height and width of the image.
+        density (float): Share of non-zero weights.
+        deployed (bool): Whether branches were merged first.
+        rois (tuple[int, int] | None): Proposals through the box and through the mask heads of a two-stage detector.
+        costs (dict[str, dict[str, Cost]]): By child of the model (``backbone``, ``decode_head``, ...) and by kind of
+            part, a key of ``PARTS``.
+    """
+
+    task: str
+    shape: tuple[int, int]
+    density: float
+    deployed: bool
+    rois: tuple[int, int] | None
+    costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Cost:
+        """The whole model."""
+        return _sum(self.component(name) for name in self.costs)
+
+    @property
+    def params_embedding(self) -> int:
+        """Parameters of the positional embeddings, which density and ``params_counted`` leave out."""
+        return sum(parts['embedding'].params_stored for parts in self.costs.values() if 'embedding' in parts)
+
+    def component(self, name: str) -> Cost:
+        """One child of the model."""
+        return _sum(self.costs[name].values())
+
+    def share(self, component: str, part: str | None = None) -> float:
+        """Share of the model's multiply-adds, in 0 ... 1."""
+        cost = self.component(component) if part is None else self.costs[component].get(part, Cost())
+        return cost.macs / max(self.total.macs, 1)
+
+    def to_dict(self) -> dict:
+        """Plain numbers: parameters and multiply-adds as such, ``mparams`` and ``gmacs`` in millions and billions."""
+        parts: dict[str, dict] = {}
+        for name, kinds in self.costs.items():
+            parts[name] = dict(**self.component(name).rounded(), share=self.share(name))
+            if name == 'backbone':
+                parts[name]['parts'] = {
+                    kind: dict(**cost.rounded(), share=self.share(name, kind))
+                    for kind, cost in kinds.items()
+                }
+        total = self.total.rounded()
+        return dict(
+            task=self.task,
+            shape=list(self.shape),
+            density=self.density,
+            deployed=self.deployed,
+            rois=self.rois and list(self.rois),
+            **total,
+            params_counted_with_embedding=total['params_counted'] + self.params_embedding,
+            mparams=total['params_counted'] / 1e6,
+            gmacs=total['macs'] / 1e9,
+            parts=parts)
+
+    def to_table(self) -> str:
+        """A table to read."""
+        rows = []
+        for name in self.costs:
+            rows.append((name, self.component(name), self.share(name)))
+            if name == 'backbone':
+                rows += [(f'  {PARTS[kind]}', cost, self.share(name, kind)) for kind, cost in self.costs[name].items()]
+        rows.append(('total', self.total, 1.0))
+        width = max(len(name) for name, *_ in rows)
+        lines = [f'{"":{width}}  {"stored M":>9}  {"counted M":>9}  {"GMACs":>9}  {"share %":>7}']
+        for name, cost, share in rows:
+            lines.append(f'{name:{width}}  {cost.params_stored / 1e6:9.2f}  {cost.params_counted / 1e6:9.2f}  '
+                         f'{cost.macs / 1e9:9.2f}  {100 * share:7.2f}')
+        height, image_width = self.shape
+        lines.append(f'{self.task}, one image of {height} x {image_width} (H x W), multiply-adds in dense form')
+        conventions = ['branches merged' if self.deployed else 'training form', f'weights x {self.density:g}']
+        if self.params_embedding:
+            conventions.append(f'without {self.params_embedding / 1e6:.2f} M of positional embedding')
+        lines.append(f'counted: {", ".join(conventions)}')
+        if self.rois:
+            lines.append(f'{self.rois[0]} proposals through each box head, {self.rois[1]} through each mask head')
+            lines.append('(published figures: 1000 and 100, as MMDetection 2.x counted; 3.x counts 1000 and 1000)')
+        return '\n'.join(lines)
+
+
+def count_complexity(model: nn.Module,
+                     shape: Sequence[int],
+                     density: float = 1.0,
+                     num_rois: int = 1000,
+                     num_mask_rois: int = 100,
+                     deploy: bool = True) -> Complexity:
+    """Count the parameters and the multiply-adds of a model.
+
+    Args:
+        model (nn.Module): A classifier, segmentor or detector, best on the meta device, as :func:`build_model` makes
+            it: the count runs where the model is. It is left as it is.
+        shape (Sequence[int]): Height and width of the image.
+        density (float): Share of non-zero weights, in (0, 1]. Defaults to 1.
+        num_rois (int): Proposals through each box head of a two-stage detector. Defaults to 1000.
+        num_mask_rois (int): Proposals through each mask head of a two-stage detector. Defaults to 100.
+        deploy (bool): Count the deployed form where the backbone has ``switch_to_deploy``. Defaults to True.
+
+    Returns:
+        Complexity: Totals and parts.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        RuntimeError: If the model is on the meta device and cannot run there.
+    """
+    _check(shape, density, num_rois, num_mask_rois)
+    model = copy.deepcopy(model).eval()
+    if not hasattr(model, 'backbone'):
+        model = _Bare(model)
+    rois = (num_rois, num_mask_rois) if hasattr(model, 'roi_head') else None
+    result = Complexity(_task(model), (shape[0], shape[1]), density, deploy, rois)
+    costs: dict[str, dict[str, Cost]] = defaultdict(lambda: defaultdict(Cost))
+    costs.update((name, defaultdict(Cost)) for name, _ in model.named_children())
+
+    stored = list(_parameters(model))
+    for name, macs in _embedding_macs(model):
+        costs[_component(name)]['embedding'].macs += macs * density
+    switch_to_deploy = getattr(model.backbone, 'switch_to_deploy', None)
+    if deploy and switch_to_deploy is not None:
+        with WeightsOnMeta() if stored[0][1].is_meta else nullcontext():
+            switch_to_deploy()
+
+    def factor(component: str, has_weights: bool) -> float:
+        is_sparse = component == 'backbone' or result.task == 'classification'
+        return density if has_weights and is_sparse else 1
+
+    counts = count_macs(model, shape, rois)
+    for (name, part), macs in counts.items():
+        component = _component(name)
+        costs[component][part].macs += macs * factor(component, part != 'attention')
+    # What a module that is no standard layer was seen to run tells what its weights are for.
+    seen = {name: part for name, part in counts if part != 'attention'}
+    for name, parameter, standard_part in stored:
+        part = standard_part or seen.get(_owner(name), 'other')
+        costs[_component(name)][part].params_stored += parameter.numel()
+    for name, parameter, standard_part in _parameters(model):
+        part, component = standard_part or seen.get(_owner(name), 'other'), _component(name)
+        if part != 'embedding':
+            costs[component][part].params_counted += parameter.numel() * factor(component, parameter.ndim in (2, 4))
+
+    for name, parts in costs.items():
+        if parts:
+            result.costs[name] = {part: parts[part] for part in PARTS if part in parts}
+    return result
+
+
+def default_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width at which papers give the cost of a model.
+
+    Args:
+        cfg (Config): A config of mmseg (512 x 2048), mmdet (800 x 1280), or one whose pipeline for testing, or else for
+            training, crops or resizes to a fixed size, as those of classifiers do.
+
+    Raises:
+        ValueError: If no pipeline names a size.
+    """
+    if cfg.get('default_scope') in _SHAPES:
+        return _SHAPES[cfg.default_scope]
+    for loader in ('test_dataloader', 'val_dataloader', 'train_dataloader'):
+        dataset = (cfg.get(loader) or {}).get('dataset', {})
+        for transform in reversed(dataset.get('pipeline', [])):
+            size = transform.get('crop_size') or transform.get('scale')
+            if size is not None:
+                width, height = (size, size) if isinstance(size, int) else size
+                return height, width
+    raise ValueError('shape must be given: no pipeline of the config has a transform with crop_size or scale')
+
+
+class _Bare(nn.Module):
+    """A backbone alone, named as in a model."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor):
+        return self.backbone(x)
+
+
+def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: int) -> None:
+    if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(f'shape must be two positive ints, height and width, got {shape}')
+    if not 0 < density <= 1:
+        raise ValueError(f'density must be in (0, 1], got {density}')
+    for name, value in (('num_rois', num_rois), ('num_mask_rois', num_mask_rois)):
+        if value < 0:
+            raise ValueError(f'{name} must not be negative, got {value}')
+
+
+def _task(model: nn.Module) -> str:
+    if hasattr(model, 'decode_head'):
+        return 'segmentation'
+    return 'classification' if isinstance(model, _Bare) or hasattr(model, 'head') else 'detection'
+
+
+def _component(name: str) -> str:
+    return name.partition('.')[0] or 'other'
+
+
+def _owner(name: str) -> str:
+    return name.rpartition('.')[0]
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str | None]]:
+    """Every parameter, its name, and the kind of part that its module is, None if that is no standard layer."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter, _part_of_module(model.get_submodule(_owner(name)))
+
+
+def _part_of_module(module: nn.Module) -> str | None:
+    if isinstance(module, PeripheralConv2d):
+        return 'large_kernel'
+    if isinstance(module, KernelPositionEmbedding):
+        return 'embedding'
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return part_of_convolution(module.kernel_size, module.stride, module.groups, module.in_channels)
+    if isinstance(module, nn.Linear):
+        return 'pointwise'
+    return 'norm' if isinstance(module, _NORMS) else None
+
+
+def _embedding_macs(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """C * K * K for each peripheral convolution that an embedding serves: the constant of Eq. 3, computed plainly."""
+    for name, module in model.named_modules():
+        if isinstance(module, KernelPositionEmbedding):
+            stage = model.get_submodule(_owner(name))
+            users = sum(isinstance(other, PeripheralConv2d) for other in stage.modules())
+            yield name, users * module.weight.numel()

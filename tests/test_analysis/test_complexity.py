@@ -1,0 +1,271 @@
+import json
+import runpy
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from pelk_mm import compat
+from pelk_mm.analysis import build_model, count_complexity, default_shape, load_paper_tables
+from pelk_mm.layers import PeripheralConv2d
+from pelk_mm.models import PeLK, SLaK
+
+ROOT = Path(__file__).parents[2]
+
+COCO = 'coco/cascade-mask-rcnn_{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
+CONVNEXT_CASCADE = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
+
+# Config, table of the paper, its row, and how far the multiply-adds may be off. The paper's T and S at 224 are below
+# what their widths give with any uniform density.
+PAPER = [
+    ('imagenet/pelk-tiny_32xb128_in1k.py', 'table4_imagenet', 'PeLK-T', 224, 0.05),
+    ('imagenet/pelk-small_32xb128_in1k.py', 'table4_imagenet', 'PeLK-S', 224, 0.05),
+    ('imagenet/pelk-base_32xb128_in1k.py', 'table4_imagenet', 'PeLK-B', 224, 0.01),
+    ('imagenet/pelk-base_32xb128_in1k-384px.py', 'table4_imagenet', 'PeLK-B', 384, 0.01),
+    ('imagenet/pelk-base-101_32xb128_in1k-384px.py', 'table4_imagenet', 'PeLK-B-101', 384, 0.01),
+    ('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-T', None, 0.005),
+    ('ade20k/pelk-small_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-S', None, 0.01),
+    ('ade20k/pelk-base_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-B', None, 0.005),
+    ('ade20k/pelk-base-101_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-B-101', None, 0.01),
+    (COCO.format('pelk-tiny'), 'table3_coco', 'PeLK-T', None, 0.01),
+    (COCO.format('pelk-small'), 'table3_coco', 'PeLK-S', None, 0.01),
+    (COCO.format('pelk-base'), 'table3_coco', 'PeLK-B', None, 0.01),
+    (COCO.format('pelk-base-101'), 'table3_coco', 'PeLK-B-101', None, 0.01),
+]
+
+# Models of the toolboxes, the shape, and the published parameters (M) and multiply-adds (G).
+UPSTREAM = [
+    ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', (224, 224), 28.6, 4.5),
+    ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', (224, 224), 28.3, 4.5),
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', (224, 224), 25.6, 4.1),
+    ('mmpretrain::repvgg/repvgg-A0_8xb32_in1k.py', (224, 224), 8.31, 1.36),
+    ('mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', (512, 2048), 60, 939),
+    ('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', (512, 2048), 60, 945),
+    (CONVNEXT_CASCADE, (800, 1280), 86, 741),
+    ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', (800, 1280), 44, 260),
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', (800, 1280), 38, 239),
+]
+
+
+@pytest.fixture(autouse=True, scope='module')
+def setup():
+    compat.setup()
+
+
+# MMEngine reads a toolbox's whole model index for every base of it: parse each config once.
+@lru_cache(None)
+def our_config(name):
+    return Config.fromfile(ROOT / 'configs' / name)
+
+
+@lru_cache(None)
+def upstream_config(name):
+    return Config.fromstring(f'_base_ = {name!r}', '.py')
+
+
+@pytest.mark.parametrize(('config', 'table', 'method', 'size', 'tolerance'), PAPER, ids=[case[0] for case in PAPER])
+def test_counts_of_the_paper(config, table, method, size, tolerance):
+    row = next(row for row in load_paper_tables()[table]['rows'] if row['method'] == method and row.get('size') == size)
+    cfg = our_config(config)
+    counts = count_complexity(build_model(cfg), default_shape(cfg), density=0.6).to_dict()
+    assert counts['gmacs'] == pytest.approx(row['flops'], rel=tolerance)
+    assert counts['mparams'] == pytest.approx(row['params'], rel=0.025)
+
+
+@pytest.mark.parametrize(('config', 'shape', 'mparams', 'gmacs'), UPSTREAM, ids=[case[0] for case in UPSTREAM])
+def test_published_counts_of_other_models(config, shape, mparams, gmacs):
+    cfg = upstream_config(config)
+    assert default_shape(cfg) == shape
+    counts = count_complexity(build_model(cfg), shape).to_dict()
+    assert counts['gmacs'] == pytest.approx(gmacs, rel=0.015)
+    assert counts['mparams'] == pytest.approx(mparams, rel=0.015)
+
+
+def test_pelk_tiny_by_hand():
+    depths, widths, kernels, cells = (3, 3, 9, 3), (124, 249, 499, 998), (51, 49, 47, 13), (13, 13, 13, 9)
+    convolved, sides = (46, 93, 187, 374), (56, 28, 14, 7)
+    stages = list(zip(depths, widths, kernels, cells, convolved, sides))
+    large = sum(d * g * k * k * s * s for d, _, k, _, g, s in stages)
+    pointwise = sum(d * 8 * c * c * s * s for d, c, _, _, _, s in stages)
+    previous = (3, *widths)
+    downsampling = sum(
+        a * b * patch**2 * s * s for a, b, patch, s in zip(previous, widths, (4, 2, 2, 2), sides))
+    embedding = sum(d * g * k * k for d, _, k, _, g, _ in stages)
+
+    model = PeLK('tiny').to('meta')
+    before = {name: parameter.shape for name, parameter in model.named_parameters()}
+    result = count_complexity(model, (224, 224), density=0.5)
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == before
+    parts = result.costs['backbone']
+    assert {name: cost.macs
+            for name, cost in parts.items() if cost.macs} == dict(
+                large_kernel=0.5 * large,
+                pointwise=0.5 * pointwise,
+                downsampling=0.5 * downsampling,
+                embedding=0.5 * embedding)
+    assert result.total.macs == 0.5 * (large + pointwise + downsampling + embedding)
+    # Figure 5.
+    assert result.share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
+    assert result.share('backbone', 'embedding') == pytest.approx(0.0005, abs=0.00005)
+
+    assert parts['embedding'].params_stored == sum(g * k * k for _, _, k, _, g, _ in stages) == 819228
+    assert parts['small_kernel'].params_stored == sum(d * g * 25 for d, _, _, _, g, _ in stages)
+    assert parts['small_kernel'].params_counted == 0
+    # theta, and the bias into which the norms fold.
+    assert parts['large_kernel'].params_counted == sum(d * (0.5 * g * n * n + g) for d, _, _, n, g, _ in stages)
+    assert result.total.params_stored == sum(parameter.numel() for parameter in model.parameters())
+    counts = result.to_dict()
+    assert counts['params_counted_with_embedding'] - counts['params_counted'] == 819228
+    assert sum(part['macs'] for part in counts['parts']['backbone']['parts'].values()) == counts['macs']
+    assert sum(part['share'] for part in counts['parts']['backbone']['parts'].values()) == pytest.approx(1)
+
+
+def test_small_kernels_count_where_they_stay():
+    model, merged = (
+        PeLK('atto', kernel_sizes=(13, 13, 13, 13), center=center, width_factor=1.0).to('meta') for center in (3, 5))
+    small = sum(d * g * 25 * s * s for d, g, s in zip((1, 1, 2, 1), (9, 18, 36, 72), (16, 8, 4, 2)))
+    for net, deploy, expected in ((model, True, small), (merged, True, 0), (merged, False, small)):
+        parts = count_complexity(net, (64, 64), deploy=deploy).costs['backbone']
+        assert parts['small_kernel'].macs == expected
+        assert parts['small_kernel'].params_stored > 0
+
+
+@pytest.mark.parametrize(('arch', 'gmacs'), [('tiny', 5.22), ('small', 9.95), ('base', 17.1)])
+def test_slak_in_training_form(arch, gmacs):
+    # Its authors count the 5x5 branch, too: 17.1 is published for the base size.
+    total = count_complexity(SLaK(arch).to('meta'), (224, 224), density=0.6, deploy=False).total
+    assert total.macs / 1e9 == pytest.approx(gmacs, abs=0.015)
+
+
+class Attention(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, stride=4)
+        self.depthwise = nn.Conv2d(8, 8, (3, 9), padding=(1, 4), groups=8)
+        self.full = nn.Conv2d(8, 8, 3, padding=1)
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.peripheral = PeripheralConv2d(8, 5, center=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.qkv = nn.Linear(8, 24, bias=False)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        x = self.norm(self.peripheral(self.grouped(self.full(self.depthwise(self.patch(x))))))
+        q, k, v = self.qkv(x.flatten(2).mT).chunk(3, dim=-1)
+        return self.attend(q, k, (q @ k.mT) @ v)[0] * self.scale
+
+
+@pytest.mark.parametrize(('device', 'backend'), [('meta', 'auto'), ('meta', 'reference'), ('cpu', 'reference')])
+def test_parts_and_density_of_a_net_by_hand(device, backend, monkeypatch):
+    monkeypatch.setenv('PELK_MM_BACKEND', backend)
+    tokens = 4 * 6
+    counts = count_complexity(Attention().to(device), (16, 24), density=0.25).costs['backbone']
+    # The attention layer runs the products of activations, too, and projects its three inputs and its output.
+    macs = dict(
+        downsampling=0.25 * tokens * 8 * 3 * 16,
+        large_kernel=0.25 * tokens * 8 * (27 + 25),
+        convolution=0.25 * tokens * 8 * 8 * 9,
+        pointwise=0.25 * tokens * (8 * 4 + 8 * 24 + 8 * 8 * 4),
+        attention=2 * 2 * tokens * tokens * 8)
+    assert {name: cost.macs for name, cost in counts.items() if cost.macs} == macs
+    assert counts['norm'].params_counted == 16
+    assert counts['other'].params_counted == 8
+    assert counts['large_kernel'].params_counted == 0.25 * 8 * (27 + 9) + 16
+    assert counts['pointwise'].params_counted == 0.25 * (8 * 4 + 8 * 24 + 8 * 8 * 4) + 8 + 24 + 8
+
+
+def test_counting_leaves_no_hooks_and_no_gradients():
+    model = Attention()
+    count_complexity(model, (16, 16))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model(torch.rand(1, 3, 16, 16)).requires_grad
+
+
+def test_mask_rois_of_mmdetection_2_and_3():
+    model = build_model(upstream_config(CONVNEXT_CASCADE))
+    few, many = (count_complexity(model, (800, 1280), num_mask_rois=number).total.macs for number in (100, 1000))
+    # Four 3x3 convolutions on 14x14, a 2x2 transposed one to 28x28, and 80 classes; three heads.
+    head = 4 * 196 * 256 * 256 * 9 + 784 * 256 * 256 + 784 * 256 * 80
+    assert many - few == 900 * 3 * head
+    assert many / 1e9 == pytest.approx(2170.8, rel=0.001)
+    boxes = count_complexity(model, (800, 1280), num_rois=0, num_mask_rois=0).component('roi_head').macs
+    assert boxes == 0
+
+
+def test_heads_are_dense_but_for_classifiers():
+    cfg = our_config('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py')
+    sparse, dense = (count_complexity(build_model(cfg), (64, 64), density=density) for density in (0.6, 1.0))
+    assert sparse.component('decode_head') == dense.component('decode_head')
+    assert sparse.component('backbone').macs == pytest.approx(0.6 * dense.component('backbone').macs)
+    # Trained with, not run at test time.
+    assert sparse.component('auxiliary_head').macs == 0 < sparse.component('auxiliary_head').params_counted
+    cfg = our_config('imagenet/pelk-tiny_32xb128_in1k.py')
+    head = count_complexity(build_model(cfg), (64, 64), density=0.6).component('head')
+    assert (head.macs, head.params_counted) == (0.6 * 998 * 1000, 0.6 * 998 * 1000 + 1000)
+
+
+def test_default_shape():
+    load, resize, crop = dict(type='Load'), dict(type='ResizeEdge', scale=256), dict(type='CenterCrop', crop_size=224)
+    wide = dict(type='Resize', scale=(48, 32))
+    cases = [(dict(test=[load, resize, crop, load], train=[wide]), (224, 224)), (dict(val=[load, wide]), (32, 48)),
+             (dict(test=[load], train=[crop, load]), (224, 224))]
+    for pipelines, shape in cases:
+        loaders = {f'{name}_dataloader': dict(dataset=dict(pipeline=steps)) for name, steps in pipelines.items()}
+        assert default_shape(ConfigDict(default_scope='mmpretrain', **loaders)) == shape
+    with pytest.raises(ValueError, match='shape must be given'):
+        default_shape(ConfigDict(test_dataloader=dict(dataset=dict(pipeline=[load]))))
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (dict(shape=(224, )), r'shape must be two positive ints.*got \(224,\)'),
+    (dict(shape=(0, 224)), 'shape must be two positive ints'),
+    (dict(shape=(64, 64), density=0), r'density must be in \(0, 1\], got 0'),
+    (dict(shape=(64, 64), density=1.5), r'density must be in \(0, 1\], got 1.5'),
+    (dict(shape=(64, 64), num_rois=-1), 'num_rois must not be negative, got -1'),
+    (dict(shape=(64, 64), num_mask_rois=-1), 'num_mask_rois must not be negative, got -1'),
+])
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        count_complexity(nn.Conv2d(3, 3, 1), **arguments)
+
+
+def test_config_without_model():
+    with pytest.raises(ValueError, match='cfg must have a model'):
+        build_model(Config(dict(optimizer='AdamW')))
+
+
+def test_model_that_looks_at_values():
+
+    class Looks(nn.Conv2d):
+
+        def forward(self, x):
+            return super().forward(x)[..., :int(x.sum().item()) + 1]
+
+    model = Looks(3, 8, 1)
+    assert count_complexity(model, (4, 4)).total.macs == 16 * 24
+    with pytest.raises(RuntimeError, match='does not run on the meta device.*count it on the CPU'):
+        count_complexity(model.to('meta'), (4, 4))
+
+
+@pytest.mark.parametrize('as_json', [True, False])
+def test_tool(as_json, monkeypatch, capsys):
+    config = str(ROOT / 'configs/imagenet/pelk-tiny_32xb128_in1k.py')
+    arguments = ['get_flops.py', config, '--shape', '64', '96', '--density', '0.6', '--cfg-options',
+                 'model.head.num_classes=10'] + ['--json'] * as_json
+    monkeypatch.setattr('sys.argv', arguments)
+    runpy.run_path(str(ROOT / 'tools/analysis_tools/get_flops.py'), run_name='__main__')
+    lines = capsys.readouterr().out.strip().splitlines()
+    if as_json:
+        counts = json.loads(lines[-1])
+        assert (counts['config'], counts['shape'], counts['density']) == (config, [64, 96], 0.6)
+        assert counts['parts']['head']['params_stored'] == 9990
+        assert all(isinstance(counts[key], int) for key in ('params_stored', 'params_counted', 'macs'))
+        assert counts['macs'] == pytest.approx(sum(part['macs'] for part in counts['parts'].values()), abs=2)
+    else:
+        assert any(line.startswith('total') for line in lines)
+        assert any('large kernels' in line for line in lines)
