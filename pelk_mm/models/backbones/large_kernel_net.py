@@ -241,7 +241,7 @@ class LargeKernelNet(BaseModule):
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:
-        """Merge all branches, their norms and the positional embedding, in place. Call it in eval mode, after loading."""
+        """Merge all branches, their norms and the positional embedding, in place; in eval mode, after loading."""
         for stage in self.stages:
             stage.switch_to_deploy()
 

@@ -10,6 +10,7 @@ from torch import nn
 from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, PartialMixer, PeripheralConv2d
 from pelk_mm.ops import SharingGrid
 from pelk_mm.registry import MODELS
+
 from .large_kernel_net import SIZES, LargeKernelNet
 
 _KERNELS = {

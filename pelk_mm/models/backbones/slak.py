@@ -9,6 +9,7 @@ from torch import nn
 
 from pelk_mm.layers import DepthwiseBranches
 from pelk_mm.registry import MODELS
+
 from .large_kernel_net import SIZES, LargeKernelNet
 
 
@@ -77,8 +78,8 @@ class SLaK(LargeKernelNet):
         shapes = dict(vertical=(length, width), horizontal=(width, length))
         if self.small_kernel:
             shapes['small'] = (width, width)
-        convs = {
-            name: nn.Conv2d(channels, channels, shape, padding=(shape[0] // 2, shape[1] // 2), groups=channels, bias=bias)
-            for name, shape in shapes.items()
-        }
+        convs = {}
+        for name, shape in shapes.items():
+            padding = tuple(side // 2 for side in shape)
+            convs[name] = nn.Conv2d(channels, channels, shape, padding=padding, groups=channels, bias=bias)
         return DepthwiseBranches(convs, channels, None if bias else self.build_branch_norm)
