@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
@@ -13,6 +14,8 @@ from ..sharing_grid import SharingGrid
 # Bytes of intermediate results at a time. Small enough for a processor's cache and for the memory promise of the README.
 _CPU_CHUNK_BYTES = 4 << 20
 _DEVICE_CHUNK_BYTES = 24 << 20
+# Pixels that one matrix product may sum over: the rounding error of a plain fp32 sum grows with its length.
+_SUM_LENGTH = 8192
 
 
 def why_not(x: Tensor, grid: SharingGrid) -> str | None:
@@ -20,36 +23,37 @@ def why_not(x: Tensor, grid: SharingGrid) -> str | None:
 
 
 def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) -> Tensor:
-    channels, height, width = x.shape[1:]
+    width = x.shape[-1]
     out = torch.empty_like(x)
-    rows, cols = _cells(grid, height), _cells(grid, width)
     if out.numel() == 0:
         return out
-    mixing = _compute(theta)[:, rows[0].index:rows[-1].index + 1, cols[0].index:cols[-1].index + 1].transpose(1, 2)
-    for n, c in _chunks(x, 2 * max(len(rows), len(cols)) + 4):
-        planes = _compute(x[n, c])
-        boxes = _vertical_boxes(planes, rows)
-        mixed = torch.matmul(mixing[c], boxes.flatten(3)).unflatten(-1, (height, width))
+    rows, cols = _cells(grid, x.shape[-2]), _cells(grid, width)
+    mixing = _reachable(_compute(theta), rows, cols).transpose(1, 2)
+    for n, c, y in _chunks(x, rows, cols):
+        boxes = _vertical_boxes(x[n, c], rows, y)
+        mixed = torch.matmul(mixing[c], boxes.flatten(3)).unflatten(-1, (-1, width))
         total = _sum_horizontally(mixed, cols)
         if bias is not None:
             total += _compute(bias[c])[:, None, None]
-        out[n, c] = total.to(out.dtype)
+        out[n, c, y] = total.to(out.dtype)
     return out
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     channels, height, width = x.shape[1:]
-    rows, cols = _cells(grid, height), _cells(grid, width)
     out = _compute(x.new_zeros(channels, grid.num_cells, grid.num_cells))
     if x.numel() == 0:
         return out.to(x.dtype)
-    reachable = out[:, rows[0].index:rows[-1].index + 1, cols[0].index:cols[-1].index + 1]
-    flipped = [_Cell(cell.index, 1 - cell.end, 1 - cell.start) for cell in cols]
-    for n, c in _chunks(x, 2 * max(len(rows), len(cols)) + 4):
-        boxes = _vertical_boxes(_compute(x[n, c]), rows).flatten(3)
+    rows, cols = _cells(grid, height), _cells(grid, width)
+    reachable = _reachable(out, rows, cols)
+    mirrored = [_Cell(cell.index, 1 - cell.end, 1 - cell.start) for cell in cols]
+    for n, c, y in _chunks(x, rows, cols):
+        boxes = _vertical_boxes(x[n, c], rows, y).flatten(3)
         # sum of dY(y, x - i) over the taps of a cell: the vertical boxes of the transposed map, with the cells mirrored.
-        grads = _vertical_boxes(_compute(grad_output[n, c]).transpose(-1, -2), flipped).transpose(-1, -2).flatten(3)
-        reachable[c] += torch.matmul(boxes, grads.transpose(-1, -2)).sum(0)
+        grads = _vertical_boxes(grad_output[n, c, y].transpose(-1, -2), mirrored, slice(0, width))
+        grads = grads.transpose(-1, -2).flatten(3)
+        for box, grad in zip(boxes.split(_SUM_LENGTH, -1), grads.split(_SUM_LENGTH, -1)):
+            reachable[c] += torch.matmul(box, grad.transpose(-1, -2)).sum(0)
     return out.to(x.dtype)
 
 
@@ -76,36 +80,47 @@ def _compute(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _chunks(x: Tensor, copies: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of batch and channels such that ``copies`` planes of each fit the budget."""
+def _reachable(theta: Tensor, rows: Sequence[_Cell], cols: Sequence[_Cell]) -> Tensor:
+    return theta[:, rows[0].index:rows[-1].index + 1, cols[0].index:cols[-1].index + 1]
+
+
+def _chunks(x: Tensor, rows: Sequence[_Cell], cols: Sequence[_Cell]) -> Iterator[tuple[slice, slice, slice]]:
+    """Slices of batch, channels and rows whose intermediate results fit the budget."""
     batch, channels, height, width = x.shape
     budget = _CPU_CHUNK_BYTES if x.device.type == 'cpu' else _DEVICE_CHUNK_BYTES
-    planes = max(1, budget // (copies * height * width * max(4, x.element_size())))
+    # Boxes and mixed rows, and the boxes of powers of two with their halo.
+    halo = rows[-1].end - rows[0].start
+    row_bytes = 2 * max(len(rows), len(cols)) * width * max(4, x.element_size())
+    step_y = min(height, max(budget // row_bytes, halo // 4, 1))
+    planes = max(1, budget // (row_bytes * step_y))
     step_c = min(channels, planes)
     step_n = max(1, planes // channels)
     for n in range(0, batch, step_n):
         for c in range(0, channels, step_c):
-            yield slice(n, n + step_n), slice(c, c + step_c)
+            for y in range(0, height, step_y):
+                yield slice(n, n + step_n), slice(c, c + step_c), slice(y, min(y + step_y, height))
 
 
-def _vertical_boxes(planes: Tensor, cells: list[_Cell] | tuple[_Cell, ...]) -> Tensor:
-    """For each cell the sums over its taps: (N, C, H, W) -> (N, C, cells, H, W), ``r_a(y) = sum_i X(y + i)``."""
-    height = planes.shape[-2]
-    above = max(0, max(-cell.start for cell in cells))
-    below = max(0, max(cell.end - 1 for cell in cells))
-    padded = torch.nn.functional.pad(planes, (0, 0, above, below))
+def _vertical_boxes(planes: Tensor, cells: Sequence[_Cell], rows: slice) -> Tensor:
+    """For each cell the sums over its taps, ``r_a(y) = sum_i X(y + i)``: (N, C, H, W) -> (N, C, cells, rows, W)."""
+    height, count = planes.shape[-2], rows.stop - rows.start
+    first = min(cell.start for cell in cells)
+    low, high = rows.start + first, rows.stop - 1 + max(cell.end for cell in cells)
+    inside = _compute(planes[..., max(low, 0):max(min(high, height), 0), :])
+    above = min(max(-low, 0), high - low)
+    padded = F.pad(inside, (0, 0, above, high - low - above - inside.shape[-2]))
     # boxes[w](y) = padded(y) + ... + padded(y + w - 1): a box of 2w is two boxes of w.
     boxes, size = {1: padded}, 1
     while 2 * size <= max(cell.end - cell.start for cell in cells):
         box = boxes[size]
         boxes[2 * size] = box[..., :-size, :] + box[..., size:, :]
         size *= 2
-    out = planes.new_empty(*planes.shape[:2], len(cells), *planes.shape[2:])
+    out = padded.new_empty(*planes.shape[:2], len(cells), count, planes.shape[-1])
     for i, cell in enumerate(cells):
-        offset = cell.start + above
-        for part in _powers(cell.end - cell.start):
-            box = boxes[part][..., offset:offset + height, :]
-            if offset == cell.start + above:
+        offset = cell.start - first
+        for number, part in enumerate(_powers(cell.end - cell.start)):
+            box = boxes[part][..., offset:offset + count, :]
+            if number == 0:
                 out[:, :, i] = box
             else:
                 out[:, :, i] += box

@@ -1,0 +1,197 @@
+"""Triton kernels of the peripheral convolution; TRITON.md beside this file derives them and counts their costs.
+
+Rows come in strips of two. Nothing but dtypes, tile sizes, alignment and index width is compiled in: one binary serves
+every grid, map, batch and number of channels.
+
+The table of a grid is int32: first tap of each cell (k'), width of each cell (k'), cell of each tap (K).
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _row(x, offset, y, in_columns, H):
+    """One row of each strip, in fp32; zero outside the map # [G, B]."""
+    # Rows above the map are negative, so large as unsigned numbers: one comparison serves both sides.
+    inside = y.to(tl.uint32, bitcast=True) < H.to(tl.uint32, bitcast=True)
+    return tl.load(x + offset, mask=in_columns & inside[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _cell_sums(x, offset, y, in_columns, start, width, stride, H):
+    """Sums of ``width`` rows from ``start`` on, for both rows of every strip # 2 x [G, B].
+
+    The two windows, one row apart, share all rows but one each. Nothing is subtracted, so nothing cancels.
+    """
+    offset += start * stride
+    y += start
+    first = _row(x, offset, y, in_columns, H)
+    shared = tl.zeros(offset.shape, tl.float32)
+    for _ in range((width - 1) // 4):
+        head = _row(x, offset + stride, y + 1, in_columns, H) + _row(x, offset + 2 * stride, y + 2, in_columns, H)
+        offset += 4 * stride
+        y += 4
+        shared += head + (_row(x, offset - stride, y - 1, in_columns, H) + _row(x, offset, y, in_columns, H))
+    for _ in range((width - 1) % 4):
+        offset += stride
+        y += 1
+        shared += _row(x, offset, y, in_columns, H)
+    return first + shared, shared + _row(x, offset + stride, y + 1, in_columns, H)
+
+
+@triton.jit
+def _high(value):
+    """The part of an fp32 number that TF32 holds exactly; ``value - _high(value)`` is the rest, without rounding."""
+    return (value.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split(right, DTYPE: tl.constexpr):
+    """The right operand of :func:`_multiply` as high and low part; only fp32 has a low one."""
+    if DTYPE == tl.bfloat16:
+        return right.to(tl.bfloat16), right
+    else:
+        high = _high(right)
+        return high, right - high
+
+
+@triton.jit
+def _multiply(left, high, low, acc, DTYPE: tl.constexpr):
+    """``acc + left @ right`` on tensor cores at fp32's precision # [M, K] @ [K, N].
+
+    The operands are split into parts that tensor cores multiply exactly: two of TF32 or, with bf16 tensors, of bf16.
+    ``left`` is always fp32; ``high`` and ``low`` are from :func:`_split`: fp16 fits TF32 and bf16 fits itself.
+    """
+    if DTYPE == tl.bfloat16:
+        left_high = left.to(tl.bfloat16)
+        left_low = (left - left_high.to(tl.float32)).to(tl.bfloat16)
+        return tl.dot(left_high, high, tl.dot(left_low, high, acc))
+    else:
+        left_high = _high(left)
+        product = tl.dot(left - left_high, high, input_precision='tf32')
+        if DTYPE == tl.float32:
+            product = tl.dot(left_high, low, product, input_precision='tf32')
+        product = tl.dot(left_high, high, product, input_precision='tf32')
+        # Tensor cores truncate while they accumulate, so long chains drift: the sum over cells is rounded outside.
+        # A plain addition would be folded back into the chain.
+        return tl.fma(product, 1.0, acc)
+
+
+@triton.jit
+def _strips(tile, N, H, G: tl.constexpr):
+    """Image and first row of each strip of a tile; beyond the last strip, a row outside every map # [G], [G]."""
+    strip = tile * G + tl.arange(0, G)
+    strips = tl.cdiv(H, 2)
+    n = strip // strips
+    return n, tl.where(n < N, (strip % strips) * 2, -(1 << 30))
+
+
+@triton.jit
+def _store_row(out, offset, value, y, in_columns, H):
+    inside = y.to(tl.uint32, bitcast=True) < H.to(tl.uint32, bitcast=True)
+    tl.store(out + offset, value.to(out.dtype.element_ty), mask=in_columns & inside[:, None])
+
+
+@triton.jit
+def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells, size, first_cell, last_cell,
+                   BIAS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, G: tl.constexpr, BK: tl.constexpr,
+                   BN: tl.constexpr):
+    """``out[y, j] = bias + sum_a sum_k r_a[y, k] * theta[a, cell of tap k - j]``, r_a the sums over cell a of rows.
+
+    Grid: (tiles of G strips, C, tiles of BN columns). x has unit stride along W, out (N, C, H, W) is contiguous.
+    """
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+    # Tells the compiler what the caller has checked: these are multiples of ALIGN, so loads may be that wide.
+    W = W // ALIGN * ALIGN
+    x_n = x_n // ALIGN * ALIGN
+    x_c = x_c // ALIGN * ALIGN
+    x_h = x_h // ALIGN * ALIGN
+    c = tl.program_id(1).to(tl.int64)
+    j0 = tl.program_id(2) * BN
+    j = j0 + tl.arange(0, BN)
+    n, y = _strips(tl.program_id(0), N, H, G)
+    x = tl.multiple_of(x + c * x_c, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    rows = n.to(INDEX) * x_n + y.to(INDEX) * x_h
+    theta += c * cells * cells
+    acc0 = tl.zeros([G, BN], tl.float32)
+    acc1 = acc0
+    half = size // 2
+    for k0 in range(tl.maximum(j0 - half, 0) // BK * BK, tl.minimum(j0 + BN + half, W), BK):
+        k = tl.multiple_of(k0, BK) + tl.arange(0, BK)
+        tap = k[:, None] - j[None, :] + half  # [BK, BN]
+        in_kernel = (tap >= 0) & (tap < size)
+        cell = tl.load(table + 2 * cells + tap, mask=in_kernel, other=0)
+        offset = rows[:, None] + k[None, :]  # [G, BK]
+        in_columns = (k < W)[None, :] & (y >= 0)[:, None]
+        for a in range(first_cell, last_cell):
+            s0, s1 = _cell_sums(x, offset, y, in_columns, tl.load(table + a), tl.load(table + cells + a), x_h, H)
+            weight = tl.load(theta + a * cells + cell, mask=in_kernel, other=0.0).to(tl.float32)
+            high, low = _split(weight, DTYPE)
+            acc0 = _multiply(s0, high, low, acc0, DTYPE)
+            acc1 = _multiply(s1, high, low, acc1, DTYPE)
+    if BIAS:
+        shift = tl.load(bias + c).to(tl.float32)
+        acc0 += shift
+        acc1 += shift
+    out = tl.multiple_of(out + c * H * W, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    offset = (n.to(tl.int64) * C * H + y)[:, None] * W + j[None, :]
+    in_columns = (j < W)[None, :] & (y >= 0)[:, None]
+    _store_row(out, offset, acc0, y, in_columns, H)
+    _store_row(out, offset + W, acc1, y + 1, in_columns, H)
+
+
+@triton.jit
+def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n, grad_c, grad_h, cells, size,
+                      first_cell, last_cell, ALIGN: tl.constexpr, WIDE: tl.constexpr, G: tl.constexpr,
+                      BK: tl.constexpr, BN: tl.constexpr, MAX_CELLS: tl.constexpr):
+    """``partial[s, c, a, b]`` = the share of split s in ``sum_{n, y, k, j} r_a[y, k] * grad[y, j]``, tap k - j in b.
+
+    Grid: (splits of the strips, C, used cells times tiles of BN columns). The shares of all splits and column tiles
+    are summed afterwards, in a fixed order. x and grad have unit stride along W.
+    """
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
+    W = W // ALIGN * ALIGN
+    x_n = x_n // ALIGN * ALIGN
+    x_c = x_c // ALIGN * ALIGN
+    x_h = x_h // ALIGN * ALIGN
+    grad_n = grad_n // ALIGN * ALIGN
+    grad_c = grad_c // ALIGN * ALIGN
+    grad_h = grad_h // ALIGN * ALIGN
+    c = tl.program_id(1).to(tl.int64)
+    used_cells = last_cell - first_cell
+    a = first_cell + tl.program_id(2) % used_cells
+    column_tile = tl.program_id(2) // used_cells
+    j0 = column_tile * BN
+    j = j0 + tl.arange(0, BN)
+    x = tl.multiple_of(x + c * x_c, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    grad = tl.multiple_of(grad + c * grad_c, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    start = tl.load(table + a)
+    width = tl.load(table + cells + a)
+    bs = tl.arange(0, MAX_CELLS)
+    total = tl.zeros([MAX_CELLS], tl.float32)
+    half = size // 2
+    tiles = tl.cdiv(N * tl.cdiv(H, 2), G)
+    for k0 in range(tl.maximum(j0 - half, 0) // BK * BK, tl.minimum(j0 + BN + half, W), BK):
+        k = tl.multiple_of(k0, BK) + tl.arange(0, BK)
+        acc = tl.zeros([BK, BN], tl.float32)
+        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+            n, y = _strips(tile, N, H, G)
+            in_map = (y >= 0)[:, None]
+            offset = (n.to(INDEX) * x_n + y.to(INDEX) * x_h)[:, None] + k[None, :]
+            s0, s1 = _cell_sums(x, offset, y, (k < W)[None, :] & in_map, start, width, x_h, H)
+            offset = (n.to(INDEX) * grad_n + y.to(INDEX) * grad_h)[:, None] + j[None, :]
+            in_columns = (j < W)[None, :] & in_map
+            high, low = _split(_row(grad, offset, y, in_columns, H), DTYPE)
+            acc = _multiply(tl.trans(s0), high, low, acc, DTYPE)
+            high, low = _split(_row(grad, offset + grad_h, y + 1, in_columns, H), DTYPE)
+            acc = _multiply(tl.trans(s1), high, low, acc, DTYPE)
+        tap = k[:, None] - j[None, :] + half  # [BK, BN]
+        in_kernel = (tap >= 0) & (tap < size)
+        cell = tl.load(table + 2 * cells + tap, mask=in_kernel, other=-1)
+        for b in range(cells):
+            total += tl.where(bs == b, tl.sum(tl.where(cell == b, acc, 0.0)), 0.0)
+    share = (tl.program_id(0) + tl.num_programs(0) * column_tile) * C + c
+    tl.store(partial + (share * cells + a) * cells + bs, total, mask=bs < cells)
