@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from . import boxes, native, reference
+from .costs import cpu_cost
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,16 @@ BACKENDS = {
 }
 
 
-def select_backend(name: str, x: Tensor, grid: SharingGrid) -> Backend:
-    """The backend called ``name``, or with ``'auto'`` the first of the table that can run.
+def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Backend:
+    """The backend called ``name``, or with ``'auto'`` the one that is expected to be fastest for this call.
+
+    On the CPU a measured cost model decides (``costs.py``), elsewhere the order of the table.
+
+    Args:
+        name (str): A name of ``BACKENDS`` or ``'auto'``.
+        function (str): ``'forward'`` or ``'theta_grad'``; the gradient of x is a forward.
+        x (Tensor): (N, C, H, W).
+        grid (SharingGrid): The cells.
 
     Raises:
         RuntimeError: If the named backend cannot run on these tensors; the message says why.
@@ -56,9 +65,13 @@ def select_backend(name: str, x: Tensor, grid: SharingGrid) -> Backend:
         if reason is not None:
             raise RuntimeError(f'backend {name!r} of peripheral_conv2d cannot run here: {reason}')
         return BACKENDS[name]
+    able = []
     for backend in BACKENDS.values():
         reason = backend.why_not(x, grid)
         if reason is None:
-            return backend
-        logger.debug('peripheral_conv2d: backend %r is not used: %s', backend.name, reason)
-    raise AssertionError('the reference backend runs everywhere')
+            able.append(backend)
+        else:
+            logger.debug('peripheral_conv2d: backend %r is not used: %s', backend.name, reason)
+    if x.device.type == 'cpu' and x.numel():
+        return min(able, key=lambda backend: cpu_cost(backend.name, function, x, grid))
+    return able[0]

@@ -69,7 +69,7 @@ def available_backends(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str,
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     device_type = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if device_type == 'meta' or not torch.is_autocast_enabled(device_type):
         return list(tensors)
     dtype = torch.get_autocast_dtype(device_type)
     # As for F.conv2d: fp64 is left alone.
@@ -111,13 +111,13 @@ def _like(out: Tensor, x: Tensor) -> Tensor:
 @torch.library.custom_op('pelk_mm::peripheral_conv2d', mutates_args=())
 def _forward(x: Tensor, theta: Tensor, bias: Tensor | None, half: list[int], backend: str) -> Tensor:
     grid = _grid(tuple(half))
-    return _like(select_backend(backend, x, grid).forward(x, theta, bias, grid), x)
+    return _like(select_backend(backend, 'forward', x, grid).forward(x, theta, bias, grid), x)
 
 
 @torch.library.custom_op('pelk_mm::peripheral_conv2d_theta_grad', mutates_args=())
 def _theta_grad(x: Tensor, grad_output: Tensor, half: list[int], backend: str) -> Tensor:
     grid = _grid(tuple(half))
-    return select_backend(backend, x, grid).theta_grad(x, grad_output, grid).contiguous()
+    return select_backend(backend, 'theta_grad', x, grid).theta_grad(x, grad_output, grid).contiguous()
 
 
 @_forward.register_fake

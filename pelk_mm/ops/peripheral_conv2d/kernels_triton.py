@@ -42,8 +42,8 @@ def _cell_sums(x, offset, y, in_columns, start, width, stride, H):
 
 @triton.jit
 def _high(value):
-    """The part of an fp32 number that TF32 holds exactly; ``value - _high(value)`` is the rest, without rounding."""
-    return (value.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    """An fp32 number rounded to what TF32 holds; ``value - _high(value)`` is the rest, exact in fp32."""
+    return ((value.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -195,3 +195,7 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
             total += tl.where(bs == b, tl.sum(tl.where(cell == b, acc, 0.0)), 0.0)
     share = (tl.program_id(0) + tl.num_programs(0) * column_tile) * C + c
     tl.store(partial + (share * cells + a) * cells + bs, total, mask=bs < cells)
+
+
+INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
+"""Whether the kernels run in Triton's interpreter (``TRITON_INTERPRET=1`` when Triton was imported), on any device."""

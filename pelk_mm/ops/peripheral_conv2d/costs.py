@@ -1,0 +1,77 @@
+"""What a call costs on each backend: the small model behind the automatic choice.
+
+The estimate is ``call + elements * (element + unit * work)`` nanoseconds on one CPU core, with ``elements`` the number of
+outputs (rows padded to whole vectors where the backend does so) and ``work`` what it does for each of them: multiply-adds
+of the small matrix products for the box backends, taps inside the map for the dense one. ``tools/benchmarks/backend_costs.py`` measures and fits the constants and
+reports where the choice would lose to the dense path.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..sharing_grid import SharingGrid
+
+# (backend, function, kind) -> nanoseconds (call, element, unit); see _kind.
+CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float]] = {
+    ('boxes', 'forward', 'any'): (422000.0, 7.77, 0.703),
+    ('boxes', 'theta_grad', 'any'): (689000.0, 11.3, 0.986),
+    ('native', 'forward', 'any'): (147000.0, 1.95, 0.0655),
+    ('native', 'theta_grad', 'any'): (251000.0, 0.73, 0.0788),
+    ('reference', 'forward', 'channels_last'): (238000.0, 0.0322, 0.0516),
+    ('reference', 'forward', 'channels_last, large'): (4000000.0, 0.0, 0.0441),
+    ('reference', 'forward', 'planes'): (313000.0, 0.101, 0.0813),
+    ('reference', 'forward', 'planes, large'): (17600000.0, 19.2, 2.08),
+    ('reference', 'theta_grad', 'channels_last'): (51800.0, 0.0, 0.72),
+    ('reference', 'theta_grad', 'channels_last, large'): (51800.0, 0.0, 0.72),
+    ('reference', 'theta_grad', 'planes'): (0.0, 0.0, 1.26),
+    ('reference', 'theta_grad', 'planes, large'): (0.0, 0.0, 1.26),
+}
+
+
+def cpu_cost(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float:
+    """Estimated nanoseconds on one core.
+
+    Args:
+        backend (str): A name of the table of backends.
+        function (str): ``'forward'`` or ``'theta_grad'``.
+        x (Tensor): (N, C, H, W).
+        grid (SharingGrid): The cells.
+    """
+    call, element, unit = CPU_COSTS[backend, function, _kind(backend, x, grid)]
+    return call + _elements(backend, x) * (element + unit * _work(backend, x, grid))
+
+
+def _kind(backend: str, x: Tensor, grid: SharingGrid) -> str:
+    """Which regime a backend is in: the dense convolution has one for each layout and for kernels it has no fast path for."""
+    if backend != 'reference':
+        return 'any'
+    layout = 'channels_last' if x.stride(1) == 1 and x.shape[1] > 1 else 'planes'
+    return f'{layout}, large' if grid.kernel_size > _LARGEST_FAST_KERNEL[layout] else layout
+
+
+# oneDNN's depthwise kernels take over up to these sizes.
+_LARGEST_FAST_KERNEL = dict(planes=13, channels_last=31)
+
+
+def _elements(backend: str, x: Tensor) -> int:
+    if backend != 'native':
+        return x.numel()
+    width = x.shape[-1]
+    return x.numel() // width * (-(-width // 16) * 16)
+
+
+def _work(backend: str, x: Tensor, grid: SharingGrid) -> float:
+    height, width = x.shape[-2:]
+    if backend == 'reference':
+        return _taps_inside(grid.kernel_size, height) * _taps_inside(grid.kernel_size, width)
+    cells = 1
+    for size in (height, width):
+        cells *= sum(start < size and start + taps > 1 - size for start, taps in zip(grid.starts, grid.widths))
+    return cells
+
+
+def _taps_inside(kernel_size: int, size: int) -> float:
+    """Mean number of a kernel's taps along one axis that lie inside the map."""
+    half = kernel_size // 2
+    return sum(max(0, size - abs(offset)) for offset in range(-half, half + 1)) / size

@@ -1,0 +1,163 @@
+"""The Triton backend's host side: what it can run on, tile sizes, launches. TRITON.md derives the method."""
+
+from __future__ import annotations
+
+import os
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..sharing_grid import SharingGrid
+
+# Cells of a row that the theta_grad kernel keeps in registers, and the device's limit of a launch's second axis.
+_MAX_CELLS = 64
+_MAX_CHANNELS = 65535
+# Below this many programs of the large tiles, smaller ones keep more of a device busy.
+_FEW_PROGRAMS = 264
+# The theta_grad kernel splits the rows until there are about this many programs. It must not depend on the device, as
+# the order of summation does.
+_THETA_GRAD_PROGRAMS = 2048
+
+
+class Tile(NamedTuple):
+    """Tile sizes of a kernel: G strips of two rows, BK input and BN output columns, and the warps that share them."""
+
+    G: int
+    BK: int
+    BN: int
+    warps: int
+
+
+_FORWARD_TILES = {16: Tile(64, 16, 16, 4), 32: Tile(64, 32, 32, 4), 64: Tile(64, 32, 64, 4)}
+_SMALL_FORWARD_TILES = {16: Tile(16, 16, 16, 2), 32: Tile(16, 32, 32, 4), 64: Tile(16, 32, 64, 4)}
+_THETA_GRAD_TILES = {16: Tile(32, 16, 16, 2), 32: Tile(32, 32, 32, 4), 64: Tile(32, 64, 64, 4)}
+
+
+def why_not(x: Tensor, grid: SharingGrid) -> str | None:
+    """Why the kernels cannot run on x (N, C, H, W) with this grid, or None if they can."""
+    if find_spec('triton') is None:
+        return 'triton is not installed'
+    if x.dtype == torch.float64:
+        return 'float64 is not supported: the kernels accumulate in float32'
+    if x.device.type != 'cuda':
+        if os.environ.get('TRITON_INTERPRET') != '1' or not _kernels().INTERPRETED:
+            return f'x is on {x.device.type}: needs a CUDA device'
+    elif torch.version.hip is not None:
+        return 'AMD GPUs are not supported: the kernels need TF32'
+    elif torch.cuda.get_device_capability(x.device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(x.device)
+        return f'needs a GPU of compute capability 8.0 or newer (TF32 and bfloat16), got {major}.{minor}'
+    if grid.num_cells > _MAX_CELLS:
+        return f'the grid has {grid.num_cells} cells a side, at most {_MAX_CELLS} are supported'
+    if x.shape[1] > _MAX_CHANNELS:
+        return f'x has {x.shape[1]} channels, at most {_MAX_CHANNELS} are supported'
+    return None
+
+
+def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) -> Tensor:
+    """(N, C, H, W) -> (N, C, H, W), contiguous, dtype of x. Input without unit stride along W is copied first."""
+    batch, channels, height, width = x.shape
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    x = _with_unit_stride(x)
+    tile, blocks = _forward_tile(batch, channels, height, width)
+    first, last = _reachable_cells(grid, height)
+    with torch.cuda.device_of(x):
+        _kernels().forward_kernel[blocks](
+            x, theta.contiguous(), out if bias is None else bias.contiguous(), out, _table(grid, x.device),
+            batch, channels, height, width, *x.stride()[:3], grid.num_cells, grid.kernel_size, first, last,
+            BIAS=bias is not None, ALIGN=_alignment(out, x), WIDE=_is_wide(x), G=tile.G, BK=tile.BK, BN=tile.BN,
+            num_warps=tile.warps)  # yapf: disable
+    return out
+
+
+def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
+    """Gradient (C, k', k') of the stored kernel, the same bits every time: summed in two steps of a fixed order."""
+    batch, channels, height, width = x.shape
+    cells = grid.num_cells
+    if x.numel() == 0:
+        return x.new_zeros(channels, cells, cells)
+    x, grad_output = _with_unit_stride(x), _with_unit_stride(grad_output)
+    tile, (splits, _, tasks) = _theta_grad_tile(batch, channels, height, width, grid)
+    first, last = _reachable_cells(grid, height)
+    shares = splits * (tasks // (last - first))
+    partial = torch.zeros(shares, channels, cells, cells, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        _kernels().theta_grad_kernel[(splits, channels, tasks)](
+            x, grad_output, partial, _table(grid, x.device), batch, channels, height, width, *x.stride()[:3],
+            *grad_output.stride()[:3], cells, grid.kernel_size, first, last, ALIGN=_alignment(x, grad_output),
+            WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK, BN=tile.BN, MAX_CELLS=_MAX_CELLS,
+            num_warps=tile.warps)  # yapf: disable
+    return partial.sum(0).to(x.dtype)
+
+
+def _forward_tile(batch: int, channels: int, height: int, width: int) -> tuple[Tile, tuple[int, int, int]]:
+    """Tile sizes by the map's width, and the launch grid."""
+    strips = batch * -(-height // 2)
+    for tiles in (_FORWARD_TILES, _SMALL_FORWARD_TILES):
+        tile = _for_width(tiles, width)
+        blocks = (-(-strips // tile.G), channels, -(-width // tile.BN))
+        if blocks[0] * blocks[1] * blocks[2] >= _FEW_PROGRAMS:
+            break
+    return tile, blocks
+
+
+def _theta_grad_tile(batch: int, channels: int, height: int, width: int,
+                     grid: SharingGrid) -> tuple[Tile, tuple[int, int, int]]:
+    tile = _for_width(_THETA_GRAD_TILES, width)
+    first, last = _reachable_cells(grid, height)
+    tasks = (last - first) * -(-width // tile.BN)
+    row_tiles = -(-batch * -(-height // 2) // tile.G)
+    splits = max(1, min(row_tiles, _THETA_GRAD_PROGRAMS // (channels * tasks)))
+    return tile, (splits, channels, tasks)
+
+
+def _for_width(tiles: dict[int, Tile], width: int) -> Tile:
+    return next((tile for limit, tile in tiles.items() if width <= limit), tiles[max(tiles)])
+
+
+def _reachable_cells(grid: SharingGrid, height: int) -> tuple[int, int]:
+    """First and one past the last cell of rows that reaches from one row of the map to another."""
+    reachable = [
+        index for index, (start, width) in enumerate(zip(grid.starts, grid.widths))
+        if start < height and start + width > 1 - height
+    ]
+    return reachable[0], reachable[-1] + 1
+
+
+def _with_unit_stride(x: Tensor) -> Tensor:
+    """x, copied unless neighbours along W are neighbours in memory."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _alignment(*tensors: Tensor) -> int:
+    """The widest of 4, 2 and 1 elements that every row of every plane starts and ends at a multiple of."""
+    for align in (4, 2):
+        if all(tensor.data_ptr() % (align * tensor.element_size()) == 0 and all(
+                number % align == 0 for number in (tensor.shape[3], *tensor.stride()[:3])) for tensor in tensors):
+            return align
+    return 1
+
+
+def _is_wide(x: Tensor) -> bool:
+    """Whether offsets within one channel of the batch need 64 bits."""
+    return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())) >= 2**31
+
+
+@cache
+def _kernels():
+    from . import kernels_triton
+    return kernels_triton
+
+
+@lru_cache(maxsize=256)
+def _table(grid: SharingGrid, device: torch.device) -> Tensor:
+    """The grid as the kernels read it, int32: first tap of each cell, width of each cell, cell of each tap.
+
+    Copied to the device once, so a captured CUDA graph needs one call before capture (as compilation does).
+    """
+    return torch.tensor((*grid.starts, *grid.widths, *grid.cells), dtype=torch.int32, device=device)

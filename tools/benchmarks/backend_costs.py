@@ -1,0 +1,98 @@
+"""Measures and fits the constants of the cost model behind ``backend='auto'`` on the CPU, and checks its choices.
+
+Paste the printed table into ``pelk_mm/ops/peripheral_conv2d/costs.py``.
+"""
+
+import argparse
+import itertools
+import pprint
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pelk_mm.ops import SharingGrid
+from pelk_mm.ops.peripheral_conv2d import costs
+from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
+from pelk_mm.testing.benchmark import time_paired
+
+FUNCTIONS = ('forward', 'theta_grad')
+KERNELS = (3, 5, 7, 9, 11, 13, 17, 21, 31, 51)
+SHAPES = ((1, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 48, 64, 64))
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seconds', type=float, default=0.1, help='time to spend on each measurement')
+    parser.add_argument('--threads', type=int, default=1, help='CPU threads; the constants are for one')
+    parser.add_argument('--check', action='store_true', help='measure, but check the present table instead of fitting')
+    return parser.parse_args()
+
+
+def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, float, float]]]:
+    """(backend, function, kind) -> [(elements, work, nanoseconds)], and the calls themselves for the check."""
+    results, calls = {}, []
+    layouts = (torch.contiguous_format, torch.channels_last)
+    for kernel, shape, layout in tqdm(list(itertools.product(KERNELS, SHAPES, layouts))):
+        grids = {SharingGrid.from_kernel_size(kernel, min(kernel, 5))}
+        if kernel <= 13:
+            grids.add(SharingGrid.dense(kernel))
+        x = torch.randn(shape).to(memory_format=layout)
+        for grid in grids:
+            theta = torch.randn(shape[1], grid.num_cells, grid.num_cells)
+            for function in FUNCTIONS:
+                runs = {}
+                for name in ('native', 'boxes', 'reference'):
+                    run = getattr(BACKENDS[name], function)
+                    if function == 'forward':
+                        runs[name] = lambda x, run=run: run(x, theta, None, grid)
+                    elif name != 'reference' or kernel <= 13:
+                        # The dense gradient of large kernels takes seconds, and never wins.
+                        runs[name] = lambda x, run=run: run(x, x, grid)
+                times = {
+                    name: 1e9 * timing.low
+                    for name, timing in time_paired(runs, [x], 'cpu', seconds=seconds, min_rounds=3).items()
+                }
+                for name, nanoseconds in times.items():
+                    key = (name, function, costs._kind(name, x, grid))
+                    results.setdefault(key, []).append((costs._elements(name, x), costs._work(name, x, grid), nanoseconds))
+                calls.append((function, x, grid, times))
+    return results, calls
+
+
+def fit(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Non-negative constants that minimise the relative error."""
+    from scipy.optimize import nnls
+    elements, work, times = np.array(rows).T
+    design = np.stack([np.ones_like(elements), elements, elements * work], 1) / times[:, None]
+    return tuple(float(f'{value:.3g}') for value in nnls(design, np.ones_like(times))[0])
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    results, calls = measure(args.seconds)
+    if not args.check:
+        costs.CPU_COSTS.clear()
+        costs.CPU_COSTS.update({key: fit(rows) for key, rows in results.items()})
+        for key in list(costs.CPU_COSTS):
+            if key[0] == 'reference' and key[1] == 'forward':
+                # Not timed for large kernels; larger than the largest that was, surely.
+                costs.CPU_COSTS.setdefault(('reference', 'theta_grad', key[2]),
+                                           costs.CPU_COSTS['reference', 'theta_grad', key[2].split(',')[0]])
+        pprint.pprint(costs.CPU_COSTS, width=100)
+    for candidates in (('native', 'boxes', 'reference'), ('boxes', 'reference')):
+        lost = 0
+        for function, x, grid, times in calls:
+            names = [name for name in candidates if name in times]
+            choice = min(names, key=lambda name: costs.cpu_cost(name, function, x, grid))
+            dense = times.get('reference', float('inf'))
+            if times[choice] > 1.1 * dense:
+                lost += 1
+                print(f'{function} {tuple(x.shape)} {list(grid.half)} strides {x.stride()}: {choice} takes '
+                      f'{times[choice] / dense:.2f} times the dense time')
+        print(f'among {", ".join(candidates)}: {lost} of {len(calls)} choices over 1.1 times the dense time')
+
+
+if __name__ == '__main__':
+    main()
