@@ -1,0 +1,29 @@
+# make quickstart   data, three trainings, tests of the trained models and pictures of their predictions, on the CPU
+# make test         every test
+# make lint         ruff and mypy
+# make env          only the environment, which the others make when it is missing
+# make clean        caches and build products; trained models, data and environments stay
+# Variables: STACK=onedl (default) or openmmlab, VENV=.venv; see tools/setup_env.sh for the rest.
+
+STACK ?= onedl
+VENV ?= .venv
+PYTHON_BIN = $(abspath $(VENV))/bin/python
+
+.PHONY: env quickstart test lint clean
+
+env:
+	@STACK='$(STACK)' VENV='$(abspath $(VENV))' bash tools/setup_env.sh
+
+quickstart: env
+	$(PYTHON_BIN) tools/quickstart.py
+
+test: env
+	$(PYTHON_BIN) -m pytest tests -q --durations=10
+
+lint: env
+	$(PYTHON_BIN) -m ruff check .
+	$(PYTHON_BIN) -m mypy
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find pelk_mm tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

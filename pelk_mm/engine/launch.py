@@ -1,0 +1,286 @@
+"""From a config file and command-line arguments to a running MMEngine runner, for all three tasks.
+
+``tools/train.py`` and ``tools/test.py`` parse the arguments and call these functions in this order:
+:func:`load_config`, then :func:`configure_training` or :func:`configure_testing`, then :func:`run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .. import compat
+
+# The environment variable that holds a process's rank, by launcher.
+RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add the arguments that training and testing share, and parse."""
+    parser.add_argument('--work-dir', help='folder for logs and results, default work_dirs/<name of the config>')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override values of the config, e.g. train_dataloader.batch_size=4 model.backbone.out_indices="[2,3]"')
+    parser.add_argument(
+        '--launcher', choices=['none', *RANK_VARIABLES], default='none', help='what starts several processes')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def load_config(path: str, options: dict | None = None, work_dir: str | None = None) -> Config:
+    """Parse a config and decide on its ``work_dir``: the argument, else the config's, else ``./work_dirs/<name>``.
+
+    Args:
+        path (str): Config file.
+        options (dict, optional): Values to override, by dotted key, as ``--cfg-options`` gives them.
+        work_dir (str, optional): Folder for logs and checkpoints.
+
+    Returns:
+        Config: The config, with the defaults that mmpretrain's own tools give its data loaders.
+    """
+    compat.setup()
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options or {})
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
+    if cfg.get('default_scope') == 'mmpretrain':
+        for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            loader = cfg.get(part)
+            if loader is not None:
+                loader.setdefault('pin_memory', torch.cuda.is_available())
+                loader.setdefault('persistent_workers', loader.num_workers > 0)
+                loader.setdefault('collate_fn', dict(type='default_collate'))
+    return cfg
+
+
+def configure_training(cfg: Config, resume: str | None = None, amp: bool = False, auto_scale_lr: bool = False) -> None:
+    """Put the arguments of ``tools/train.py`` into a config.
+
+    Args:
+        cfg (Config): Changed in place.
+        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any.
+        amp (bool): Train in mixed precision.
+        auto_scale_lr (bool): Scale the learning rate from ``auto_scale_lr.base_batch_size`` to the batch size in use.
+
+    Raises:
+        FileNotFoundError: If the checkpoint to resume from is missing.
+        ValueError: If the config or the device does not support what is asked for.
+    """
+    if resume is not None:
+        if resume != 'auto':
+            _check_checkpoint('--resume', resume)
+        cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
+    if amp:
+        _use_amp(cfg)
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch size that '
+                             'its learning rate is for')
+        cfg.auto_scale_lr.enable = True
+
+
+def configure_testing(cfg: Config,
+                      checkpoint: str,
+                      out: str | None = None,
+                      show: bool = False,
+                      show_dir: str | None = None,
+                      wait_time: float = 2,
+                      tta: bool = False) -> None:
+    """Put the arguments of ``tools/test.py`` into a config.
+
+    Args:
+        cfg (Config): Changed in place.
+        checkpoint (str): File or URL of the weights.
+        out (str, optional): Where predictions go: a ``.pkl`` file, or for mmseg a folder of label maps.
+        show (bool): Show the predictions in windows.
+        show_dir (str, optional): Folder for pictures of the predictions.
+        wait_time (float): How long each window stays, in seconds.
+        tta (bool): Test with the config's test-time augmentation.
+
+    Raises:
+        FileExistsError: If ``out`` exists: predictions are not overwritten.
+        FileNotFoundError: If the checkpoint is missing.
+        ValueError: If the config does not support what is asked for.
+    """
+    _check_checkpoint('checkpoint', checkpoint)
+    cfg.load_from = checkpoint
+    if out is not None:
+        _dump_predictions(cfg, out)
+    if show or show_dir is not None:
+        _draw_predictions(cfg, show, show_dir, wait_time)
+    if tta:
+        _use_tta(cfg)
+
+
+def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
+    """Build the config's runner, on one process or as one of several, and run it.
+
+    Args:
+        cfg (Config): A config that :func:`configure_training` or :func:`configure_testing` has prepared.
+        mode (str): ``'train'`` or ``'test'``.
+        launcher (str): What started the processes: ``'none'``, ``'pytorch'`` (torchrun), ``'slurm'`` or ``'mpi'``.
+
+    Returns:
+        dict | None: The metrics, if ``mode`` is ``'test'``.
+    """
+    cfg.launcher = launcher
+    if launcher != 'none' and get_device() == 'cpu':
+        prepare_cpu_processes(cfg, launcher)
+    if mode == 'train' and not cfg.get('resume'):
+        keep_previous_run(cfg)
+    try:
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        result = getattr(runner, mode)()
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return result if mode == 'test' else None
+
+
+def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
+    """Join a gloo process group and make the config run in it: MMEngine by itself assumes a GPU for every process.
+
+    SyncBN has no CPU kernel and becomes BN, whose weights have the same names and shapes: each process then normalises
+    with the statistics of its own part of the batch.
+
+    Args:
+        cfg (Config): Changed in place.
+        launcher (str): Must be ``'pytorch'``.
+
+    Raises:
+        ValueError: If the launcher is another one.
+    """
+    if launcher != 'pytorch':
+        raise ValueError(f'without a GPU, --launcher must be "pytorch" (torchrun, as tools/dist_train.sh does), got '
+                         f'{launcher!r}')
+    dist_cfg = cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})
+    dist_cfg['backend'] = 'gloo'
+    timeout = dist_cfg.get('timeout')
+    torch.distributed.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    cfg.sync_bn = None
+    replaced = 0
+    for layer in _dicts(cfg.model):
+        if layer.get('type') in ('SyncBN', 'MMSyncBN'):
+            layer['type'] = 'BN'
+            replaced += 1
+    print_log(
+        f'No GPU: {torch.distributed.get_world_size()} processes on the CPU with gloo; {replaced} SyncBN '
+        'of the model become BN.',
+        logger='current')
+
+
+def keep_previous_run(cfg: Config) -> None:
+    """Move the checkpoints of an earlier run in ``cfg.work_dir`` to a sub-folder, so that a new run overwrites none.
+
+    Args:
+        cfg (Config): Not changed.
+
+    Raises:
+        ValueError: If the new run starts from one of them.
+    """
+    work_dir = Path(cfg.work_dir)
+    files = sorted(work_dir.glob('*.pth'))
+    if not files:
+        return
+    if cfg.get('load_from') and Path(cfg.load_from).resolve() in [file.resolve() for file in files]:
+        raise ValueError(f'load_from ({cfg.load_from}) is in the work directory, where a new run would overwrite it: '
+                         'choose another --work-dir, or go on with --resume')
+    if cfg.launcher == 'none' or int(os.environ[RANK_VARIABLES[cfg.launcher]]) == 0:
+        number = 1
+        while (work_dir / f'previous_{number}').exists():
+            number += 1
+        target = work_dir / f'previous_{number}'
+        target.mkdir()
+        for file in [*files, *work_dir.glob('last_checkpoint')]:
+            file.rename(target / file.name)
+        print_log(
+            f'{work_dir} held {len(files)} checkpoints of an earlier run, now in {target}. To go on with that run, '
+            'move them back and use --resume.',
+            logger='current')
+
+
+def _dicts(node) -> Iterator[dict]:
+    """Every dict of a nested config, the outermost first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _dicts(child)
+
+
+def _check_checkpoint(argument: str, path: str) -> None:
+    if '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'{argument}: no such file, {path}')
+
+
+def _use_amp(cfg: Config) -> None:
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f'--amp needs optim_wrapper.type "OptimWrapper" in the config, got {kind!r}')
+    if get_device() == 'cpu':
+        raise ValueError("--amp needs a GPU: MMEngine's mixed precision does not run on the CPU")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _dump_predictions(cfg: Config, out: str) -> None:
+    if os.path.isfile(out) or os.path.isdir(out) and os.listdir(out):
+        raise FileExistsError(f'--out: {out} exists; remove it or choose another name')
+    evaluator = cfg.test_evaluator
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
+    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    if out.endswith(('.pkl', '.pickle')):
+        kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'mmengine.DumpResults'
+        cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
+    elif cfg.get('default_scope') == 'mmseg':
+        cfg.test_evaluator = [dict(metric, output_dir=out, keep_results=True) for metric in metrics]
+    else:
+        raise ValueError(f'--out must end with .pkl or .pickle, got {out}')
+
+
+def _draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise ValueError('--show and --show-dir need a visualization hook, default_hooks.visualization in the config')
+    hook.update(show=show, wait_time=wait_time)
+    if cfg.get('default_scope') == 'mmpretrain':
+        hook.update(enable=True, interval=1, out_dir=show_dir)
+        return
+    hook.draw = True
+    if show_dir is not None and cfg.get('default_scope') == 'mmdet':
+        # A relative folder would land under the work directory.
+        hook.test_out_dir = os.path.abspath(show_dir)
+    elif show_dir is not None:
+        cfg.visualizer.save_dir = show_dir
+
+
+def _use_tta(cfg: Config) -> None:
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing:
+        raise ValueError(f'--tta needs tta_model and tta_pipeline in the config, missing: {", ".join(missing)}')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

@@ -1,0 +1,289 @@
+"""What the launch functions make of a config; real runs of a toy model, stopped and resumed, and on two processes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner.checkpoint import load_from_local
+
+from pelk_mm.engine.launch import (
+    configure_testing,
+    configure_training,
+    keep_previous_run,
+    load_config,
+    prepare_cpu_processes,
+)
+
+needs_no_gpu = pytest.mark.skipif(get_device() != 'cpu', reason='about machines without a GPU')
+
+TOY_MODULE = '''
+import torch
+from mmcv.cnn import build_norm_layer
+from mmengine.evaluator import BaseMetric
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+from torch import nn
+
+
+@DATASETS.register_module()
+class ToyDataset(torch.utils.data.Dataset):
+    """Sixteen points of a straight line."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((1, 2, 2), index / 16), target=torch.tensor(index / 8))
+
+
+@MODELS.register_module()
+class ToyModel(BaseModel):
+
+    def __init__(self, norm_cfg):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.norm = build_norm_layer(norm_cfg, 2)[1]
+
+    def forward(self, inputs, target, mode='tensor'):
+        y = self.norm(self.conv(torch.stack(inputs))).mean((1, 2, 3))
+        if mode == 'loss':
+            return dict(loss=(y - torch.stack(target)).square().mean())
+        return list(y)
+
+
+@METRICS.register_module()
+class CountSamples(BaseMetric):
+
+    def process(self, data_batch, data_samples):
+        self.results += [1] * len(data_samples)
+
+    def compute_metrics(self, results):
+        return dict(count=len(results))
+'''
+
+TOY_CONFIG = '''
+model = dict(type='ToyModel', norm_cfg=dict(type='SyncBN', requires_grad=True))
+dataset = dict(type='ToyDataset')
+train_dataloader = dict(batch_size=4, num_workers=0, dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=True))
+test_dataloader = dict(batch_size=4, num_workers=0, dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=False))
+test_evaluator = dict(type='CountSamples')
+train_cfg = dict(by_epoch=True, max_epochs=2)
+test_cfg = dict()
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.1))
+randomness = dict(seed=3)
+'''
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A folder with the toy module, its config ``toy.py``, and the same without the import, ``plain.py``."""
+    (tmp_path / 'toy_module.py').write_text(TOY_MODULE)
+    (tmp_path / 'plain.py').write_text(TOY_CONFIG)
+    (tmp_path / 'toy.py').write_text(f"custom_imports = dict(imports=['toy_module'])\n{TOY_CONFIG}")
+    return tmp_path
+
+
+def launch(root, folder, *command: str, **variables) -> str:
+    """Run a tool in ``folder``; return what it printed."""
+    environment = dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1', **variables)
+    environment['PYTHONPATH'] = f'{root}:{folder}'
+    command = [command[0], str(root / 'tools' / command[1]), *command[2:]]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def weights(path) -> dict:
+    return load_from_local(str(path), 'cpu')['state_dict']
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy):
+    launch(root, toy, sys.executable, 'train.py', 'toy.py', '--work-dir', 'whole')
+    launch(root, toy, sys.executable, 'train.py', 'toy.py', '--cfg-options', 'train_cfg.max_epochs=1')
+    output = launch(root, toy, sys.executable, 'train.py', 'toy.py', '--resume')
+    assert 'resumed epoch: 1' in output
+    whole, resumed = weights(toy / 'whole/epoch_2.pth'), weights(toy / 'work_dirs/toy/epoch_2.pth')
+    assert {name: value.tolist() for name, value in whole.items()} == {
+        name: value.tolist()
+        for name, value in resumed.items()
+    }
+    assert not torch.equal(whole['conv.weight'], weights(toy / 'work_dirs/toy/epoch_1.pth')['conv.weight'])
+
+
+@needs_no_gpu
+def test_two_cpu_processes_train_and_test(root, toy):
+    output = launch(root, toy, 'bash', 'dist_train.sh', 'toy.py', '2', '--work-dir', 'two', PORT='29731')
+    assert '2 processes on the CPU with gloo; 1 SyncBN of the model become BN' in output
+    assert '[2/2]' in output
+    assert set(weights(toy / 'two/epoch_2.pth')) == set(weights(toy / 'two/epoch_1.pth'))
+    arguments = ('toy.py', 'two/epoch_2.pth', '2', '--out', 'out.pkl')
+    output = launch(root, toy, 'bash', 'dist_test.sh', *arguments, PORT='29731')
+    assert 'count: 16' in output
+    assert (toy / 'out.pkl').stat().st_size > 0
+
+
+def test_work_dir_is_the_argument_else_the_configs_else_its_name(toy):
+    config = str(toy / 'plain.py')
+    assert load_config(config).work_dir == 'work_dirs/plain'
+    assert load_config(config, dict(work_dir='from/config')).work_dir == 'from/config'
+    assert load_config(config, dict(work_dir='from/config'), 'argument').work_dir == 'argument'
+
+
+def test_options_override_by_dotted_key(toy):
+    cfg = load_config(str(toy / 'plain.py'), {'model.norm_cfg.type': 'BN', 'train_dataloader.batch_size': 8})
+    assert (cfg.model.norm_cfg.type, cfg.train_dataloader.batch_size) == ('BN', 8)
+
+
+def test_mmpretrain_configs_get_its_loader_defaults(toy):
+    with open(toy / 'plain.py', 'a') as file:
+        file.write("default_scope = 'mmpretrain'\nval_dataloader = None\n")
+    options = {'train_dataloader.num_workers': 2, 'test_dataloader.collate_fn.type': 'other'}
+    cfg = load_config(str(toy / 'plain.py'), options)
+    assert cfg.train_dataloader.collate_fn.type == 'default_collate'
+    assert cfg.train_dataloader.persistent_workers is True
+    assert cfg.test_dataloader.persistent_workers is False
+    assert cfg.test_dataloader.collate_fn.type == 'other'
+
+
+def config(**values) -> Config:
+    return Config(dict(optim_wrapper=dict(type='OptimWrapper'), model=dict(type='ToyModel'), **values))
+
+
+def test_resume_takes_the_latest_or_a_file(tmp_path):
+    cfg = config(load_from='pretrained.pth')
+    configure_training(cfg, resume='auto')
+    assert (cfg.resume, cfg.load_from) == (True, None)
+    file = tmp_path / 'a.pth'
+    with pytest.raises(FileNotFoundError, match=f'--resume: no such file, {file}'):
+        configure_training(cfg, resume=str(file))
+    file.touch()
+    configure_training(cfg, resume=str(file))
+    assert (cfg.resume, cfg.load_from) == (True, str(file))
+
+
+@needs_no_gpu
+def test_amp_is_refused_without_a_gpu():
+    with pytest.raises(ValueError, match='--amp needs a GPU'):
+        configure_training(config(), amp=True)
+
+
+def test_amp_switches_the_wrapper(monkeypatch):
+    monkeypatch.setattr('pelk_mm.engine.launch.get_device', lambda: 'cuda')
+    cfg = config()
+    configure_training(cfg, amp=True)
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic')
+    cfg.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(ValueError, match="got 'ApexOptimWrapper'"):
+        configure_training(cfg, amp=True)
+
+
+def test_auto_scale_lr_needs_its_base():
+    with pytest.raises(ValueError, match='auto_scale_lr.base_batch_size'):
+        configure_training(config(), auto_scale_lr=True)
+    cfg = config(auto_scale_lr=dict(enable=False, base_batch_size=16))
+    configure_training(cfg, auto_scale_lr=True)
+    assert cfg.auto_scale_lr.enable is True
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    (tmp_path / 'weights.pth').touch()
+    return str(tmp_path / 'weights.pth')
+
+
+def task(scope: str) -> Config:
+    return config(
+        default_scope=scope,
+        test_evaluator=[dict(type='SomeMetric')],
+        default_hooks=dict(visualization=dict(type='SomeHook')),
+        visualizer=dict(type='SomeVisualizer'),
+        test_dataloader=dict(dataset=dict(type='Wrapper', dataset=dict(pipeline=[dict(type='Load')]))))
+
+
+def test_a_missing_checkpoint_is_named():
+    with pytest.raises(FileNotFoundError, match='checkpoint: no such file, nowhere.pth'):
+        configure_testing(task('mmseg'), 'nowhere.pth')
+    cfg = task('mmseg')
+    configure_testing(cfg, 'https://example.com/a.pth')
+    assert cfg.load_from == 'https://example.com/a.pth'
+
+
+@pytest.mark.parametrize(('scope', 'kind'), [('mmpretrain', 'mmengine.DumpResults'), ('mmseg', 'mmengine.DumpResults'),
+                                             ('mmdet', 'mmdet.DumpDetResults')])
+def test_out_dumps_the_predictions_of_every_task(tmp_path, checkpoint, scope, kind):
+    cfg, out = task(scope), str(tmp_path / 'out.pkl')
+    configure_testing(cfg, checkpoint, out=out)
+    assert cfg.test_evaluator == [dict(type='SomeMetric'), dict(type=kind, out_file_path=out)]
+
+
+def test_out_takes_a_folder_for_label_maps(tmp_path, checkpoint):
+    cfg = task('mmseg')
+    configure_testing(cfg, checkpoint, out=str(tmp_path / 'maps'))
+    assert cfg.test_evaluator == [dict(type='SomeMetric', output_dir=str(tmp_path / 'maps'), keep_results=True)]
+    with pytest.raises(ValueError, match='--out must end with .pkl'):
+        configure_testing(task('mmdet'), checkpoint, out=str(tmp_path / 'maps'))
+
+
+def test_out_overwrites_nothing(tmp_path, checkpoint):
+    for out in (checkpoint, str(tmp_path)):
+        with pytest.raises(FileExistsError, match='--out: .* exists'):
+            configure_testing(task('mmseg'), checkpoint, out=out)
+
+
+def test_show_dir_sets_what_each_toolbox_reads(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfgs = {scope: task(scope) for scope in ('mmpretrain', 'mmseg', 'mmdet')}
+    for cfg in cfgs.values():
+        configure_testing(cfg, checkpoint, show_dir='pictures', wait_time=1)
+    hooks = {scope: cfg.default_hooks.visualization for scope, cfg in cfgs.items()}
+    same = dict(type='SomeHook', show=False, wait_time=1)
+    assert hooks['mmpretrain'] == dict(same, enable=True, interval=1, out_dir='pictures')
+    assert hooks['mmseg'] == dict(same, draw=True)
+    assert cfgs['mmseg'].visualizer.save_dir == 'pictures'
+    assert hooks['mmdet'] == dict(same, draw=True, test_out_dir=str(tmp_path / 'pictures'))
+    cfg = config(default_scope='mmseg')
+    with pytest.raises(ValueError, match='default_hooks.visualization'):
+        configure_testing(cfg, checkpoint, show=True)
+
+
+def test_tta_wraps_the_model_and_swaps_the_innermost_pipeline(checkpoint):
+    cfg = task('mmseg')
+    with pytest.raises(ValueError, match='missing: tta_model, tta_pipeline'):
+        configure_testing(cfg, checkpoint, tta=True)
+    cfg.tta_model, cfg.tta_pipeline = dict(type='SegTTAModel'), [dict(type='TestTimeAug')]
+    configure_testing(cfg, checkpoint, tta=True)
+    assert cfg.model == dict(type='SegTTAModel', module=dict(type='ToyModel'))
+    assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='TestTimeAug')]
+
+
+def test_checkpoints_of_an_earlier_run_are_moved_not_overwritten(tmp_path):
+    for number in (1, 2):
+        (tmp_path / 'epoch_1.pth').write_text(f'run {number}')
+        (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+        keep_previous_run(config(work_dir=str(tmp_path), launcher='none'))
+    kept = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob('*.pth')}
+    assert kept == {'previous_1/epoch_1.pth': 'run 1', 'previous_2/epoch_1.pth': 'run 2'}
+    assert not (tmp_path / 'last_checkpoint').exists()
+
+
+def test_only_the_first_process_moves_checkpoints(tmp_path, monkeypatch):
+    (tmp_path / 'epoch_1.pth').touch()
+    monkeypatch.setenv('RANK', '1')
+    keep_previous_run(config(work_dir=str(tmp_path), launcher='pytorch'))
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_a_run_does_not_start_from_what_it_would_move(tmp_path):
+    (tmp_path / 'epoch_1.pth').touch()
+    with pytest.raises(ValueError, match='another --work-dir'):
+        keep_previous_run(config(work_dir=str(tmp_path), launcher='none', load_from=str(tmp_path / 'epoch_1.pth')))
+    assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_other_launchers_need_gpus():
+    with pytest.raises(ValueError, match="must be \"pytorch\".*got 'slurm'"):
+        prepare_cpu_processes(config(), 'slurm')

@@ -1,0 +1,118 @@
+"""The architecture's import rules, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARY = sorted((ROOT / 'pelk_mm').rglob('*.py'))
+TOOLBOXES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
+# What each layer may import of the package itself. Nothing imports upwards.
+BELOW = {
+    'ops': {'ops'},
+    'layers': {'ops', 'layers'},
+    'models': {'ops', 'layers', 'models', 'registry'},
+    'datasets': {'datasets', 'registry'},
+    'engine': {'compat', 'engine', 'registry'},
+}
+
+
+def module_of(file: Path) -> list:
+    parts = list(file.relative_to(ROOT).with_suffix('').parts)
+    return parts[:-1] if parts[-1] == '__init__' else parts
+
+
+def imports_of(source: str, file: Path) -> set:
+    """Absolute dotted names of everything that a file imports, also inside functions and type-checking blocks."""
+    package = module_of(file)
+    if file.name != '__init__.py':
+        package = package[:-1]
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            base = '.'.join([*base, *([node.module] if node.module else [])])
+            names |= {f'{base}.{alias.name}' for alias in node.names}
+    return names
+
+
+def broken_rules(source: str, file: Path) -> list:
+    """One line for every architecture rule that a file of the package breaks."""
+    layer = file.relative_to(ROOT / 'pelk_mm').parts[0]
+    imported = imports_of(source, file)
+    external = {name.partition('.')[0] for name in imported} - set(sys.stdlib_module_names) - {'pelk_mm'}
+    own = {name.split('.')[1] for name in imported if name.startswith('pelk_mm.')}
+    broken = []
+    if layer in ('ops', 'layers') and not file.name.endswith('_triton.py') and external - {'torch'}:
+        broken.append(f'{layer} may import torch alone, got {external - {"torch"}}')
+    if file.name.endswith('_triton.py') and external - {'torch', 'triton'}:
+        broken.append(f'a Triton file may import torch and triton alone, got {external - {"torch", "triton"}}')
+    if 'triton' in external and not file.name.endswith('_triton.py'):
+        broken.append('only *_triton.py may import triton')
+    if layer == 'models' and external & {'mmdet', 'mmpretrain', 'mmseg'}:
+        broken.append(f'models may name toolboxes in configs only, got {external & TOOLBOXES}')
+    if layer in BELOW and own - BELOW[layer] - {'__version__'}:
+        broken.append(f'{layer} may not import {own - BELOW[layer]} of pelk_mm')
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'print':
+            broken.append(f'line {node.lineno}: the library does not print')
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == 'sys.path':
+            broken.append(f'line {node.lineno}: the library leaves sys.path alone')
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, 'target', None)]
+        if any(isinstance(target, ast.Attribute) for target in targets):
+            broken.append(f'line {node.lineno}: importing a module sets nothing elsewhere')
+    return broken
+
+
+@pytest.mark.parametrize('file', LIBRARY, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_file_keeps_the_rules(file):
+    assert broken_rules(file.read_text(encoding='utf-8'), file) == []
+
+
+@pytest.mark.parametrize(('path', 'source', 'message'), [
+    ('ops/a.py', 'import mmengine', 'torch alone'),
+    ('ops/a.py', 'def f():\n    from ..layers import x', 'may not import'),
+    ('ops/__init__.py', 'from ..registry import MODELS', 'may not import'),
+    ('layers/a.py', 'from ..models import PeLK', 'may not import'),
+    ('layers/a.py', 'import numpy', 'torch alone'),
+    ('models/backbones/a.py', 'from mmseg.registry import MODELS', 'in configs only'),
+    ('models/backbones/a.py', 'from ...engine import hooks', 'may not import'),
+    ('engine/hooks/a.py', 'from pelk_mm.models import PeLK', 'may not import'),
+    ('ops/fast.py', 'import triton.language as tl', 'may import triton'),
+    ('ops/fast_triton.py', 'import mmcv', 'Triton file'),
+    ('analysis/a.py', 'print(1)', 'does not print'),
+    ('analysis/a.py', 'import sys\nsys.path.append("x")', 'sys.path'),
+    ('engine/a.py', 'import torch\ntorch.backends.cudnn.benchmark = True', 'sets nothing'),
+])
+def test_broken_rules_are_found(path, source, message):
+    assert any(message in line for line in broken_rules(source, ROOT / 'pelk_mm' / path))
+
+
+def loaded_by(statement: str) -> set:
+    """Names of the third-party packages that a fresh Python has loaded after a statement; it must print nothing."""
+    code = f'import sys; {statement}; sys.stderr.write(" ".join({{name.partition(".")[0] for name in sys.modules}}))'
+    result = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == ''
+    return set(result.stderr.split()) - set(sys.stdlib_module_names)
+
+
+def test_the_package_itself_loads_nothing():
+    assert not loaded_by('import pelk_mm') & {'torch', 'numpy', *TOOLBOXES}
+
+
+def test_ops_and_layers_load_no_openmmlab():
+    loaded = loaded_by('import pelk_mm.ops, pelk_mm.layers')
+    assert 'torch' in loaded
+    assert not loaded & TOOLBOXES
+
+
+def test_models_and_engine_load_no_toolbox():
+    loaded = loaded_by('import pelk_mm.models, pelk_mm.engine')
+    assert 'mmengine' in loaded
+    assert not loaded & {'mmdet', 'mmpretrain', 'mmseg'}

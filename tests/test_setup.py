@@ -1,0 +1,76 @@
+"""The package installs without PyTorch being imported, and its wheel carries configs and tools."""
+
+import ast
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+
+@pytest.fixture(scope='module')
+def wheel(root, tmp_path_factory):
+    """A wheel built from a copy of the sources."""
+    copy = tmp_path_factory.mktemp('sources')
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
+        shutil.copy(root / name, copy)
+    for name in ('pelk_mm', 'configs', 'tools', 'requirements'):
+        shutil.copytree(root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
+    out = tmp_path_factory.mktemp('wheel')
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index']
+    subprocess.run([*command, '--wheel-dir', str(out), str(copy)], check=True, capture_output=True, text=True)
+    return zipfile.ZipFile(next(out.glob('pelk_mm-*.whl')))
+
+
+def test_wheel_carries_the_whole_config_tree_and_the_tools(wheel, root):
+    packed = {name for name in wheel.namelist() if name.startswith('pelk_mm/.mim/')}
+    expected = {'pelk_mm/.mim/model-index.yml'}
+    for folder in ('configs', 'tools'):
+        expected |= {
+            f'pelk_mm/.mim/{file.relative_to(root)}'
+            for file in (root / folder).rglob('*') if file.is_file() and '__pycache__' not in file.parts
+        }
+    assert packed == expected
+    assert not [name for name in wheel.namelist() if name.startswith(('configs/', 'tests/', 'tools/'))]
+
+
+def test_wheel_carries_every_module(wheel, root):
+    modules = {str(file.relative_to(root)) for file in (root / 'pelk_mm').rglob('*.py')}
+    assert modules == {name for name in wheel.namelist() if name.endswith('.py') and '/.mim/' not in name}
+
+
+def test_wheel_forces_no_stack(wheel):
+    metadata = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
+    lines = wheel.read(metadata).decode().splitlines()
+    required = [line.partition(': ')[2] for line in lines if line.startswith('Requires-Dist: ')]
+    assert [line for line in required if 'extra ==' not in line] == ['torch>=2.4', 'numpy']
+    for stack, package in (('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')):
+        assert any(line.startswith(package) and f'extra == "{stack}"' in line for line in required)
+
+
+def test_links_of_the_source_tree_lead_to_the_configs(root):
+    mim = root / 'pelk_mm' / '.mim'
+    assert {link.name: link.resolve() for link in mim.iterdir()} == {
+        name: root / name
+        for name in ('configs', 'tools', 'model-index.yml')
+    }
+
+
+def test_setup_imports_no_torch(root):
+    tree = ast.parse((root / 'setup.py').read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported <= {'shutil', 'pathlib', 'setuptools', 'setuptools.command.build_py'}
+
+
+def test_pins_of_the_requirement_files_do_not_contradict(root):
+    pins = {}
+    for file in (root / 'requirements').glob('*.txt'):
+        stack = 'openmmlab' if 'openmmlab' in file.name else 'onedl' if 'onedl' in file.name else None
+        for line in file.read_text().splitlines():
+            name, separator, version = line.partition('==')
+            if separator and not line.startswith('#'):
+                for key in [stack] if stack else ['onedl', 'openmmlab']:
+                    pins.setdefault((key, name.lower().replace('_', '-')), set()).add(version)
+    assert {key: versions for key, versions in pins.items() if len(versions) > 1} == {}

@@ -1,0 +1,150 @@
+"""tools/setup_env.sh refuses what it must before it makes anything, and keeps wheels apart that must not be mixed.
+
+Nothing is installed here: every case ends before the first step.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def setup_env(root, tmp_path):
+    """Run the script, or a line of bash that uses its functions, in a clean environment."""
+
+    def run(line: str = 'main', **variables) -> subprocess.CompletedProcess:
+        environment = dict(PATH=os.environ['PATH'], HOME=str(tmp_path), VENV=str(tmp_path / 'venv'), MIN_FREE_GB='0')
+        environment.update(variables)
+        script = root / 'tools' / 'setup_env.sh'
+        command = ['bash', str(script)] if line == 'main' else ['bash', '-c', f'source {script}; {line}']
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def stub(tmp_path, name: str, text: str) -> str:
+    file = tmp_path / name
+    file.write_text(f'#!/bin/sh\n{text}\n')
+    file.chmod(0o755)
+    return str(file)
+
+
+def check_refusal(result, tmp_path, *messages: str):
+    assert result.returncode == 1
+    assert result.stdout == ''
+    for message in messages:
+        assert message in result.stderr
+    assert not (tmp_path / 'venv').exists()
+    assert not (tmp_path / '.cache').exists()
+
+
+def test_refuses_another_python(setup_env, tmp_path):
+    old = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1); exec(sys.stdin.read())"'
+    python = stub(tmp_path, 'python', old)
+    check_refusal(setup_env(PYTHON=python), tmp_path, f'{python} is Python 3.9', 'set PYTHON to a Python 3.11')
+
+
+def test_refuses_a_missing_python(setup_env, tmp_path):
+    check_refusal(setup_env(PYTHON='/nowhere/python'), tmp_path, '/nowhere/python does not run')
+
+
+def test_refuses_a_missing_compiler(setup_env, tmp_path):
+    check_refusal(setup_env(CXX='/nowhere/c++'), tmp_path, '/nowhere/c++ not found')
+
+
+def test_refuses_a_compiler_without_cxx17(setup_env, tmp_path):
+    compiler = stub(tmp_path, 'c++', 'exit 1')
+    check_refusal(setup_env(CXX=f'{compiler} -O2'), tmp_path, f'{compiler} -O2 does not compile and link C++17')
+
+
+def test_refuses_a_full_disk(setup_env, tmp_path):
+    check_refusal(setup_env(MIN_FREE_GB='999999'), tmp_path, '999999 GB asked for', 'GB free at')
+
+
+def test_names_everything_that_is_in_the_way(setup_env, tmp_path):
+    result = setup_env(PYTHON='/nowhere/python', CXX='/nowhere/c++', MIN_FREE_GB='999999')
+    check_refusal(result, tmp_path, '/nowhere/python', '/nowhere/c++', '999999')
+
+
+@pytest.mark.parametrize('variables', [dict(STACK='mmcv'), dict(MIN_FREE_GB='much')])
+def test_refuses_wrong_variables(setup_env, tmp_path, variables):
+    name, value = next(iter(variables.items()))
+    check_refusal(setup_env(**variables), tmp_path, f'{name} must be', f"got '{value}'")
+
+
+def test_leaves_a_foreign_folder_alone(setup_env, tmp_path):
+    (tmp_path / 'venv').mkdir()
+    (tmp_path / 'venv' / 'mine.txt').write_text('mine')
+    result = setup_env()
+    assert result.returncode == 1
+    assert 'was not made by this script' in result.stderr
+    assert [file.name for file in (tmp_path / 'venv').iterdir()] == ['mine.txt']
+
+
+def test_leaves_an_environment_for_the_other_stack_alone(setup_env, tmp_path):
+    (tmp_path / 'venv').mkdir()
+    assert setup_env('stamp complete', STACK='openmmlab').returncode == 0
+    result = setup_env()
+    assert result.returncode == 1
+    assert 'holds STACK=openmmlab, asked for is STACK=onedl' in result.stderr
+
+
+def test_is_done_at_once_where_it_was_done(setup_env, tmp_path):
+    (tmp_path / 'venv').mkdir()
+    setup_env('stamp complete')
+    result = setup_env(PYTHON='/nowhere/python')
+    assert (result.returncode, result.stderr) == (0, '')
+    assert 'is ready' in result.stdout
+
+
+def test_goes_on_where_it_was_interrupted(setup_env, tmp_path):
+    (tmp_path / 'venv').mkdir()
+    setup_env('stamp incomplete')
+    result = setup_env(PYTHON='/nowhere/python')
+    assert result.returncode == 1
+    assert '/nowhere/python does not run' in result.stderr
+
+
+def test_pins_stack_and_place_are_part_of_the_stamp(setup_env, root, tmp_path):
+    shutil.copytree(root / 'requirements', tmp_path / 'requirements')
+    prints = [setup_env('fingerprint'), setup_env('fingerprint', STACK='openmmlab')]
+    prints.append(setup_env(f'ROOT={tmp_path}; fingerprint'))
+    (tmp_path / 'requirements' / 'torch.txt').write_text('torch==2.12.0\n')
+    prints.append(setup_env(f'ROOT={tmp_path}; fingerprint'))
+    assert len({result.stdout for result in prints}) == 4
+    assert all(len(result.stdout) == 17 for result in prints)
+
+
+def test_every_part_of_the_wheel_key_counts(setup_env):
+    parts = ['onedl', 'onedl-mmcv==2.3.6', '2.11.0+cu130', 'cpython-311-x86_64-linux-gnu', 'x86_64-glibc2.36', 'cpu']
+    others = ['openmmlab', 'onedl-mmcv==2.3.7', '2.12.0+cu130', 'cpython-312', 'aarch64-glibc2.36', 'cu130-sm90']
+    keys = {setup_env(f'wheel_key {" ".join(parts)}').stdout}
+    for index, other in enumerate(others):
+        keys.add(setup_env(f'wheel_key {" ".join([*parts[:index], other, *parts[index + 1:]])}').stdout)
+    assert len(keys) == 7
+    assert 'onedl/onedl-mmcv-2.3.6-torch2.11.0+cu130-cpython-311-x86_64-linux-gnu-x86_64-glibc2.36-cpu\n' in keys
+
+
+def test_a_step_reports_failure_with_its_log(setup_env, tmp_path):
+    (tmp_path / 'venv').mkdir()
+    result = setup_env('step "fetch" "seconds" sh -c "echo No matching distribution found for x; exit 3"')
+    assert result.returncode == 1
+    assert '==> fetch (seconds)' in result.stdout
+    assert 'pip could not get a package' in result.stderr
+    assert 'found for x' in (tmp_path / 'venv' / 'setup.log').read_text()
+
+
+def test_only_an_intact_wheel_with_ops_counts(setup_env, tmp_path):
+    (tmp_path / 'venv' / 'bin').mkdir(parents=True)
+    (tmp_path / 'venv' / 'bin' / 'python').symlink_to(sys.executable)
+    code = ('import sys, zipfile; wheel = zipfile.ZipFile(sys.argv[1], "w"); '
+            'wheel.writestr("mmcv/__init__.py", "x" * 99); wheel.writestr(sys.argv[2], "x" * 99); wheel.close()')
+    for name, member in (('with.whl', 'mmcv/_ext.cpython-311.so'), ('without.whl', 'mmcv/version.py')):
+        subprocess.run([sys.executable, '-c', code, str(tmp_path / name), member], check=True)
+    torn = tmp_path / 'torn.whl'
+    torn.write_bytes((tmp_path / 'with.whl').read_bytes()[:-40])
+    expected = {'with.whl': 0, 'without.whl': 1, 'torn.whl': 1, 'missing.whl': 1}
+    assert {name: setup_env(f'has_ops {tmp_path / name}').returncode for name in expected} == expected
