@@ -1,0 +1,22 @@
+"""Extract COCO 2017, as mmdet reads it.
+
+Can be stopped and started again; nothing that is there is overwritten.
+"""
+
+import argparse
+from pathlib import Path
+
+from pelk_mm.datasets.prepare import prepare_coco
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'archives', type=Path, help='folder with train2017.zip, val2017.zip, annotations_trainval2017.zip')
+    parser.add_argument('--out', type=Path, default=Path('data/coco'), help='folder to extract to')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    args = parse_args()
+    prepare_coco(args.archives, args.out)
