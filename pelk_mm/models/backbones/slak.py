@@ -74,12 +74,12 @@ class SLaK(LargeKernelNet):
         super().__init__(depths, channels, width_factor=width_factor, branch_norm_cfg=branch_norm_cfg, **kwargs)
 
     def build_mixer(self, stage: int, channels: int) -> nn.Module:
-        length, width, bias = self.kernel_sizes[stage], self.stripe_width, self.branch_norm_cfg is None
-        shapes = dict(vertical=(length, width), horizontal=(width, length))
+        kernel, stripe, bias = self.kernel_sizes[stage], self.stripe_width, self.branch_norm_cfg is None
+        shapes = dict(vertical=(kernel, stripe), horizontal=(stripe, kernel))
         if self.small_kernel:
-            shapes['small'] = (width, width)
-        convs = {}
-        for name, shape in shapes.items():
-            padding = tuple(side // 2 for side in shape)
-            convs[name] = nn.Conv2d(channels, channels, shape, padding=padding, groups=channels, bias=bias)
+            shapes['small'] = (stripe, stripe)
+        convs: dict[str, nn.Module] = {}
+        for name, (height, width) in shapes.items():
+            padding = (height // 2, width // 2)
+            convs[name] = nn.Conv2d(channels, channels, (height, width), padding=padding, groups=channels, bias=bias)
         return DepthwiseBranches(convs, channels, None if bias else self.build_branch_norm)

@@ -1,0 +1,3 @@
+from .dynamic_sparsity import DynamicSparsityHook
+
+__all__ = ['DynamicSparsityHook']

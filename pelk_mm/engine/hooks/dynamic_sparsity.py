@@ -1,0 +1,272 @@
+"""Sparse training with masks that are redrawn in part every few steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from mmengine import dist
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from pelk_mm.registry import HOOKS
+
+from ..seeding import derive_seed, preserved_rng, seed_all
+from ..sparsity import (
+    apply_masks,
+    cosine_prune_rate,
+    draw_masks,
+    erk_densities,
+    find_sparse_parameters,
+    group_densities,
+    masks_from_zeros,
+    pack_mask,
+    prune_and_grow,
+    saliencies,
+    snip_densities,
+    uniform_densities,
+    unpack_mask,
+)
+
+INITS = ('snip', 'erk', 'uniform', 'zeros')
+
+
+@HOOKS.register_module()
+class DynamicSparsityHook(Hook):
+    """Trains a model with a fixed share of its weights at zero, as SLaK and PeLK do.
+
+    Before training each layer gets a density and a random mask of it. After every optimiser step (not iteration: with
+    gradient accumulation, and where AMP skips a step, there are fewer) dead weights are set to exactly zero, and SGD's
+    momentum of them too; Adam's moments are left as they are. Every ``update_interval`` steps the share p of each
+    layer's live weights with the smallest magnitude is pruned, and as many dead ones, drawn at random, are brought to
+    life; one that was just pruned may be drawn too, and keeps its value, the others start from zero. p follows a cosine
+    from ``prune_rate`` to ``final_prune_rate`` over all steps; there is no update after the last step. The copies of
+    MMEngine's EMAHook are masked too, after each of their updates.
+
+    All ranks have rank 0's masks. Masks, step and prune rate are saved in the checkpoint under ``dynamic_sparsity``.
+    What is drawn depends on the runner's seed and the step alone, so resumed training continues with the same masks.
+
+    Args:
+        init (str): Where each layer's density comes from: ``'snip'``, its share among the most salient weights of one
+            training batch; ``'erk'``, Erdos-Renyi-Kernel; ``'uniform'``; or ``'zeros'``: the masks themselves are taken
+            from the zeros of the loaded weights, to keep the pattern of a pretrained backbone. Layers of density 0.99
+            or more stay dense. Defaults to 'snip'.
+        sparsity (float, optional): Share of dead weights, in (0, 1): 0.4 in SLaK and PeLK. Not for ``'zeros'``.
+        update_interval (int, optional): Optimiser steps between two updates of the masks; None keeps them as they are.
+            SLaK: 2000 for T, 100 for S and B. Defaults to None.
+        prune_rate (float): p at the start, in (0, 1]. SLaK: 0.5 for T, 0.3 for S and B. Defaults to 0.5.
+        final_prune_rate (float): p at the end. Defaults to 0.005, as SLaK was trained.
+        include (str | Sequence[str]): Regular expressions; only weights whose name contains a match of one are masked.
+            Empty: every trained 2-D and 4-D weight of the model, except those that a submodule's
+            ``get_sparse_parameters`` leaves out. Defaults to ().
+        exclude (str | Sequence[str]): Regular expressions; weights whose name contains a match are not masked.
+            Defaults to ().
+        snip_batch_size (int, optional): Images for SNIP, which runs in fp32 and so needs more memory than a training
+            step with AMP. Defaults to the batch size of the training dataloader.
+
+    Raises:
+        ValueError: If an argument is out of range, or a pattern matches nothing; when resuming, if the checkpoint has
+            no masks or those of another model.
+        TypeError: If there are several optimisers.
+
+    Examples:
+        >>> # PeLK-T, ImageNet
+        >>> custom_hooks = [
+        ...     dict(type='pelk_mm.DynamicSparsityHook', sparsity=0.4, update_interval=2000, prune_rate=0.5)
+        ... ]
+        >>> # A pretrained backbone in a segmentor or detector
+        >>> custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\\.')]
+    """
+
+    # After EMAHook, whose copy is masked, and before CheckpointHook.
+    priority = 'BELOW_NORMAL'
+
+    def __init__(self,
+                 init: str = 'snip',
+                 sparsity: float | None = None,
+                 update_interval: int | None = None,
+                 prune_rate: float = 0.5,
+                 final_prune_rate: float = 0.005,
+                 include: str | Sequence[str] = (),
+                 exclude: str | Sequence[str] = (),
+                 snip_batch_size: int | None = None) -> None:
+        if init not in INITS:
+            raise ValueError(f'init must be one of {INITS}, got {init!r}')
+        if init == 'zeros' and sparsity is not None:
+            raise ValueError(f"sparsity must be None with init='zeros', the loaded weights say it, got {sparsity}")
+        if init != 'zeros' and (sparsity is None or not 0 < sparsity < 1):
+            raise ValueError(f'sparsity must be in (0, 1), got {sparsity}')
+        for name, value in (('update_interval', update_interval), ('snip_batch_size', snip_batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f'{name} must be None or a positive int, got {value!r}')
+        if not 0 < prune_rate <= 1:
+            raise ValueError(f'prune_rate must be in (0, 1], got {prune_rate}')
+        if not 0 <= final_prune_rate <= prune_rate:
+            raise ValueError(f'final_prune_rate must be in [0, prune_rate], got {final_prune_rate} and {prune_rate}')
+        self.init = init
+        self.density = 1 - (sparsity or 0)
+        self.update_interval = update_interval
+        self.start_prune_rate = prune_rate
+        self.final_prune_rate = final_prune_rate
+        self.include = include
+        self.exclude = exclude
+        self.snip_batch_size = snip_batch_size
+        self.step = 0
+        self.masks: dict[str, Tensor] = {}
+        self._weights: dict[str, nn.Parameter] = {}
+        self._saved_state: dict | None = None
+
+    @property
+    def prune_rate(self) -> float:
+        """p at the current step."""
+        return cosine_prune_rate(self.step, self._total_steps, self.start_prune_rate, self.final_prune_rate)
+
+    def before_train(self, runner: Runner) -> None:
+        """Make or resume the masks, apply them, and follow the optimiser's steps."""
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
+            raise TypeError(f'DynamicSparsityHook needs one optimiser, got {len(runner.optim_wrapper)}')
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._weights = find_sparse_parameters(model, self.include, self.exclude)
+        self._optimizer = runner.optim_wrapper.optimizer
+        self._total_steps = math.ceil(runner.max_iters / runner.optim_wrapper._accumulative_counts)
+        averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+        self._average_weights = [dict(average.named_parameters()) for average in averages]
+        resumed = runner.iter > 0
+        if resumed:
+            self._resume(runner)
+        else:
+            self.step = 0
+            self.masks = self._initial_masks(runner, model)
+        self._saved_state = None
+        self._broadcast_masks()
+        self._apply_masks()
+        origin = 'the checkpoint' if resumed else self.init
+        self._log(runner, f'masks of {len(self.masks)} of {len(self._weights)} layers from {origin}')
+        self._handle = self._optimizer.register_step_post_hook(lambda *_: self._after_optimizer_step(runner))
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Mask the EMA copies, which were just updated."""
+        for weights in self._average_weights:
+            apply_masks(weights, self.masks)
+
+    def after_train(self, runner: Runner) -> None:
+        """Let the optimiser go."""
+        self._handle.remove()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Add the masks, packed to bits, the step and the prune rate: tensors, ints and floats only."""
+        if not self._weights:
+            return
+        checkpoint['dynamic_sparsity'] = dict(
+            step=self.step,
+            prune_rate=self.prune_rate,
+            masks={
+                name: dict(bits=pack_mask(mask), shape=list(mask.shape))
+                for name, mask in self.masks.items()
+            })
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep what was saved until training starts; it is used if training is resumed."""
+        self._saved_state = checkpoint.get('dynamic_sparsity')
+
+    def _initial_masks(self, runner: Runner, model: BaseModel) -> dict[str, Tensor]:
+        if self.init == 'zeros':
+            masks = masks_from_zeros(self._weights)
+            if not masks:
+                runner.logger.warning("DynamicSparsityHook: init='zeros', but no weight is zero: nothing is masked. "
+                                      'Was a sparse checkpoint loaded?')
+            return masks
+        if self.init == 'snip':
+            densities = self._snip_densities(runner, model)
+        else:
+            function = dict(uniform=uniform_densities, erk=erk_densities)[self.init]
+            densities = function(self._weights, self.density)
+        return draw_masks(self._weights, densities, self._generator(runner))
+
+    def _snip_densities(self, runner: Runner, model: BaseModel) -> dict[str, float]:
+        """SNIP on one batch of the training data, drawn beside the dataloader, whose order is not disturbed."""
+        loader = runner.train_dataloader
+        size = self.snip_batch_size or loader.batch_size or loader.batch_sampler.batch_size
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        model.train()
+        with preserved_rng():
+            seed_all(derive_seed('snip', runner.seed))
+            indices = torch.randperm(len(loader.dataset))[:size].tolist()
+            batch = loader.collate_fn([loader.dataset[index] for index in indices])
+            data = model.data_preprocessor(batch, True)
+            losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
+            saliency = saliencies(model.parse_losses(losses)[0], self._weights)
+        # The statistics of the norms must not know of this batch.
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        densities = [snip_densities(saliency, self.density)]
+        dist.broadcast_object_list(densities)
+        return densities[0]
+
+    def _resume(self, runner: Runner) -> None:
+        if self._saved_state is None:
+            raise ValueError('training is resumed with DynamicSparsityHook, but the checkpoint has no masks: it was '
+                             "trained without. To start from its weights use load_from, with init='zeros' to keep its "
+                             'zeros')
+        saved = self._saved_state['masks']
+        for name, entry in saved.items():
+            shape = tuple(self._weights[name].shape) if name in self._weights else None
+            if tuple(entry['shape']) != shape:
+                raise ValueError(f'the checkpoint has a mask of shape {tuple(entry["shape"])} for {name}, whose shape '
+                                 f'is now {shape}: resume with the model, include and exclude of the stopped training')
+        self.step = self._saved_state['step']
+        self.masks = {
+            name: unpack_mask(entry['bits'], entry['shape']).to(self._weights[name].device)
+            for name, entry in saved.items()
+        }
+        saved_rate = self._saved_state['prune_rate']
+        if not math.isclose(self.prune_rate, saved_rate):
+            runner.logger.warning(f'DynamicSparsityHook: the prune rate at step {self.step} of {self._total_steps} is '
+                                  f'{self.prune_rate:.4f}, in the checkpoint {saved_rate:.4f}: another schedule')
+
+    def _after_optimizer_step(self, runner: Runner) -> None:
+        self.step += 1
+        self._apply_masks()
+        if self.update_interval and self.step % self.update_interval == 0 and self.step < self._total_steps:
+            self._update_masks(runner)
+
+    def _update_masks(self, runner: Runner) -> None:
+        generator, total = self._generator(runner), 0
+        for name, mask in self.masks.items():
+            self.masks[name], count = prune_and_grow(self._weights[name], mask, self.prune_rate, generator)
+            total += count
+        self._broadcast_masks()
+        self._apply_masks()
+        self._log(runner, f'{total} weights pruned and as many grown')
+
+    def _generator(self, runner: Runner) -> torch.Generator:
+        device = next(iter(self._weights.values())).device
+        return torch.Generator(device).manual_seed(derive_seed('masks', runner.seed, self.step))
+
+    def _broadcast_masks(self) -> None:
+        for mask in self.masks.values():
+            dist.broadcast(mask.view(torch.uint8))
+
+    def _apply_masks(self) -> None:
+        apply_masks(self._weights, self.masks)
+        for name, mask in self.masks.items():
+            momentum = self._optimizer.state.get(self._weights[name], {}).get('momentum_buffer')
+            if momentum is not None:
+                momentum.mul_(mask)
+
+    def _log(self, runner: Runner, event: str) -> None:
+        dead = sum(int((~mask).sum()) for mask in self.masks.values())
+        size = sum(weight.numel() for weight in self._weights.values())
+        density = 1 - dead / size
+        runner.message_hub.update_scalar('train/density', density)
+        if self.update_interval:
+            event += f'; prune rate {self.prune_rate:.4f}'
+            runner.message_hub.update_scalar('train/prune_rate', self.prune_rate)
+        groups = group_densities(self._weights, self.masks)
+        runner.logger.info(f'Dynamic sparsity, optimiser step {self.step}: {event}; density {density:.4f} of '
+                           f'{size / 1e6:.2f} M weights: ' + ', '.join(f'{group} {value:.3f}'
+                                                                       for group, value in groups.items()))

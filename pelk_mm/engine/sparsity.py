@@ -1,0 +1,216 @@
+"""Dynamic sparsity as SLaK trains it: which weights, initial densities, random masks, pruning and growth.
+
+Functions of tensors and modules, used by :class:`~pelk_mm.engine.hooks.DynamicSparsityHook`. A mask is a bool tensor
+of its weight's shape, True where the weight is live.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# A layer of at least this density stays dense: its mask would cost more than it saves.
+DENSE_FROM = 0.99
+
+
+def find_sparse_parameters(model: nn.Module,
+                           include: str | Sequence[str] = (),
+                           exclude: str | Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The trained weights that sparsity is for: 2-D and 4-D ones, as SLaK does.
+
+    A submodule with ``get_sparse_parameters()`` decides for its own parameters.
+
+    Args:
+        model (nn.Module): The model, unwrapped.
+        include (str | Sequence[str]): Regular expressions; a name must contain a match of one. Empty: all.
+        exclude (str | Sequence[str]): Regular expressions; a name with a match of one is left out.
+
+    Returns:
+        dict[str, nn.Parameter]: By name, in the order of ``named_parameters``.
+
+    Raises:
+        ValueError: If a pattern matches no weight, or nothing is left.
+    """
+    chosen = {name: p for name, p in model.named_parameters() if p.ndim in (2, 4) and p.requires_grad}
+    for prefix, module in model.named_modules():
+        if hasattr(module, 'get_sparse_parameters'):
+            prefix += '.' if prefix else ''
+            own = {prefix + name for name in module.get_sparse_parameters()}
+            chosen = {name: p for name, p in chosen.items() if not name.startswith(prefix) or name in own}
+    for argument, patterns in (('include', include), ('exclude', exclude)):
+        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+        matches = {pattern: {name for name in chosen if re.search(pattern, name)} for pattern in patterns}
+        for pattern, names in matches.items():
+            if not names:
+                raise ValueError(f'{argument} must match names of 2-D or 4-D weights, {pattern!r} matches none of '
+                                 f'{len(chosen)}, for example {", ".join(list(chosen)[:3])}')
+        matched = set().union(*matches.values())
+        if patterns:
+            chosen = {name: p for name, p in chosen.items() if (name in matched) == (argument == 'include')}
+    if not chosen:
+        raise ValueError(f'{type(model).__name__} has no trained 2-D or 4-D weights to make sparse')
+    return chosen
+
+
+def uniform_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, float]:
+    """The same density for every layer."""
+    return dict.fromkeys(weights, density)
+
+
+def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, float]:
+    """Erdos-Renyi-Kernel: a layer's density is proportional to the sum of its sides over their product, at most 1.
+
+    Args:
+        weights (Mapping[str, Tensor]): By name.
+        density (float): Of all weights together.
+
+    Returns:
+        dict[str, float]: By name.
+    """
+    dense: set[str] = set()
+    total = sum(weight.numel() for weight in weights.values())
+    while len(dense) < len(weights):
+        rest = {name: weight for name, weight in weights.items() if name not in dense}
+        budget = density * total - sum(weights[name].numel() for name in dense)
+        scale = budget / sum(sum(weight.shape) for weight in rest.values())
+        densities = {name: scale * sum(weight.shape) / weight.numel() for name, weight in rest.items()}
+        # Capping a layer leaves more for the others, so whatever is above 1 now stays above it.
+        over = {name for name, value in densities.items() if value > 1}
+        if not over:
+            return {name: densities.get(name, 1.0) for name in weights}
+        dense |= over
+    return dict.fromkeys(weights, 1.0)
+
+
+def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """SNIP's saliency \\|w * dL/dw\\| of every weight; zero where the loss does not depend on a weight.
+
+    ``.grad`` is left alone.
+    """
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if gradient is None else (weight * gradient).abs().detach()
+        for (name, weight), gradient in zip(weights.items(), gradients)
+    }
+
+
+def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, float]:
+    """Each layer's share of weights among the most salient ``density`` of the whole network.
+
+    Args:
+        saliency (Mapping[str, Tensor]): From :func:`saliencies`.
+        density (float): Of all weights together.
+
+    Returns:
+        dict[str, float]: By name.
+
+    Raises:
+        ValueError: If a saliency is not finite, or too few are above zero to tell what to keep.
+    """
+    scores = torch.cat([values.flatten() for values in saliency.values()])
+    keep = round(density * scores.numel())
+    if not torch.isfinite(scores).all():
+        raise ValueError('SNIP needs finite saliencies, but the loss or its gradient is not finite')
+    if int(scores.count_nonzero()) < keep:
+        raise ValueError(f'SNIP is to keep {keep} weights, but only {int(scores.count_nonzero())} have a gradient in '
+                         "its batch; use init='erk' or 'uniform', or exclude the layers that the loss ignores")
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[scores.topk(keep, sorted=False).indices] = True
+    counts = [int(part.sum()) for part in chosen.split([values.numel() for values in saliency.values()])]
+    return {name: count / values.numel() for (name, values), count in zip(saliency.items(), counts)}
+
+
+def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
+               generator: torch.Generator) -> dict[str, Tensor]:
+    """Random masks with exactly ``round(density * size)`` live weights, at least one; none for layers that stay dense.
+
+    Args:
+        weights (Mapping[str, Tensor]): By name, on the generator's device.
+        densities (Mapping[str, float]): By name, see :data:`DENSE_FROM`.
+        generator (torch.Generator): What to draw with.
+
+    Returns:
+        dict[str, Tensor]: Masks by name.
+    """
+    masks = {}
+    for name, weight in weights.items():
+        if densities[name] < DENSE_FROM:
+            live = max(1, round(densities[name] * weight.numel()))
+            masks[name] = _random_mask(weight.numel(), live, generator).view(weight.shape)
+    return masks
+
+
+def masks_from_zeros(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of the weights that are not zero, for the layers that have a zero."""
+    masks = {name: weight.detach() != 0 for name, weight in weights.items()}
+    return {name: mask for name, mask in masks.items() if not mask.all()}
+
+
+def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -> float:
+    """``start`` at step 0, ``final`` from ``total_steps`` on, half a cosine between."""
+    progress = min(step / total_steps, 1.0)
+    return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def prune_and_grow(weight: Tensor, mask: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, int]:
+    """Kill the live weights of smallest magnitude and bring as many dead ones, drawn at random, to life.
+
+    A weight just pruned may be drawn again and then keeps its value, as in SLaK.
+
+    Args:
+        weight (Tensor): Any shape.
+        mask (Tensor): bool, same shape; left as it is.
+        rate (float): Share of the live weights to prune, in [0, 1].
+        generator (torch.Generator): On the weight's device.
+
+    Returns:
+        tuple[Tensor, int]: The new mask, and how many weights were pruned and grown, ``round(rate * live)``.
+    """
+    count = round(rate * int(mask.sum()))
+    new = mask.flatten().clone()
+    magnitudes = weight.detach().abs().flatten().masked_fill(~new, math.inf)
+    new[magnitudes.topk(count, largest=False, sorted=False).indices] = False
+    dead = (~new).nonzero().squeeze(1)
+    new[dead[_random_mask(len(dead), count, generator)]] = True
+    return new.view(mask.shape), count
+
+
+@torch.no_grad()
+def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Set what is dead to exactly zero, in place."""
+    for name, mask in masks.items():
+        tensors[name].mul_(mask)
+
+
+def group_densities(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float]:
+    """Density of each group of layers: one for every stage and every downsampling layer, one for each other module."""
+    live: dict[str, int] = {}
+    size: dict[str, int] = {}
+    for name, weight in weights.items():
+        numbered = re.match(r'.*?\.\d+(?=\.)', name)
+        group = numbered.group() if numbered else name.rpartition('.')[0]
+        live[group] = live.get(group, 0) + (int(masks[name].sum()) if name in masks else weight.numel())
+        size[group] = size.get(group, 0) + weight.numel()
+    return {group: live[group] / size[group] for group in size}
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Eight positions to a byte: bool of any shape -> uint8 on the CPU, (ceil(size / 8),)."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of :func:`pack_mask`: bool of ``shape``, on the CPU."""
+    bits = np.unpackbits(packed.cpu().numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits.astype(bool)).view(tuple(shape))
+
+
+def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:
+    mask = torch.zeros(size, dtype=torch.bool, device=generator.device)
+    mask[torch.randperm(size, generator=generator, device=generator.device)[:count]] = True
+    return mask

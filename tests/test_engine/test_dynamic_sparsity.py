@@ -1,0 +1,566 @@
+"""Densities, masks, pruning and growth; the hook in real runs; stop and resume, bit for bit.
+
+Run as a script it is one rank of the distributed test.
+"""
+
+import itertools
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import Dataset
+
+from pelk_mm.compat import setup
+from pelk_mm.engine import DynamicSparsityHook
+from pelk_mm.engine.checkpoints import publish_file
+from pelk_mm.engine.sparsity import (
+    cosine_prune_rate,
+    draw_masks,
+    erk_densities,
+    find_sparse_parameters,
+    group_densities,
+    masks_from_zeros,
+    pack_mask,
+    prune_and_grow,
+    saliencies,
+    snip_densities,
+    uniform_densities,
+    unpack_mask,
+)
+from pelk_mm.models import PeLK
+
+RUN_NAMES = itertools.count()
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Net(BaseModel):
+    """Convolution, norm, dropout and classifier: 2-D and 4-D weights, buffers, and randomness in the step."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.norm = nn.BatchNorm2d(16)
+        self.hidden = nn.Linear(16, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, image, label, mode='loss'):
+        x = self.norm(self.conv(image)).relu().mean((2, 3))
+        x = nn.functional.dropout(self.hidden(x).relu(), 0.2, self.training)
+        return dict(loss=nn.functional.cross_entropy(self.head(x), label))
+
+
+class Images(Dataset):
+    """Noise, augmented with the generators of PyTorch, NumPy and Python."""
+
+    def __init__(self, size=40):
+        self.images = torch.randn(size, 3, 6, 6, generator=generator())
+        self.labels = torch.randint(4, (size, ), generator=generator())
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index] + 0.1 * torch.randn(3, 6, 6) + float(np.random.rand())
+        return dict(image=image.flip(-1) if random.random() < 0.5 else image, label=self.labels[index])
+
+
+class Watch(Hook):
+    """Calls a function after each iteration, when all other hooks have run."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, function):
+        self.function = function
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.function(runner)
+
+
+def make_runner(work_dir,
+                sparsity=None,
+                loop='Iter',
+                steps=20,
+                optimizer=None,
+                optim_wrapper=None,
+                ema=False,
+                watch=None,
+                interval=1000,
+                workers=0,
+                seed=0,
+                model=None,
+                log_level='ERROR',
+                **kwargs):
+    setup()
+    hooks = []
+    if ema:
+        hooks.append(dict(type='EMAHook', momentum=0.1))
+    if sparsity is not None:
+        hooks.append(dict(type='pelk_mm.DynamicSparsityHook', **sparsity))
+    if watch is not None:
+        hooks.append(Watch(watch))
+    cfg = dict(max_iters=steps) if loop == 'Iter' else dict(max_epochs=steps // 10)
+    return Runner(
+        model=model or Net(),
+        work_dir=str(work_dir),
+        experiment_name=f'run{next(RUN_NAMES)}',
+        train_dataloader=ConfigDict(
+            batch_size=4,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type='InfiniteSampler' if loop == 'Iter' else 'DefaultSampler', shuffle=True),
+            dataset=dict(type=Images)),
+        train_cfg=dict(type=f'pelk_mm.Resumable{loop}BasedTrainLoop', **cfg),
+        optim_wrapper=dict(
+            optimizer=optimizer or dict(type='AdamW', lr=0.01, weight_decay=0.05), **(optim_wrapper or {})),
+        param_scheduler=dict(type='CosineAnnealingLR', by_epoch=False, T_max=steps),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval)),
+        custom_hooks=hooks,
+        randomness=dict(seed=seed),
+        log_level=log_level,
+        default_scope='mmengine',
+        **kwargs)
+
+
+def sparsity_hook(runner):
+    return next(hook for hook in runner.hooks if isinstance(hook, DynamicSparsityHook))
+
+
+# ---- which weights
+
+def test_only_trained_2d_and_4d_weights_are_found():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv1d(4, 4, 3), nn.Linear(4, 2))
+    assert list(find_sparse_parameters(model)) == ['0.weight', '3.weight']
+    model[0].weight.requires_grad = False
+    assert list(find_sparse_parameters(model)) == ['3.weight']
+
+
+def test_patterns_choose_and_leave_out():
+    assert list(find_sparse_parameters(Net(), include=r'^(conv|head)\.')) == ['conv.weight', 'head.weight']
+    assert list(find_sparse_parameters(Net(), exclude=['conv', 'hidden'])) == ['head.weight']
+    for argument in ('include', 'exclude'):
+        with pytest.raises(ValueError, match=f"{argument} .*'backbone'.* matches none of 3"):
+            find_sparse_parameters(Net(), **{argument: ['head', 'backbone']})
+
+
+def test_backbone_names_its_sparse_weights():
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = PeLK('atto')
+            self.head = nn.Linear(self.backbone.channels[-1], 10)
+
+    model = Classifier()
+    names = set(find_sparse_parameters(model))
+    assert 'head.weight' in names
+    assert 'backbone.stages.0.blocks.0.mixer.mixer.convs.large.weight' in names
+    assert 'backbone.downsample_layers.0.0.weight' in names
+    assert not [name for name in names if name.endswith('.bias') or 'norm' in name or 'embedding' in name]
+    model.backbone.get_sparse_parameters = lambda: {'downsample_layers.0.0.weight': None}
+    assert set(find_sparse_parameters(model)) == {'backbone.downsample_layers.0.0.weight', 'head.weight'}
+
+
+# ---- densities
+
+def test_erk_against_hand_values():
+    # 4x4x1x1: sides 10, size 16; 20x20: sides 40, size 400. Density 0.25 of 416 is 104 = scale * (10 + 40).
+    weights = dict(a=torch.zeros(4, 4, 1, 1), b=torch.zeros(20, 20))
+    # scale 2.08 would give a 2.08 * 10 / 16 = 1.3: a is full, and b gets (104 - 16) / 400.
+    assert erk_densities(weights, 0.25) == pytest.approx(dict(a=1.0, b=0.22))
+    # 0.1 of 416: scale 0.832.
+    assert erk_densities(weights, 0.1) == pytest.approx(dict(a=0.52, b=0.0832))
+    assert erk_densities(dict(a=torch.zeros(2, 2)), 0.9) == pytest.approx(dict(a=0.9))
+
+
+def test_snip_against_a_two_layer_net():
+    # y = v . (W x) with W = [[1, 2], [3, 4]], v = [1, -2], x = [1, 3]; loss = y.
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    net[0].weight.data = torch.tensor([[1., 2.], [3., 4.]])
+    net[1].weight.data = torch.tensor([[1., -2.]])
+    found = saliencies(net(torch.tensor([[1., 3.]])).sum(), find_sparse_parameters(net))
+    # dy/dW = v x^T = [[1, 3], [-2, -6]]; dy/dv = W x = [7, 15].
+    assert found['0.weight'].tolist() == [[1, 6], [6, 24]]
+    assert found['1.weight'].tolist() == [[7, 30]]
+    assert net[0].weight.grad is None
+    # Half of six: 30, 24 and 7.
+    assert snip_densities(found, 0.5) == {'0.weight': 0.25, '1.weight': 1.0}
+    # Five of six, one of the two sixes included.
+    assert snip_densities(found, 5 / 6) == {'0.weight': 0.75, '1.weight': 1.0}
+
+
+def test_snip_refuses_what_it_cannot_rank():
+    with pytest.raises(ValueError, match='finite'):
+        snip_densities(dict(a=torch.tensor([1., float('nan')])), 0.5)
+    with pytest.raises(ValueError, match='keep 3 weights, but only 1 have a gradient'):
+        snip_densities(dict(a=torch.tensor([1., 0., 0., 0.])), 0.75)
+
+
+@pytest.mark.parametrize('density', [0.001, 0.25, 0.6, 0.98])
+def test_masks_have_their_density_within_rounding(density):
+    weights = dict(a=torch.zeros(7, 11), b=torch.zeros(13, 1, 5, 5))
+    masks = draw_masks(weights, uniform_densities(weights, density), generator())
+    for name, mask in masks.items():
+        assert mask.shape == weights[name].shape
+        assert mask.dtype == torch.bool
+        assert int(mask.sum()) == max(1, round(density * mask.numel()))
+    assert not torch.equal(masks['a'], draw_masks(weights, dict(a=density, b=density), generator(1))['a'])
+
+
+def test_layers_of_density_099_stay_dense():
+    weights = dict(a=torch.zeros(10, 10), b=torch.zeros(10, 10))
+    assert list(draw_masks(weights, dict(a=0.99, b=0.9899), generator())) == ['b']
+
+
+def test_masks_from_zeros():
+    weights = dict(a=torch.tensor([[0., 1.], [2., 0.]]), b=torch.ones(2, 2))
+    masks = masks_from_zeros(weights)
+    assert list(masks) == ['a']
+    assert masks['a'].tolist() == [[False, True], [True, False]]
+
+
+# ---- updates
+
+def test_cosine_against_hand_values():
+    rates = [cosine_prune_rate(step, 100, 0.5, 0.1) for step in (0, 25, 50, 75, 100, 120)]
+    quarter = 0.2 * math.sqrt(0.5)
+    assert rates == pytest.approx([0.5, 0.3 + quarter, 0.3, 0.3 - quarter, 0.1, 0.1])
+
+
+def test_pruned_are_the_smallest_and_grown_come_from_the_dead():
+    weight = torch.randn(50, 20, generator=generator())
+    mask = torch.rand(50, 20, generator=generator(1)) < 0.6
+    live = int(mask.sum())
+    new, count = prune_and_grow(weight, mask, 0.3, generator(2))
+    assert count == round(0.3 * live)
+    assert int(new.sum()) == live
+    smallest = weight.abs()[mask].sort().values[:count]
+    pruned, grown = mask & ~new, new & ~mask
+    assert int(pruned.sum()) == int(grown.sum()) > 0
+    assert weight.abs()[pruned].max() <= smallest[-1]
+    # Above the threshold nothing is touched.
+    assert new[mask & (weight.abs() > smallest[-1])].all()
+    assert not torch.equal(new, prune_and_grow(weight, mask, 0.3, generator(3))[0])
+
+
+def test_grown_positions_are_spread_evenly():
+    weight, mask = torch.arange(1., 101.), torch.arange(100) >= 50
+    counts = sum(prune_and_grow(weight, mask, 0.5, generator(seed))[0].float() for seed in range(400))
+    # 25 of the 75 dead positions are drawn each time: 133 of 400, deviation 9.4.
+    assert counts[:75].min() > 133 - 5 * 9.4
+    assert counts[:75].max() < 133 + 5 * 9.4
+    assert (counts[75:] == 400).all()
+
+
+@pytest.mark.parametrize('shape', [(1, ), (8, ), (3, 1, 5, 5), (16, 27)])
+def test_masks_pack_to_bits(shape):
+    mask = torch.rand(shape, generator=generator()) < 0.5
+    packed = pack_mask(mask)
+    assert packed.dtype == torch.uint8
+    assert packed.numel() == math.ceil(mask.numel() / 8)
+    assert torch.equal(unpack_mask(packed, shape), mask)
+
+
+def test_groups_are_stages_and_modules():
+    names = ['backbone.stages.0.blocks.0.a.weight', 'backbone.stages.0.blocks.1.a.weight',
+             'backbone.downsample_layers.1.1.weight', 'head.fc.weight']
+    weights = {name: torch.zeros(2, 2) for name in names}
+    masks = {names[0]: torch.tensor([[True, False], [False, False]])}
+    assert group_densities(weights, masks) == {
+        'backbone.stages.0': 5 / 8, 'backbone.downsample_layers.1': 1.0, 'head.fc': 1.0
+    }
+
+
+# ---- the hook in a run
+
+@pytest.mark.parametrize('init', ['snip', 'erk', 'uniform'])
+def test_density_holds_after_init_and_after_50_updates(tmp_path, init):
+    densities, updates = [], []
+
+    def watch(runner):
+        hook = sparsity_hook(runner)
+        densities.append({name: int(mask.sum()) for name, mask in hook.masks.items()})
+        updates.append({name: mask.clone() for name, mask in hook.masks.items()})
+        for name, mask in hook.masks.items():
+            assert (hook._weights[name][~mask] == 0).all()
+
+    sparsity = dict(init=init, sparsity=0.4, update_interval=1, prune_rate=0.3)
+    runner = make_runner(tmp_path, sparsity, steps=51, watch=watch)
+    runner.train()
+    hook = sparsity_hook(runner)
+    assert hook.step == 51
+    total = sum(weight.numel() for weight in hook._weights.values())
+    live = total - sum(int((~mask).sum()) for mask in hook.masks.values())
+    assert densities[0] == densities[-1]
+    if init == 'uniform':
+        assert all(count == round(0.6 * hook.masks[name].numel()) for name, count in densities[0].items())
+    # Layers that come out above 0.99 stay dense, which can only add.
+    assert live >= round(0.6 * total) - len(hook.masks)
+    assert live <= round(0.6 * total) + 0.01 * total + len(hook.masks)
+    # 50 updates: one after each step but the last.
+    changed = [any(not torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(updates)]
+    assert changed[:20] == [True] * 20
+    assert changed[-1] is False
+
+
+def test_snip_leaves_no_trace(tmp_path):
+    """Norm statistics, gradients, data order and generators are as without it."""
+    states = []
+    for sparsity in (dict(sparsity=0.4), dict(init='uniform', sparsity=0.4)):
+        runner = make_runner(tmp_path, sparsity, steps=1)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        torch.manual_seed(1)
+        np.random.seed(1)
+        random.seed(1)
+        sparsity_hook(runner).before_train(runner)
+        assert all(parameter.grad is None for parameter in runner.model.parameters())
+        batch = next(runner.train_loop.dataloader_iterator)
+        states.append((runner.model.norm.running_mean.tolist(), runner.model.norm.num_batches_tracked.item(),
+                       batch['label'].tolist(), torch.rand(1).item(), np.random.rand(), random.random()))
+    assert states[0] == states[1]
+    assert states[0][1] == 0
+
+
+def test_updates_follow_optimizer_steps_not_iterations(tmp_path):
+    steps = []
+    sparsity = dict(init='uniform', sparsity=0.5, update_interval=2)
+    runner = make_runner(tmp_path, sparsity, steps=10, optim_wrapper=dict(accumulative_counts=3),
+                         watch=lambda runner: steps.append(sparsity_hook(runner).step))
+    runner.train()
+    # MMEngine steps after 3, 6, 9 and, for the remainder, 10 iterations.
+    assert steps == [0, 0, 1, 1, 1, 2, 2, 2, 3, 4]
+    assert sparsity_hook(runner)._total_steps == 4
+    assert sparsity_hook(runner).prune_rate == pytest.approx(0.005)
+
+
+class SkippingOptimWrapper(OptimWrapper):
+    """Skips every other step, as a loss scaler does when a gradient overflows."""
+
+    def step(self, **kwargs):
+        if self.inner_count % 2:
+            super().step(**kwargs)
+
+
+def test_skipped_steps_do_not_count(tmp_path):
+    runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.5), steps=6,
+                         optim_wrapper=dict(type=SkippingOptimWrapper))
+    runner.train()
+    assert sparsity_hook(runner).step == 3
+
+
+@pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=0.1, momentum=0.9), dict(type='AdamW', lr=0.01)])
+def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_left_alone(tmp_path, optimizer):
+    def watch(runner):
+        hook = sparsity_hook(runner)
+        ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
+        for name, mask in hook.masks.items():
+            weight = dict(runner.model.named_parameters())[name]
+            state = runner.optim_wrapper.optimizer.state[weight]
+            assert (weight[~mask] == 0).all()
+            assert (dict(ema.named_parameters())[name][~mask] == 0).all()
+            assert weight[mask].count_nonzero() > 0
+            if 'momentum_buffer' in state:
+                assert (state['momentum_buffer'][~mask] == 0).all()
+                assert state['momentum_buffer'][mask].count_nonzero() > 0
+            else:
+                assert state['exp_avg'][~mask].count_nonzero() > 0
+
+    sparsity = dict(init='uniform', sparsity=0.5, update_interval=3)
+    runner = make_runner(tmp_path, sparsity, steps=8, optimizer=optimizer, ema=True, watch=watch)
+    runner.train()
+    path, dropped = publish_file(str(tmp_path / 'iter_8.pth'), str(tmp_path / 'published.pth'))
+    assert dropped == ['dynamic_sparsity', 'ema_state_dict', 'message_hub', 'optimizer', 'param_schedulers']
+    published = torch.load(path, weights_only=True)['state_dict']
+    saved = torch.load(tmp_path / 'iter_8.pth', weights_only=False)['state_dict']
+    assert published.keys() == saved.keys()
+    for name, mask in sparsity_hook(runner).masks.items():
+        # EMAHook saves the averages as state_dict.
+        assert torch.equal(published[name], saved[name])
+        assert (published[name][~mask] == 0).all()
+        assert not torch.equal(published[name], runner.model.state_dict()[name])
+
+
+def test_zeros_of_a_loaded_model_stay(tmp_path):
+    model = Net()
+    pattern = torch.rand(model.conv.weight.shape, generator=generator()) < 0.5
+    with torch.no_grad():
+        model.conv.weight.mul_(pattern)
+        model.head.weight[0, 0] = 0
+    before = model.conv.weight.detach().clone()
+    runner = make_runner(tmp_path, dict(init='zeros', include=r'^(conv|hidden)\.'), steps=5, model=model)
+    runner.train()
+    assert torch.equal(model.conv.weight != 0, pattern)
+    assert (model.conv.weight != before)[pattern].all()
+    assert list(sparsity_hook(runner).masks) == ['conv.weight']
+    assert model.head.weight[0, 0] != 0
+
+
+def test_checkpoint_state_is_plain_and_small(tmp_path):
+    runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.5, update_interval=4, prune_rate=0.4), steps=10)
+    runner.train()
+    state = torch.load(tmp_path / 'iter_10.pth', weights_only=False)['dynamic_sparsity']
+    torch.save(state, tmp_path / 'state.pth')
+    state = torch.load(tmp_path / 'state.pth', weights_only=True)
+    assert state['step'] == 10
+    assert state['prune_rate'] == pytest.approx(0.005)
+    assert set(state['masks']) == {'conv.weight', 'hidden.weight', 'head.weight'}
+    assert state['masks']['hidden.weight']['bits'].numel() == 16 * 32 // 8
+    assert state['masks']['hidden.weight']['shape'] == [32, 16]
+
+
+def test_what_happened_is_logged(tmp_path):
+    sparsity = dict(init='uniform', sparsity=0.5, update_interval=4, prune_rate=0.4)
+    runner = make_runner(tmp_path, sparsity, steps=9, log_level='INFO')
+    runner.train()
+    log = Path(runner._log_dir, f'{runner.timestamp}.log').read_text()
+    assert 'optimiser step 0: masks of 3 of 3 layers from uniform; prune rate 0.4000; density 0.5000 of 0.00 M' in log
+    # cos(pi * 4 / 9): p = 0.2370; 216 + 256 + 64 live weights.
+    count = round(0.2368 * 216) + round(0.2368 * 256) + round(0.2368 * 64)
+    assert f'optimiser step 4: {count} weights pruned and as many grown; prune rate 0.23' in log
+    assert runner.message_hub.get_scalar('train/density').current() == 0.5
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (dict(init='magnitude', sparsity=0.4), "init must be one of .* got 'magnitude'"),
+    (dict(), 'sparsity must be in'),
+    (dict(sparsity=1.0), 'sparsity must be in .* got 1.0'),
+    (dict(init='zeros', sparsity=0.4), 'sparsity must be None'),
+    (dict(sparsity=0.4, update_interval=0), 'update_interval must be None or a positive int, got 0'),
+    (dict(sparsity=0.4, snip_batch_size=-1), 'snip_batch_size must be None or a positive int'),
+    (dict(sparsity=0.4, prune_rate=1.5), 'prune_rate must be in'),
+    (dict(sparsity=0.4, prune_rate=0.1, final_prune_rate=0.2), 'final_prune_rate must be in .* 0.2 and 0.1'),
+])
+def test_wrong_values_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicSparsityHook(**arguments)
+
+
+def test_snip_batch_size_is_used(tmp_path):
+    densities = []
+    for size in (None, 1, 40):
+        runner = make_runner(tmp_path, dict(sparsity=0.4, snip_batch_size=size), steps=1)
+        runner.train()
+        densities.append({name: int(mask.sum()) for name, mask in sparsity_hook(runner).masks.items()})
+    assert len({str(values) for values in densities}) == 3
+
+
+# ---- stop and resume
+
+def assert_same(a, b, where=''):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f'{where}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f'{where}.{index}')
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, where
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize(('loop', 'workers', 'seed'), [('Iter', 0, 0), ('Iter', 2, 0), ('Epoch', 0, 0), ('Epoch', 2, 0),
+                                                       ('Iter', 2, None), ('Epoch', 0, None)])
+def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed):
+    sparsity = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
+    arguments = dict(sparsity=sparsity, loop=loop, workers=workers, seed=seed, ema=True, interval=7)
+    generators = []
+    stop = str(tmp_path / 'straight/iter_7.pth')
+    for name, resume in (('straight', {}), ('resumed', dict(resume=True, load_from=stop))):
+        runner = make_runner(tmp_path / name, **arguments, **resume)
+        runner.train()
+        numpy_state = np.random.get_state()[1].tolist()
+        generators.append((torch.get_rng_state(), numpy_state, random.getstate()))
+        # PyTorch takes 10 s to end persistent workers that the garbage collector finds in a cycle.
+        runner._train_loop = None
+    assert_same(*generators)
+
+    straight, resumed = (
+        torch.load(tmp_path / name / 'iter_20.pth', weights_only=False) for name in ('straight', 'resumed'))
+    stopped = torch.load(stop, weights_only=False)
+    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers', 'dynamic_sparsity'):
+        assert_same(resumed[part], straight[part], part)
+        with pytest.raises(AssertionError):
+            assert_same(stopped[part], straight[part], part)
+    assert resumed['meta']['iter'] == straight['meta']['iter'] == 20
+    assert resumed['meta']['epoch'] == straight['meta']['epoch']
+
+
+def test_resuming_without_masks_or_with_others_is_refused(tmp_path):
+    make_runner(tmp_path, steps=2).train()
+    path = str(tmp_path / 'iter_2.pth')
+    with pytest.raises(ValueError, match='the checkpoint has no masks'):
+        make_runner(tmp_path, dict(sparsity=0.4), steps=4, resume=True, load_from=path).train()
+    make_runner(tmp_path, dict(init='uniform', sparsity=0.4), steps=2).train()
+    with pytest.raises(ValueError, match='a mask of shape .* for hidden.weight, whose shape is now None'):
+        make_runner(tmp_path, dict(init='uniform', sparsity=0.4, exclude='hidden'), steps=4, resume=True,
+                    load_from=path).train()
+
+
+def test_loading_without_resuming_draws_new_masks(tmp_path):
+    make_runner(tmp_path, dict(init='uniform', sparsity=0.4), steps=2).train()
+    runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.7), steps=2, load_from=str(tmp_path / 'iter_2.pth'))
+    runner.train()
+    assert int(sparsity_hook(runner).masks['hidden.weight'].sum()) == round(0.3 * 512)
+
+
+# ---- two ranks
+
+def train_one_rank(rank, work_dir):
+    """Two ranks see other images and draw other dropout; masks and weights must be the same."""
+    torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
+    # MMEngine assumes a GPU for each rank, unless told otherwise.
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    sparsity = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
+    runner = make_runner(work_dir, sparsity, launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
+    runner.train()
+    hook = sparsity_hook(runner)
+    torch.save(
+        dict(step=hook.step, masks=hook.masks, weights=runner.model.module.state_dict(), random=torch.rand(1)),
+        Path(work_dir, f'rank{rank}.pth'))
+
+
+def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
+    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)],
+                         env=dict(environment, LOCAL_RANK=str(rank)),
+                         stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors.decode()
+    first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
+    assert first['step'] == 20
+    assert first['masks']
+    for part in ('step', 'masks'):
+        assert_same(first[part], second[part], part)
+    # Without SyncBN the running statistics are each rank's own.
+    for name in first['weights']:
+        if 'running' not in name:
+            assert torch.equal(first['weights'][name], second['weights'][name]), name
+    assert not torch.equal(first['random'], second['random'])
+
+
+if __name__ == '__main__':
+    train_one_rank(int(sys.argv[1]), sys.argv[2])

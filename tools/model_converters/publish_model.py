@@ -1,0 +1,18 @@
+"""Make a training checkpoint ready to publish: weights and meta data alone, with a hash in the name of the file."""
+
+import argparse
+
+from pelk_mm.engine.checkpoints import publish_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('source', help='checkpoint of a training run, file or URL')
+    parser.add_argument('target', help='file to write; -<hash> is added to its name')
+    args = parser.parse_args()
+    path, dropped = publish_file(args.source, args.target)
+    print(f'{path} written, without {", ".join(dropped) or "leaving anything out"}')
+
+
+if __name__ == '__main__':
+    main()
