@@ -171,7 +171,8 @@ class LargeKernelNet(BaseModule):
         def norm(width: int) -> nn.Module:
             return build_norm_layer(norm_cfg, width)[1]
 
-        drop_path_rates = iter(torch.linspace(0, drop_path_rate, sum(self.depths)).tolist())
+        blocks_in_all = sum(self.depths)
+        drop_path_rates = (drop_path_rate * i / max(blocks_in_all - 1, 1) for i in range(blocks_in_all))
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
         for stage, (depth, width) in enumerate(zip(self.depths, self.channels)):
