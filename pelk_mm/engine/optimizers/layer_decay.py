@@ -1,0 +1,150 @@
+"""Layer-wise learning-rate decay that asks the backbone how deep a parameter lies."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from mmengine.logging import MMLogger
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from pelk_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+DECAY_TYPES = ('layer_wise', 'stage_wise')
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Lower learning rates for the layers near the image, for any model with a backbone that knows its depths.
+
+    Every parameter's learning rate is multiplied by ``layer_decay_rate ** (number - depth - 1)``, with the depth and
+    the number of depths that the backbone's ``get_layer_depth(param_name, prefix)`` answers; what lies outside the
+    backbone keeps the full rate. The backbone may have any class and any place in the model, as PeLK and mmpretrain's
+    backbones have; several in one model are asked each for its own parameters.
+
+    Everything that MMEngine's default constructor reads from ``paramwise_cfg`` keeps its meaning (``norm_decay_mult``,
+    ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` with ``lr_mult`` and ``decay_mult``, ...) and multiplies
+    with the decay. Parameters of the same settings share one group, which keeps ``layer_id`` and ``lr_scale``.
+
+    Args:
+        optim_wrapper_cfg (dict): As of the default constructor; the optimizer must set ``lr``.
+        paramwise_cfg (dict): As of the default constructor, and
+
+            - ``layer_decay_rate`` (float): In (0, 1].
+            - ``decay_type`` (str): 'layer_wise' or 'stage_wise'; the latter needs a backbone whose ``get_layer_depth``
+              takes ``stage_wise``. Defaults to 'layer_wise'.
+
+    Raises:
+        ValueError: If one of these is missing or wrong, or, when it is called, the model has no suitable backbone.
+
+    Examples:
+        >>> optim_wrapper = dict(
+        ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        ...     constructor='pelk_mm.LayerDecayOptimWrapperConstructor',
+        ...     paramwise_cfg=dict(layer_decay_rate=0.9, decay_type='stage_wise', flat_decay_mult=0.0))
+    """
+
+    def _validate_cfg(self) -> None:
+        super()._validate_cfg()
+        rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise ValueError(f'paramwise_cfg.layer_decay_rate must be a number in (0, 1], got {rate!r}')
+        decay_type = self.paramwise_cfg.get('decay_type', 'layer_wise')
+        if decay_type not in DECAY_TYPES:
+            raise ValueError(f'paramwise_cfg.decay_type must be one of {DECAY_TYPES}, got {decay_type!r}')
+        if self.base_lr is None:
+            raise ValueError('the optimizer must set lr: layer-wise decay scales it')
+        self.decay_rate = rate
+        self.stage_wise = decay_type == 'stage_wise'
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+        """Add the parameters of ``module`` to the groups.
+
+        Args:
+            params (list[dict]): The groups so far, edited in place.
+            module (nn.Module): The model, or on recursion by the default constructor one of its modules.
+            prefix (str): Name of ``module``, '' for the model.
+            **kwargs: Passed on by the default constructor's recursion.
+        """
+        if prefix:
+            super().add_params(params, module, prefix=prefix, **kwargs)
+            return
+        depth_functions = self._depth_functions(module)
+        single = []
+        with _without_paramwise_lines():
+            super().add_params(single, module, **kwargs)
+        names = {id(param): name for name, param in module.named_parameters()}
+        params.extend(self._merge(single, names, depth_functions))
+        _log_table(params, self.base_lr)
+
+    def _depth_functions(self, model: nn.Module) -> dict[str, Callable]:
+        """``get_layer_depth`` of every backbone, by the prefix of its parameters, with all but the name filled in."""
+        functions = {}
+        for name, module in model.named_modules():
+            # mmpretrain's classifiers have a method of that name too, which knows only 'backbone.'.
+            depth = getattr(module, 'get_layer_depth', None)
+            if depth is None or 'prefix' not in inspect.signature(depth).parameters:
+                continue
+            prefix = f'{name}.' if name else ''
+            if any(prefix.startswith(outer) for outer in functions):
+                continue
+            depth = partial(depth, prefix=prefix)
+            if self.stage_wise:
+                if 'stage_wise' not in inspect.signature(depth).parameters:
+                    raise ValueError(f"paramwise_cfg.decay_type='stage_wise' needs a backbone whose get_layer_depth "
+                                     f"takes stage_wise; that of {type(module).__name__} ({name!r}) does not: "
+                                     "use decay_type='layer_wise'")
+                depth = partial(depth, stage_wise=True)
+            functions[prefix] = depth
+        if not functions:
+            raise ValueError('layer-wise learning-rate decay needs a backbone with get_layer_depth(param_name, prefix) '
+                             f'as PeLK and those of mmpretrain have; {type(model).__name__} holds none')
+        return functions
+
+    def _merge(self, single: list[dict], names: dict[int, str], depth_functions: dict[str, Callable]) -> list[dict]:
+        """Scale groups of one parameter each, and join those of the same settings, the shallowest first."""
+        groups = {}
+        for group in single:
+            name = names[id(group['params'][0])]
+            # A name outside of every backbone is put to the first one, which answers with its last depth.
+            owners = [prefix for prefix in depth_functions if name.startswith(prefix)] or list(depth_functions)
+            depth, number = depth_functions[owners[0]](name)
+            scale = self.decay_rate**(number - depth - 1)
+            settings = {key: value for key, value in group.items() if key not in ('params', 'lr_mult', 'decay_mult')}
+            settings.update(layer_id=depth, lr_scale=scale, lr=group.get('lr', self.base_lr) * scale)
+            if self.base_wd is not None:
+                settings.setdefault('weight_decay', self.base_wd)
+            merged = groups.setdefault(repr(sorted(settings.items())), dict(settings, params=[]))
+            merged['params'] += group['params']
+        return sorted(groups.values(), key=lambda group: group['layer_id'])
+
+
+@contextmanager
+def _without_paramwise_lines() -> Iterator[None]:
+    """Keep back the default constructor's line for every parameter: it tells the rates before they are scaled."""
+
+    def other_than_paramwise(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith('paramwise_options')
+
+    logger = MMLogger.get_current_instance()
+    logger.addFilter(other_than_paramwise)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other_than_paramwise)
+
+
+def _log_table(groups: list[dict], base_lr: float) -> None:
+    lines = [
+        f'Layer-wise learning-rate decay from lr {base_lr:g}, {len(groups)} parameter groups:',
+        'depth   lr scale         lr  weight decay  tensors  parameters'
+    ]
+    for group in groups:
+        lines.append(f'{group["layer_id"]:5d}{group["lr_scale"]:11.4g}{group["lr"]:11.4g}'
+                     f'{group.get("weight_decay", 0.0):14.4g}{len(group["params"]):9d}'
+                     f'{sum(param.numel() for param in group["params"]):12,d}')
+    MMLogger.get_current_instance().info('\n'.join(lines))
