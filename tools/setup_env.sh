@@ -101,7 +101,7 @@ check_machine() {
 # What the environment is made of: changes when a pin, the stack or the place of the sources does.
 fingerprint() {
     local files=()
-    for name in build torch "$STACK" digits tests dev "constraints-$STACK"; do files+=("$ROOT/requirements/$name.txt"); done
+    for name in build torch "$STACK" digits tests dev constraints; do files+=("$ROOT/requirements/$name.txt"); done
     { say "$STACK $ROOT" && cat "${files[@]}"; } | sha256sum | cut -c1-16
 }
 
@@ -162,7 +162,7 @@ step() {
 
 pip() { "$VENV/bin/python" -m pip --no-input --disable-pip-version-check "$@"; }
 
-install() { pip install --progress-bar off --no-build-isolation -c "$ROOT/requirements/constraints-$STACK.txt" "$@"; }
+install() { pip install --progress-bar off --no-build-isolation -c "$ROOT/requirements/constraints.txt" "$@"; }
 
 # Folder of the cache for a wheel: stack, package==version, torch, Python ABI, platform, device of the compiled ops.
 wheel_key() { say "$1/${2/==/-}-torch$3-$4-$5-$6"; }
