@@ -329,9 +329,10 @@ def test_snip_leaves_no_trace(tmp_path):
         random.seed(1)
         sparsity_hook(runner).before_train(runner)
         assert all(parameter.grad is None for parameter in runner.model.parameters())
+        generators = torch.rand(1).item(), np.random.rand(), random.random()
         batch = next(runner.train_loop.dataloader_iterator)
         states.append((runner.model.norm.running_mean.tolist(), runner.model.norm.num_batches_tracked.item(),
-                       batch['label'].tolist(), torch.rand(1).item(), np.random.rand(), random.random()))
+                       batch['label'].tolist(), *generators))
     assert states[0] == states[1]
     assert states[0][1] == 0
 
@@ -393,6 +394,17 @@ def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_left_alone(tmp_path,
         assert torch.equal(published[name], saved[name])
         assert (published[name][~mask] == 0).all()
         assert not torch.equal(published[name], runner.model.state_dict()[name])
+
+
+def test_masks_follow_the_seed(tmp_path):
+    """Fixed masks, so that only what was drawn at the start can differ."""
+    masks = []
+    for seed in (0, 0, 1):
+        runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.5), steps=1, seed=seed)
+        runner.train()
+        masks.append(sparsity_hook(runner).masks['hidden.weight'])
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
 
 
 def test_zeros_of_a_loaded_model_stay(tmp_path):
