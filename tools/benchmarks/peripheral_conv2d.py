@@ -1,0 +1,273 @@
+"""Times every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
+
+Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over kernel
+sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one run.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from pelk_mm.ops import SharingGrid, available_backends, expand_kernel, peripheral_conv2d
+from pelk_mm.testing.benchmark import environment, rotating, time_paired, why_no_device
+from pelk_mm.testing.tolerances import RELATIVE_ERROR, relative_error
+
+CHANNELS = (46, 93, 187, 374)
+MAPS = {224: (56, 28, 14, 7), 512: (128, 64, 32, 16)}
+KERNELS = {5: (51, 49, 47, 13), 7: (101, 69, 67, 13)}
+CURVE = (7, 13, 21, 31, 41, 51, 71, 101, 121, 151)
+CURVE_SHAPE = (1, 46, 128, 128)
+DENSE = ('conv2d', 'conv2d channels-last')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--device', default='cpu', help='cpu or cuda')
+    parser.add_argument('--dtype', default='float32', choices=['float64', 'float32', 'bfloat16', 'float16'])
+    parser.add_argument('--backward', action='store_true', help='forward and backward instead of forward alone')
+    parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
+    parser.add_argument('--stages', type=int, nargs='+', default=[1, 2, 3, 4])
+    parser.add_argument('--seconds', type=float, default=0.5, help='time to spend on each method and shape')
+    parser.add_argument('--dense-limit', type=float, default=5.0, metavar='SECONDS',
+                        help='leave F.conv2d out where one call takes longer than this')
+    parser.add_argument('--no-curve', action='store_true', help='skip the curve over kernel sizes')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the results')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the results')
+    return parser.parse_args()
+
+
+def fft_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
+    """The same convolution by the product of spectra, in fp32 or better; sizes are padded to what FFTs like."""
+    pad, kernel = grid.kernel_size // 2, expand_kernel(theta, grid).flip(-2, -1)
+    size = [_fast_length(side + grid.kernel_size - 1) for side in x.shape[-2:]]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    product = torch.fft.rfft2(x.to(dtype), s=size) * torch.fft.rfft2(kernel.to(dtype), s=size)
+    out = torch.fft.irfft2(product, s=size)
+    return out[..., pad:pad + x.shape[-2], pad:pad + x.shape[-1]].to(x.dtype)
+
+
+def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
+    """F.conv2d with the expanded kernel."""
+    return F.conv2d(x, expand_kernel(theta, grid).unsqueeze(1), padding=grid.kernel_size // 2, groups=x.shape[1])
+
+
+def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
+    """Name -> function of (x, theta); x as planes but for the method that says otherwise."""
+    able = [name for name, reason in available_backends(x, theta, grid).items() if reason is None and name != 'reference']
+    runs = {
+        name: lambda x, theta, name=name: peripheral_conv2d(x, theta, grid, backend=name) for name in ('auto', *able)
+    }
+    runs['fft'] = lambda x, theta: fft_conv2d(x, theta, grid)
+    runs['copy'] = lambda x, theta: x.clone()
+    for name in DENSE:
+        runs[name] = lambda x, theta: dense_conv2d(x, theta, grid)
+    if x.device.type == 'cuda':
+        try:
+            from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
+        except ImportError:
+            return runs
+        module = DepthWiseConv2dImplicitGEMM(x.shape[1], grid.kernel_size).to(x.device, x.dtype)
+
+        def implicit_gemm(x: Tensor, theta: Tensor) -> Tensor:
+            return torch.func.functional_call(module, dict(weight=expand_kernel(theta, grid).unsqueeze(1)), (x, ))
+
+        runs['implicit gemm'] = implicit_gemm
+    return runs
+
+
+def with_backward(run: Callable) -> Callable:
+    def both(x: Tensor, theta: Tensor, grad: Tensor) -> None:
+        out = run(x, theta)
+        torch.autograd.grad(out, [x, theta] if out.requires_grad and out.grad_fn is not None else [x], grad, allow_unused=True)
+
+    return both
+
+
+def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.Namespace) -> dict:
+    """Median seconds and spread of each method that is right and not over the limit, and its relative error."""
+    dtype = getattr(torch, args.dtype)
+
+    def draw(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x, grad = (torch.randn(shape, generator=generator).to(args.device, dtype) for _ in range(2))
+        theta = torch.randn(shape[1], grid.num_cells, grid.num_cells, generator=generator) / grid.kernel_size
+        return x.requires_grad_(args.backward), theta.to(args.device, dtype).requires_grad_(args.backward), grad
+
+    inputs = rotating(draw, args.device)
+    x, theta, _ = inputs[0]
+    # fp64 boxes on the CPU, themselves tested against the dense definition: a dense fp64 convolution takes minutes here.
+    right = peripheral_conv2d(x.detach().cpu().double(), theta.detach().cpu().double(), grid, backend='boxes')
+    runs, errors, result = methods(x, theta, grid), {}, {}
+    for name in list(runs):
+        if name in DENSE and dense_seconds(name, shape, grid, args) > args.dense_limit:
+            result[name] = None
+            del runs[name]
+        elif name != 'copy':
+            with torch.no_grad():
+                errors[name] = relative_error(runs[name](_layout(name, x), theta), right)
+            # FFT and dense paths have rounding of their own; what is checked is that they compute the same thing.
+            bound = RELATIVE_ERROR[dtype] * (1 if name in available_backends(x, theta, grid) else 100)
+            if not errors[name] <= bound:
+                raise RuntimeError(f'{name} is wrong for {shape}, {list(grid.half)}: relative error {errors[name]:.1e}')
+    timed = {}
+    for name, run in runs.items():
+        run = with_backward(run) if args.backward else (lambda x, theta, grad, run=run: run(x, theta))
+        timed[name] = lambda sets, name=name, run=run: run(*sets[name in DENSE[1:]])
+    layouts = [(tensors, tuple(_layout(DENSE[1], t) if t.ndim == 4 else t for t in tensors)) for tensors in inputs]
+    quick = {name: run for name, run in timed.items() if name not in DENSE}
+    with torch.set_grad_enabled(args.backward):
+        times = time_paired(quick, layouts, args.device, seconds=args.seconds)
+        slow = {name: run for name, run in timed.items() if name in DENSE}
+        if slow:
+            times.update(time_paired(slow, layouts, args.device, seconds=args.seconds, min_rounds=3))
+    result.update({name: dict(vars(time), error=errors.get(name)) for name, time in times.items()})
+    return result
+
+
+_dense_rates: dict[str, float] = {}
+
+
+def dense_seconds(name: str, shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace) -> float:
+    """Estimate of one dense call, from the rate (multiply-adds a second) of one channel of a call of that kind."""
+    work = math.prod(shape) * grid.kernel_size**2
+    if args.device != 'cpu' or work < 1e8:
+        return 0.0
+    key = f'{name} {grid.kernel_size} {shape[2:]}'
+    if key not in _dense_rates:
+        small = (1, 8, *shape[2:])
+        x = _layout(name, torch.randn(small, dtype=getattr(torch, args.dtype)))
+        theta = torch.randn(small[1], grid.num_cells, grid.num_cells, dtype=x.dtype)
+        run, inputs = (lambda x, theta: dense_conv2d(x, theta, grid)), (x, theta)
+        if args.backward:
+            run, inputs = with_backward(run), (x.requires_grad_(), theta.requires_grad_(), torch.randn_like(x))
+        from time import perf_counter
+        start = perf_counter()
+        run(*inputs)
+        _dense_rates[key] = math.prod(small) * grid.kernel_size**2 / (perf_counter() - start)
+    return work / _dense_rates[key]
+
+
+def _layout(name: str, x: Tensor) -> Tensor:
+    if name != DENSE[1]:
+        return x
+    return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
+
+
+def _fast_length(length: int) -> int:
+    while True:
+        rest = length
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return length
+        length += 1
+
+
+def geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def ratio(row: dict, name: str) -> float | None:
+    """How many times slower than the automatic choice."""
+    return row['times'][name]['median'] / row['times']['auto']['median'] if row['times'].get(name) else None
+
+
+def summary(rows: list[dict]) -> dict:
+    """Geometric means over the shapes of stages 1 to 3, and the extremes."""
+    result = {}
+    names = sorted({name for row in rows for name in row['times']} - {'auto'})
+    for name in names:
+        ratios = [r for row in rows if row['stage'] <= 3 and (r := ratio(row, name))]
+        if ratios:
+            result[name] = dict(geometric_mean=geometric_mean(ratios), lowest=min(ratios), highest=max(ratios), shapes=len(ratios))
+    return result
+
+
+def show(console: Console, title: str, rows: list[dict]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row['times']))
+    table = Table('N, C, map', 'K', *names, title=title, caption='milliseconds, median; in brackets: times the auto choice')
+    for row in rows:
+        batch, channels, height, width = row['shape']
+        cells = []
+        for name in names:
+            time = row['times'].get(name)
+            cells.append('-' if time is None else f'{1e3 * time["median"]:.3g} ({ratio(row, name):.3g})')
+        table.add_row(f'{batch}, {channels}, {height}x{width}', str(row['kernel_size']), *cells)
+    console.print(table)
+
+
+def plot(file: Path, results: dict) -> None:
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=(1.5, 1), layout='constrained')
+    rows = [row for row in results['shapes'] if row['shape'][0] == results['shapes'][0]['shape'][0]]
+    names = [name for name in ('auto', 'fft', *DENSE, 'implicit gemm') if any(row['times'].get(name) for row in rows)]
+    labels = dict(auto='peripheral_conv2d', fft='FFT', conv2d='F.conv2d')
+    for i, name in enumerate(names):
+        heights = [1e3 * row['times'][name]['median'] if row['times'].get(name) else 0 for row in rows]
+        places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
+        left.bar(places, heights, 0.8 / len(names), label=labels.get(name, f'F.{name}'))
+    left.set_xticks(range(len(rows)), [f'{row["kernel_size"]}\n{row["shape"][2]}x{row["shape"][3]}' for row in rows], fontsize=8)
+    left.set(yscale='log', ylabel='milliseconds', xlabel='kernel size, map', title=f'batch {rows[0]["shape"][0]}')
+    left.legend(fontsize=8)
+    for name in names:
+        points = [(row['kernel_size'], 1e3 * row['times'][name]['median']) for row in results['curve'] if row['times'].get(name)]
+        if points:
+            right.plot(*zip(*points), marker='o', label=labels.get(name, f'F.{name}'))
+    right.set(yscale='log', xlabel='kernel size', ylabel='milliseconds', title='{}, {} channels, {}x{} map'.format(*CURVE_SHAPE))
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(axis='y', alpha=0.3)
+    what = 'forward and backward' if results['backward'] else 'forward'
+    figure.suptitle(f'Peripheral convolution, {what}, {results["dtype"]}, {results["environment"]["device_name"]}', fontsize=10)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+
+
+def main() -> None:
+    args = parse_args()
+    console = Console()
+    reason = why_no_device(args.device)
+    if reason:
+        console.print(reason)
+        return
+    torch.backends.cudnn.benchmark = True
+    results = dict(environment=environment(args.device), dtype=args.dtype, backward=args.backward, shapes=[], curve=[])
+    console.print(results['environment'])
+    plan = [(batch, size, center, stage) for batch in args.batches for size in MAPS for center in KERNELS
+            for stage in args.stages]
+    for batch, size, center, stage in track(plan, 'shapes', console=console):
+        side, kernel = MAPS[size][stage - 1], KERNELS[center][stage - 1]
+        shape = (batch, CHANNELS[stage - 1], side, side)
+        times = measure(shape, SharingGrid.from_kernel_size(kernel, center), args)
+        results['shapes'].append(dict(shape=shape, kernel_size=kernel, center=center, stage=stage, times=times))
+    show(console, 'the paper\'s shapes', results['shapes'])
+    for kernel in () if args.no_curve else track(CURVE, 'curve', console=console):
+        times = measure(CURVE_SHAPE, SharingGrid.from_kernel_size(kernel), args)
+        results['curve'].append(dict(shape=CURVE_SHAPE, kernel_size=kernel, times=times))
+    if results['curve']:
+        show(console, 'kernel size', results['curve'])
+    results['summary'] = summary(results['shapes'])
+    for name, values in results['summary'].items():
+        console.print(f'{name}: {values["geometric_mean"]:.3g} times the time of the automatic choice (geometric mean of '
+                      f'{values["shapes"]} shapes of stages 1 to 3; {values["lowest"]:.3g} ... {values["highest"]:.3g})')
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=1))
+    if args.plot:
+        plot(args.plot, results)
+
+
+if __name__ == '__main__':
+    main()
