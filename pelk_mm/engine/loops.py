@@ -4,7 +4,8 @@ MMEngine restores weights, optimiser, schedules and the order of the samples, bu
 epoch that was stopped in its middle starts again from its first batch. These loops seed every sample's random
 transforms by (seed, rank, epoch, position) and every training step by (seed, rank, iteration). Training that was
 stopped after any step and resumed then equals, bit for bit, training that was not, whatever the number of data loading
-workers, as long as the operators themselves are deterministic and the seed is set in the config.
+workers, as long as the operators themselves are deterministic and, with gradient accumulation, the stop is between two
+optimiser steps.
 """
 
 from __future__ import annotations
@@ -82,14 +83,14 @@ class SeededSampler(Sampler):
 class SeededDataset(Dataset):
     """Seeds Python's, NumPy's and PyTorch's generators before it loads a sample of another dataset.
 
-    Everything else is the other dataset's.
+    Everything else, to read or to set, is the other dataset's: hooks that switch its pipeline find it.
 
     Args:
         dataset (dict): Config of the dataset.
     """
 
     def __init__(self, dataset: dict) -> None:
-        self.dataset = DATASETS.build(dataset)
+        self.__dict__['dataset'] = DATASETS.build(dataset)
 
     def __getitem__(self, index: int) -> Any:
         if isinstance(index, SeededIndex):
@@ -100,9 +101,13 @@ class SeededDataset(Dataset):
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':
+        # ``__getitems__``, too, would go past the seeds.
+        if name == 'dataset' or name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
 
 
 def seeded_dataloader(runner: Runner, dataloader: dict) -> dict:

@@ -6,6 +6,7 @@ Run as a script it is one rank of the distributed test.
 import itertools
 import math
 import os
+import pickle
 import random
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from torch.utils.data import Dataset
 from pelk_mm.compat import setup
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.checkpoints import publish_file
+from pelk_mm.engine.loops import SeededDataset, SeededIndex
 from pelk_mm.engine.sparsity import (
     cosine_prune_rate,
     draw_masks,
@@ -515,6 +517,21 @@ def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed):
             assert_same(stopped[part], straight[part], part)
     assert resumed['meta']['iter'] == straight['meta']['iter'] == 20
     assert resumed['meta']['epoch'] == straight['meta']['epoch']
+
+
+def test_seeded_dataset_is_the_dataset_to_others():
+    """Random transforms follow the index's seed; what hooks set reaches the dataset, in workers too."""
+    seeded = SeededDataset(dict(type=Images))
+    assert len(seeded) == len(seeded.labels) == 40
+    first, again, other = (seeded[SeededIndex(3, seed)]['image'] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    seeded.labels = seeded.labels + 10
+    for copied in (seeded, pickle.loads(pickle.dumps(seeded))):
+        assert copied[3]['label'] >= 10
+        assert copied.dataset.labels.min() >= 10
+    index = pickle.loads(pickle.dumps(SeededIndex(3, 1)))
+    assert (index, index.seed) == (3, 1)
 
 
 def test_resuming_without_masks_or_with_others_is_refused(tmp_path):
