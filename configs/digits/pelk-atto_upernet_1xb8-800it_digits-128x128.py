@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/upernet_pelk.py',
+    '../_base_/datasets/digits_seg.py',
+    '../_base_/schedules/digits_adamw_800it.py',
+    'mmseg::_base_/default_runtime.py',
+]
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(arch='atto', drop_path_rate=0.0, branch_norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[31, 62, 124, 249], channels=64, num_classes=11, norm_cfg=norm_cfg),
+    auxiliary_head=dict(in_channels=124, channels=64, num_classes=11, norm_cfg=norm_cfg))

@@ -1,0 +1,3 @@
+_base_ = './pelk-tiny_32xb128_in1k.py'
+
+model = dict(backbone=dict(arch='tiny-101'))

@@ -1,0 +1,9 @@
+_base_ = [
+    '../_base_/models/pelk_classifier.py',
+    'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
+    '../_base_/schedules/imagenet_bs4096_adamw_300e.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+model = dict(data_preprocessor=_base_.data_preprocessor)
+train_dataloader = dict(batch_size=128)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))

@@ -1,0 +1,260 @@
+"""Every config of the tree: it parses, builds its model, pipelines and optimiser, and says what the paper says."""
+
+import ast
+import copy
+from collections import Counter
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, LOOPS, DefaultScope
+from PIL import Image
+
+from pelk_mm import compat
+from pelk_mm.analysis.model_building import build_model
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_]*/*.py'))
+
+
+@cache
+def load(name: str) -> Config:
+    compat.setup()
+    return Config.fromfile(ROOT / name)
+
+
+@lru_cache(maxsize=4)
+def model_of(name: str) -> torch.nn.Module:
+    return build_model(load(name))
+
+
+@pytest.fixture
+def scope(name):
+    with DefaultScope.overwrite_default_scope(load(name).default_scope):
+        yield
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+class TestEveryConfig:
+
+    def test_is_thin(self, name):
+        """A leaf says in a few lines of plain values what differs from what it inherits."""
+        text = (ROOT / name).read_text()
+        assert len(text.splitlines()) <= 25
+        for node in ast.parse(text).body:
+            assert isinstance(node, ast.Assign), ast.unparse(node)
+
+    def test_widths_agree(self, name):
+        """Every head takes what the backbone gives."""
+        model = model_of(name)
+        with torch.no_grad():
+            features = model.backbone(torch.empty(1, 3, 64, 64, device='meta'))
+        widths = [feature.shape[1] for feature in features]
+        if hasattr(model, 'neck') and model.neck is not None and hasattr(model.neck, 'in_channels'):
+            assert list(model.neck.in_channels) == widths
+        elif hasattr(model, 'decode_head'):
+            assert list(model.decode_head.in_channels) == widths
+            assert model.auxiliary_head.in_channels == widths[model.auxiliary_head.in_index]
+        else:
+            assert [model.head.in_channels] == widths
+
+    def test_pipelines_run(self, name, scope, tmp_path):
+        """Training and test pipelines turn a picture and its annotation into the input that the name promises."""
+        cfg = load(name)
+        sample = make_sample(cfg, tmp_path)
+        for part in ('train', 'test'):
+            dataset = cfg[f'{part}_dataloader'].dataset
+            np.random.seed(0)
+            packed = Compose(dataset.pipeline)(copy.deepcopy(sample))
+            size = tuple(packed['inputs'].shape[1:])
+            if cfg.default_scope == 'mmpretrain':
+                assert size == (side_of(name), ) * 2
+                assert packed['data_samples'].gt_label.tolist() == [3]
+            elif cfg.default_scope == 'mmseg':
+                labels = packed['data_samples'].gt_sem_seg.data
+                # The value 1 of the label map is class 0, and 0 is ignored.
+                assert set(labels.unique().tolist()) <= {0, 255}
+                assert labels.shape[1:] == size or part == 'test'
+                # What is smaller is padded by the data preprocessor.
+                assert part == 'test' or max(size) == side_of(name) == cfg.model.data_preprocessor.size[0]
+            else:
+                assert len(packed['data_samples'].gt_instances.masks) == 1
+
+    def test_optimizer(self, name, scope):
+        """Every parameter is in one group; nothing of one dimension decays, nor does the positional embedding."""
+        cfg, model = load(name), model_of(name)
+        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+        names = {id(param): key for key, param in model.named_parameters()}
+        seen = Counter()
+        for group in wrapper.optimizer.param_groups:
+            for param in group['params']:
+                key = names[id(param)]
+                seen[key] += 1
+                decays = param.ndim > 1 and 'position_embedding' not in key
+                assert group['weight_decay'] == (cfg.optim_wrapper.optimizer.weight_decay if decays else 0.0), key
+        assert seen == Counter(names.values())
+
+    def test_loops_and_hooks_are_known(self, name, scope):
+        cfg = load(name)
+        with LOOPS.switch_scope_and_registry(None) as loops, HOOKS.switch_scope_and_registry(None) as hooks:
+            for part in ('train_cfg', 'val_cfg', 'test_cfg'):
+                assert 'type' not in cfg[part] or loops.get(cfg[part].type)
+            for hook in [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]:
+                assert hooks.get(hook.type), hook.type
+
+    def test_is_in_a_metafile(self, name):
+        assert [entry['Name'] for entry in metafile_entries() if entry['Config'] == name] == [Path(name).stem]
+
+
+@pytest.mark.parametrize('name', {Path(name).parent: name for name in CONFIGS}.values())
+def test_inherited_from_elsewhere(name, tmp_path):
+    """``_base_ = 'pelk_mm::...'`` gives the same config as the file itself."""
+    child = tmp_path / 'child.py'
+    child.write_text(f"_base_ = 'pelk_mm::{name.removeprefix('configs/')}'\n")
+    compat.setup()
+    assert Config.fromfile(child).to_dict() == load(name).to_dict()
+
+
+def side_of(name: str) -> int:
+    """Side of the training crop that the file name gives."""
+    if 'digits' in name:
+        return 64 if 'upernet' not in name else 128
+    return 384 if '384px' in name else 512 if '512x512' in name else 224
+
+
+def make_sample(cfg: Config, folder: Path) -> dict:
+    """A picture with a class, a label map of the value 1, or one instance, as the toolbox's data sets give it."""
+    height, width = 120, 160
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), np.uint8)).save(folder / 'image.png')
+    sample = dict(img_path=str(folder / 'image.png'), img_id=1, height=height, width=width)
+    if cfg.default_scope == 'mmpretrain':
+        if 'digits' in cfg.filename:
+            Image.open(folder / 'image.png').resize((64, 64)).save(folder / 'image.png')
+        return dict(sample, gt_label=3)
+    if cfg.default_scope == 'mmseg':
+        Image.fromarray(np.ones((height, width), np.uint8)).save(folder / 'label.png')
+        return dict(
+            sample,
+            seg_map_path=str(folder / 'label.png'),
+            seg_fields=[],
+            reduce_zero_label=True,
+            label_map=None)
+    polygon = [20., 20., 100., 20., 100., 90., 20., 90.]
+    return dict(
+        sample,
+        instances=[dict(bbox=[20., 20., 100., 90.], bbox_label=2, mask=[polygon], ignore_flag=0)])
+
+
+@cache
+def metafile_entries() -> list:
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    return [entry for path in index['Import'] for entry in yaml.safe_load((ROOT / path).read_text())['Models']]
+
+
+def test_metafiles_point_to_what_exists():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    assert sorted(index['Import']) == sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('*/metafile.yml'))
+    collections = {
+        entry['Name'] for path in index['Import']
+        for entry in yaml.safe_load((ROOT / path).read_text()).get('Collections', [])
+    }
+    for entry in metafile_entries():
+        assert entry['Config'] in CONFIGS
+        assert entry['In Collection'] in collections
+
+
+IMAGENET, ADE20K = 'configs/imagenet/pelk-{}_in1k{}.py', 'configs/ade20k/pelk-{}_upernet_8xb2-{}_ade20k-512x512.py'
+COCO = 'configs/coco/cascade-mask-rcnn_pelk-{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
+# Section 5 and appendix of the paper, and SLaK's recipe that it follows: arch, drop path, learning rate, length.
+RECIPES = [
+    (IMAGENET.format('tiny_32xb128', ''), 'tiny', 0.1, 4e-3, 300),
+    (IMAGENET.format('small_32xb128', ''), 'small', 0.4, 4e-3, 300),
+    (IMAGENET.format('base_32xb128', ''), 'base', 0.5, 4e-3, 300),
+    (IMAGENET.format('base_32xb128', '-384px'), 'base', 0.5, 4e-3, 300),
+    (IMAGENET.format('base-101_32xb128', '-384px'), 'base-101', 0.5, 4e-3, 300),
+    (IMAGENET.format('tiny-101_32xb128', ''), 'tiny-101', 0.1, 4e-3, 300),
+    (IMAGENET.format('tiny_32xb128-120e', ''), 'tiny', 0.1, 4e-3, 120),
+    (ADE20K.format('tiny', '160k'), 'tiny', 0.4, 1e-4, 160000),
+    (ADE20K.format('tiny', '80k'), 'tiny', 0.4, 1e-4, 80000),
+    (ADE20K.format('small', '160k'), 'small', 0.3, 1e-4, 160000),
+    (ADE20K.format('base', '160k'), 'base', 0.4, 1e-4, 160000),
+    (ADE20K.format('base-101', '160k'), 'base-101', 0.4, 1e-4, 160000),
+    (COCO.format('tiny'), 'tiny', 0.4, 2e-4, 36),
+    (COCO.format('small'), 'small', 0.6, 2e-4, 36),
+    (COCO.format('base'), 'base', 0.7, 2e-4, 36),
+    (COCO.format('base-101'), 'base-101', 0.7, 2e-4, 36),
+]
+
+
+@pytest.mark.parametrize('name, arch, drop_path, lr, length', RECIPES, ids=[Path(recipe[0]).stem for recipe in RECIPES])
+def test_recipe(name, arch, drop_path, lr, length):
+    cfg = load(name)
+    backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
+    assert (backbone.type, backbone.arch, backbone.drop_path_rate) == ('pelk_mm.PeLK', arch, drop_path)
+    assert (optimizer.type, optimizer.lr, optimizer.betas, optimizer.weight_decay) == ('AdamW', lr, (0.9, 0.999), 0.05)
+    assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == length
+    gpus = 32 if 'imagenet' in name else 8
+    assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == (4096 if gpus == 32 else 16)
+    for scheduler in cfg.param_scheduler:
+        assert scheduler.get('end', length) <= length or not scheduler.by_epoch
+
+
+@pytest.mark.parametrize('name', [recipe[0] for recipe in RECIPES if 'imagenet' in recipe[0]])
+def test_imagenet_recipe(name):
+    cfg = load(name)
+    train_cfg, (ema, ) = cfg.model.train_cfg, cfg.custom_hooks
+    assert [(augment.type, augment.alpha) for augment in train_cfg.augments] == [('Mixup', 0.8), ('CutMix', 1.0)]
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    assert (ema.type, ema.momentum) == ('EMAHook', 1e-4)
+    transforms = {transform.type: transform for transform in cfg.train_dataloader.dataset.pipeline}
+    assert (transforms['RandAugment'].magnitude_level, transforms['RandAugment'].magnitude_std) == (9, 0.5)
+    assert transforms['RandomErasing'].erase_prob == 0.25
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.type, warmup.end, cosine.type, cosine.begin) == ('LinearLR', 20, 'CosineAnnealingLR', 20)
+    assert cfg.model.data_preprocessor.mean == [123.675, 116.28, 103.53]
+
+
+@pytest.mark.parametrize('name', [recipe[0] for recipe in RECIPES if 'ade20k' in recipe[0]])
+def test_ade20k_recipe(name):
+    cfg, model = load(name), load(name).model
+    paramwise = cfg.optim_wrapper.paramwise_cfg
+    assert (paramwise.layer_decay_rate, paramwise.decay_type) == (0.9, 'stage_wise')
+    warmup, poly = cfg.param_scheduler
+    assert (warmup.type, warmup.end) == ('LinearLR', 1500)
+    assert (poly.type, poly.power, poly.eta_min, poly.begin) == ('PolyLR', 1.0, 0.0, 1500)
+    assert model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    assert (model.decode_head.channels, model.decode_head.num_classes) == (512, 150)
+    assert (model.auxiliary_head.num_classes, model.auxiliary_head.loss_decode.loss_weight) == (150, 0.4)
+    assert (model.backbone.layer_scale_init_value, model.backbone.branch_norm_cfg.type) == (1.0, 'SyncBN')
+    assert model.data_preprocessor.size == (512, 512)
+
+
+@pytest.mark.parametrize('name, rate', [(COCO.format('tiny'), 0.7), (COCO.format('small'), 0.7),
+                                        (COCO.format('base'), 0.8), (COCO.format('base-101'), 0.8)])
+def test_coco_recipe(name, rate):
+    cfg, model = load(name), load(name).model
+    paramwise = cfg.optim_wrapper.paramwise_cfg
+    assert (paramwise.layer_decay_rate, paramwise.decay_type) == (rate, 'layer_wise')
+    assert cfg.param_scheduler[1].milestones == [27, 33]
+    for head in model.roi_head.bbox_head:
+        assert (head.num_shared_convs, head.num_shared_fcs, head.norm_cfg.type) == (4, 1, 'SyncBN')
+        assert (head.loss_bbox.type, head.loss_bbox.loss_weight, head.reg_decoded_bbox) == ('GIoULoss', 10.0, True)
+    resize, crop = cfg.train_dataloader.dataset.pipeline[3].transforms
+    assert [scale[0] for scale in resize[0].scales] == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+    assert crop[1].crop_size == (384, 600)
+
+
+@pytest.mark.parametrize('name, groups', [(ADE20K.format('tiny', '160k'), 6), (ADE20K.format('base', '160k'), 6),
+                                          (COCO.format('tiny'), 8), (COCO.format('small'), 14)])
+def test_number_of_learning_rates(name, groups):
+    """Stage-wise: downsampling, four stages, the rest. Layer-wise: the stem, 6 groups of T and 12 of S, the rest."""
+    with DefaultScope.overwrite_default_scope(load(name).default_scope):
+        wrapper = build_optim_wrapper(model_of(name), copy.deepcopy(load(name).optim_wrapper))
+    assert len({group['lr'] for group in wrapper.optimizer.param_groups}) == groups

@@ -1,0 +1,258 @@
+"""Quick start on two CPU cores: data made on the spot, a classifier, and a segmentor and a detector from its backbone.
+
+Every step is a command of this repository, printed before it runs, as you would type it. Started again it goes on where
+it was stopped; what is finished with the same configs, code and data is not done again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import mmengine
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from mmengine.config import Config
+from mmengine.fileio import load
+from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from pelk_mm.engine.launch import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the three trainings.
+
+    Attributes:
+        name (str): Names its folder and its picture.
+        config (str): Config file.
+        predictions (str): What to call the predictions; ``tools/test.py --out`` tells the kind from the ending.
+        metrics (dict[str, tuple[str, int, int]]): By key of the metric, what to call it, its factor to per cent, and
+            the least per cent to expect.
+        figure_size (tuple[float, float]): Width and height of its picture in inches.
+        draw (Callable): ``draw(figure, cfg, predictions)``.
+    """
+
+    name: str
+    config: str
+    predictions: str
+    metrics: dict[str, tuple[str, int, int]]
+    figure_size: tuple[float, float]
+    draw: Callable[[Figure, Config, Path], None]
+
+
+def draw_classification(figure: Figure, cfg: Config, predictions: Path) -> None:
+    """A row of pictures for each class, with the predicted class; wrong ones in red."""
+    by_class: dict[int, list] = {}
+    for result in load(predictions):
+        by_class.setdefault(int(result['gt_label']), []).append(result)
+    axes = figure.subplots(len(by_class), 10)
+    for row, (label, results) in zip(axes, sorted(by_class.items())):
+        # The mistakes first, so that what the model finds hard is seen.
+        results.sort(key=lambda result: int(result['pred_label']) == label)
+        for axis, result in zip(row, results):
+            predicted = int(result['pred_label'])
+            axis.imshow(Image.open(result['img_path']))
+            axis.set_title(
+                f'{predicted}' if predicted == label else f'{predicted}, not {label}',
+                color='green' if predicted == label else 'red')
+    figure.suptitle('Predicted digits: of each class the mistakes first, then some that are right')
+
+
+def draw_segmentation(figure: Figure, cfg: Config, predictions: Path) -> None:
+    """Rows of image, ground truth and prediction."""
+    dataset = cfg.test_dataloader.dataset
+    # The first colour is for the value 0, which is ignored.
+    palette = np.array([(0, 0, 0), *dataset.metainfo.palette], dtype=np.uint8)
+    folder = Path(dataset.data_root)
+    images = sorted((folder / dataset.data_prefix.img_path).iterdir())[:NUM_SCENES]
+    for row, image in zip(figure.subplots(len(images), 3), images):
+        truth = Image.open(folder / dataset.data_prefix.seg_map_path / image.name)
+        for axis, picture in zip(row, (Image.open(image), palette[np.array(truth)],
+                                       palette[np.array(Image.open(predictions / image.name))])):
+            axis.imshow(picture)
+    _title_columns(figure, 'image', 'ground truth', 'prediction')
+
+
+def draw_detection(figure: Figure, cfg: Config, predictions: Path) -> None:
+    """Rows of image, ground truth and predictions with a score of at least 0.5: boxes, masks and classes."""
+    dataset = cfg.test_dataloader.dataset
+    coco = COCO(os.path.join(dataset.data_root, dataset.ann_file))
+    labels = {category: label for label, category in enumerate(coco.getCatIds())}
+    results = sorted(load(predictions), key=lambda result: result['img_id'])[:NUM_SCENES]
+    for row, result in zip(figure.subplots(len(results), 3), results):
+        image = np.array(Image.open(result['img_path']))
+        annotations = coco.loadAnns(coco.getAnnIds(result['img_id']))
+        truth = [(labels[annotation['category_id']], annotation['bbox'], coco.annToMask(annotation))
+                 for annotation in annotations]
+        found = result['pred_instances']
+        predicted = [(int(label), (left, top, right - left, bottom - top), coco_mask.decode(mask))
+                     for label, score, (left, top, right, bottom), mask in zip(
+                         found['labels'], found['scores'].tolist(), found['bboxes'].tolist(), found['masks'])
+                     if score >= 0.5]
+        row[0].imshow(image)
+        for axis, instances in zip(row[1:], (truth, predicted)):
+            _draw_instances(axis, image, instances, dataset.metainfo)
+    _title_columns(figure, 'image', 'ground truth', 'prediction')
+
+
+def _draw_instances(axis, image: np.ndarray, instances: list, metainfo: dict) -> None:
+    image = image // 2
+    for label, _, mask in instances:
+        image[mask > 0] = metainfo['palette'][label]
+    axis.imshow(image)
+    for label, (left, top, width, height), _ in instances:
+        color = np.array(metainfo['palette'][label]) / 255
+        axis.add_patch(Rectangle((left, top), width, height, fill=False, color=color))
+        axis.text(left, top, metainfo['classes'][label], va='bottom', bbox=dict(color=color, pad=1))
+
+
+def _title_columns(figure: Figure, *titles: str) -> None:
+    for axis, title in zip(figure.axes, titles):
+        axis.set_title(title)
+
+
+NUM_SCENES = 6
+TASKS = (
+    Task('classification', 'configs/digits/pelk-atto_1xb64_digits.py', 'predictions.pkl',
+         {'accuracy/top1': ('top-1', 1, 95)}, (12, 14), draw_classification),
+    Task('segmentation', 'configs/digits/pelk-atto_upernet_1xb8-800it_digits-128x128.py', 'predictions',
+         {'mIoU': ('mIoU', 1, 50)}, (7, 14), draw_segmentation),
+    Task('detection', 'configs/digits/cascade-mask-rcnn_pelk-atto_fpn_1xb4-8e_digits.py', 'predictions.pkl',
+         {'coco/bbox_mAP': ('box AP', 100, 20), 'coco/segm_mAP': ('mask AP', 100, 15)}, (7, 14), draw_detection),
+)
+
+
+def run(log: Path, *command: str | Path) -> float:
+    """Run a Python file of this repository, all that it prints into ``log``, its gist to the terminal.
+
+    Args:
+        log (Path): Added to.
+        *command (str | Path): The file and its arguments.
+
+    Returns:
+        float: Minutes.
+
+    Raises:
+        SystemExit: If it fails, with the last lines that it printed.
+    """
+    words = list(map(str, command))
+    print(f'\n$ python {shlex.join(words)}', flush=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start, last = time.monotonic(), deque(maxlen=25)
+    with open(log, 'a', encoding='utf-8') as file:
+        process = subprocess.Popen([sys.executable, *words],
+                                   stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT,
+                                   cwd=ROOT,
+                                   text=True,
+                                   errors='replace')
+        for line in process.stdout:
+            file.write(line)
+            last.append(line)
+            gist = re.search(r'(Epoch|Iter)\((train|val|test)\).*|Made .*', line)
+            if gist:
+                print('  ' + re.sub(r'\s+', ' ', gist.group())[:118], flush=True)
+    if process.wait() != 0:
+        sys.exit(f'{"".join(last)}\nThis step failed with exit code {process.returncode}. All that it printed: {log}')
+    return (time.monotonic() - start) / 60
+
+
+def digest(*parts) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def digest_environment(data: Path) -> str:
+    """Digest of what every training depends on beside its config: code, versions, data."""
+    sources = sorted(path for folder in ('pelk_mm', 'tools') for path in (ROOT / folder).rglob('*')
+                     if path.suffix in ('.py', '.cpp') and '.mim' not in path.parts)
+    return digest(torch.__version__, mmengine.__version__, (data / 'meta.json').read_text(),
+                  [path.read_text(encoding='utf-8') for path in sources])
+
+
+def once(folder: Path, name: str, step: Callable[[], dict]) -> dict:
+    """The result of a step, kept in ``folder`` as JSON: done now, unless it was before."""
+    file = folder / f'{name}.json'
+    if file.exists():
+        print(f'\n{name} was finished before: {folder}')
+        return json.loads(file.read_text())
+    result = step()
+    file.write_text(json.dumps(result, indent=2))
+    return result
+
+
+def train(task: Task, folder: Path, options: list[str]) -> dict:
+    """Train, or go on with a training that was stopped, and tell its checkpoint."""
+    minutes = run(folder / 'train.log', 'tools/train.py', task.config, '--work-dir', folder, '--resume', *options)
+    return dict(minutes=minutes, checkpoint=(folder / 'last_checkpoint').read_text().strip())
+
+
+def test(task: Task, folder: Path, checkpoint: str) -> dict:
+    """Test a checkpoint, and tell its metrics and where the predictions are."""
+    # A test that was stopped leaves half of the predictions.
+    results = Path(tempfile.mkdtemp(prefix='test_', dir=folder))
+    minutes = run(results / 'test.log', 'tools/test.py', task.config, checkpoint, '--work-dir', results, '--out',
+                  results / task.predictions)
+    metrics_file, = results.glob('*/*.json')
+    return dict(
+        minutes=minutes, metrics=json.loads(metrics_file.read_text()), predictions=str(results / task.predictions))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='folder for models and pictures')
+    work_dir = parser.parse_args().work_dir.resolve()
+    os.chdir(ROOT)
+
+    rows = [('data', '', '', '', f'{run(work_dir / "data.log", "tools/dataset_converters/digit_scenes.py"):.1f}')]
+    environment, options, failed = digest_environment(Path('data/digit_scenes')), [], False
+    for task in TASKS:
+        cfg = load_config(task.config)
+        folder = work_dir / f'{task.name}_{digest(environment, cfg.to_dict(), options)}'
+        trained = once(folder, 'training', partial(train, task, folder, options))
+        tested = once(folder, 'test', partial(test, task, folder, trained['checkpoint']))
+        if not options:
+            options = ['--cfg-options', f'model.backbone.init_cfg.checkpoint={trained["checkpoint"]}']
+
+        figure = Figure(figsize=task.figure_size, layout='constrained')
+        task.draw(figure, cfg, Path(tested['predictions']))
+        for axis in figure.axes:
+            axis.axis('off')
+        figure.savefig(work_dir / f'{task.name}.png', dpi=100)
+
+        for key, (name, factor, least) in task.metrics.items():
+            value = tested['metrics'][key] * factor
+            failed |= value < least
+            minutes = f'{trained["minutes"]:.1f} + {tested["minutes"]:.1f}'
+            rows.append((task.name, name, f'{value:.1f}', str(least), minutes))
+
+    print()
+    for row in [('step', 'metric', '%', 'at least', 'minutes'), *rows]:
+        print('{:<16}{:<10}{:>8}{:>10}{:>14}'.format(*row))
+    print('(minutes: of training + of the test; steps that were finished before show what they took then)')
+    pictures = [work_dir / f'{task.name}.png' for task in TASKS]
+    print('Pictures of predictions on validation images:', *pictures, sep='\n  ')
+    if failed:
+        sys.exit('A metric is lower than it should be.')
+
+
+if __name__ == '__main__':
+    main()
