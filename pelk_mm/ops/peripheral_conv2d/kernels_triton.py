@@ -9,35 +9,36 @@ The table of a grid is int32: first tap of each cell (k'), width of each cell (k
 import triton
 import triton.language as tl
 
+# Left to itself, Triton compiles anew for a stride of 1, or one that 16 divides, and so for many a new map size.
+_RUNTIME = ('x', 'theta', 'bias', 'out', 'grad', 'partial', 'table', 'N', 'C', 'H', 'W', 'x_n', 'x_c', 'x_h', 'grad_n',
+            'grad_c', 'grad_h', 'cells', 'size', 'first_cell', 'last_cell')
+
 
 @triton.jit
-def _row(x, offset, y, in_columns, H):
-    """One row of each strip, in fp32; zero outside the map # [G, B]."""
+def _row(x, offset, y, row, stride, in_columns, H):
+    """Row ``y + row`` of each strip in fp32, zero outside the map; ``offset`` is that of row y # [G, B]."""
     # Rows above the map are negative, so large as unsigned numbers: one comparison serves both sides.
-    inside = y.to(tl.uint32, bitcast=True) < H.to(tl.uint32, bitcast=True)
-    return tl.load(x + offset, mask=in_columns & inside[:, None], other=0.0).to(tl.float32)
+    inside = (y + row).to(tl.uint32, bitcast=True) < H.to(tl.uint32, bitcast=True)
+    # The way to the row goes into the pointer, a scalar: a tensor that changed from row to row would be recomputed.
+    return tl.load(x + row * stride + offset, mask=in_columns & inside[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _cell_sums(x, offset, y, in_columns, start, width, stride, H):
+def _cell_sums(x, offset, y, start, width, stride, in_columns, H):
     """Sums of ``width`` rows from ``start`` on, for both rows of every strip # 2 x [G, B].
 
     The two windows, one row apart, share all rows but one each. Nothing is subtracted, so nothing cancels.
     """
-    offset += start * stride
-    y += start
-    first = _row(x, offset, y, in_columns, H)
+    end = start + width
+    first = _row(x, offset, y, start, stride, in_columns, H)
     shared = tl.zeros(offset.shape, tl.float32)
-    for _ in range((width - 1) // 4):
-        head = _row(x, offset + stride, y + 1, in_columns, H) + _row(x, offset + 2 * stride, y + 2, in_columns, H)
-        offset += 4 * stride
-        y += 4
-        shared += head + (_row(x, offset - stride, y - 1, in_columns, H) + _row(x, offset, y, in_columns, H))
-    for _ in range((width - 1) % 4):
-        offset += stride
-        y += 1
-        shared += _row(x, offset, y, in_columns, H)
-    return first + shared, shared + _row(x, offset + stride, y + 1, in_columns, H)
+    for row in range(start + 1, end - 3, 4):
+        head = _row(x, offset, y, row, stride, in_columns, H) + _row(x, offset, y, row + 1, stride, in_columns, H)
+        shared += head + (_row(x, offset, y, row + 2, stride, in_columns, H) +
+                          _row(x, offset, y, row + 3, stride, in_columns, H))
+    for row in range(end - (width - 1) % 4, end):
+        shared += _row(x, offset, y, row, stride, in_columns, H)
+    return first + shared, shared + _row(x, offset, y, end, stride, in_columns, H)
 
 
 @triton.jit
@@ -93,7 +94,7 @@ def _store_row(out, offset, value, y, in_columns, H):
     tl.store(out + offset, value.to(out.dtype.element_ty), mask=in_columns & inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_RUNTIME)
 def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells, size, first_cell, last_cell,
                    BIAS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, G: tl.constexpr, BK: tl.constexpr,
                    BN: tl.constexpr):
@@ -107,7 +108,7 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
     W = W // ALIGN * ALIGN
     x_n = x_n // ALIGN * ALIGN
     x_c = x_c // ALIGN * ALIGN
-    x_h = x_h // ALIGN * ALIGN
+    x_h = (x_h // ALIGN * ALIGN).to(INDEX)
     c = tl.program_id(1).to(tl.int64)
     j0 = tl.program_id(2) * BN
     j = j0 + tl.arange(0, BN)
@@ -126,7 +127,7 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
         offset = rows[:, None] + k[None, :]  # [G, BK]
         in_columns = (k < W)[None, :] & (y >= 0)[:, None]
         for a in range(first_cell, last_cell):
-            s0, s1 = _cell_sums(x, offset, y, in_columns, tl.load(table + a), tl.load(table + cells + a), x_h, H)
+            s0, s1 = _cell_sums(x, offset, y, tl.load(table + a), tl.load(table + cells + a), x_h, in_columns, H)
             weight = tl.load(theta + a * cells + cell, mask=in_kernel, other=0.0).to(tl.float32)
             high, low = _split(weight, DTYPE)
             acc0 = _multiply(s0, high, low, acc0, DTYPE)
@@ -136,13 +137,13 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
         acc0 += shift
         acc1 += shift
     out = tl.multiple_of(out + c * H * W, ALIGN * (DTYPE.primitive_bitwidth // 8))
-    offset = (n.to(tl.int64) * C * H + y)[:, None] * W + j[None, :]
+    offset = (n.to(INDEX) * C * H + y)[:, None] * W + j[None, :]
     in_columns = (j < W)[None, :] & (y >= 0)[:, None]
     _store_row(out, offset, acc0, y, in_columns, H)
     _store_row(out, offset + W, acc1, y + 1, in_columns, H)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_RUNTIME)
 def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n, grad_c, grad_h, cells, size,
                       first_cell, last_cell, ALIGN: tl.constexpr, WIDE: tl.constexpr, G: tl.constexpr,
                       BK: tl.constexpr, BN: tl.constexpr, MAX_CELLS: tl.constexpr):
@@ -156,10 +157,10 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
     W = W // ALIGN * ALIGN
     x_n = x_n // ALIGN * ALIGN
     x_c = x_c // ALIGN * ALIGN
-    x_h = x_h // ALIGN * ALIGN
+    x_h = (x_h // ALIGN * ALIGN).to(INDEX)
     grad_n = grad_n // ALIGN * ALIGN
     grad_c = grad_c // ALIGN * ALIGN
-    grad_h = grad_h // ALIGN * ALIGN
+    grad_h = (grad_h // ALIGN * ALIGN).to(INDEX)
     c = tl.program_id(1).to(tl.int64)
     used_cells = last_cell - first_cell
     a = first_cell + tl.program_id(2) % used_cells
@@ -181,12 +182,12 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
             n, y = _strips(tile, N, H, G)
             in_map = (y >= 0)[:, None]
             offset = (n.to(INDEX) * x_n + y.to(INDEX) * x_h)[:, None] + k[None, :]
-            s0, s1 = _cell_sums(x, offset, y, (k < W)[None, :] & in_map, start, width, x_h, H)
+            s0, s1 = _cell_sums(x, offset, y, start, width, x_h, (k < W)[None, :] & in_map, H)
             offset = (n.to(INDEX) * grad_n + y.to(INDEX) * grad_h)[:, None] + j[None, :]
             in_columns = (j < W)[None, :] & in_map
-            high, low = _split(_row(grad, offset, y, in_columns, H), DTYPE)
+            high, low = _split(_row(grad, offset, y, 0, grad_h, in_columns, H), DTYPE)
             acc = _multiply(tl.trans(s0), high, low, acc, DTYPE)
-            high, low = _split(_row(grad, offset + grad_h, y + 1, in_columns, H), DTYPE)
+            high, low = _split(_row(grad, offset, y, 1, grad_h, in_columns, H), DTYPE)
             acc = _multiply(tl.trans(s1), high, low, acc, DTYPE)
         tap = k[:, None] - j[None, :] + half  # [BK, BN]
         in_kernel = (tap >= 0) & (tap < size)

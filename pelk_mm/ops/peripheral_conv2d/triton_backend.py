@@ -31,7 +31,8 @@ class Tile(NamedTuple):
     warps: int
 
 
-_FORWARD_TILES = {16: Tile(64, 16, 16, 4), 32: Tile(64, 32, 32, 4), 64: Tile(64, 32, 64, 4)}
+# By the widest map that they are for; the last is for all wider ones too.
+_FORWARD_TILES = {16: Tile(64, 16, 16, 4), 32: Tile(64, 16, 32, 4), 64: Tile(64, 32, 64, 4)}
 _SMALL_FORWARD_TILES = {16: Tile(16, 16, 16, 2), 32: Tile(16, 32, 32, 4), 64: Tile(16, 32, 64, 4)}
 _THETA_GRAD_TILES = {16: Tile(32, 16, 16, 2), 32: Tile(32, 32, 32, 4), 64: Tile(32, 64, 64, 4)}
 
@@ -64,13 +65,14 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
     if out.numel() == 0:
         return out
     x = _with_unit_stride(x)
-    tile, blocks = _forward_tile(batch, channels, height, width)
+    align = _alignment(out, x)
+    tile, blocks = _forward_tile(batch, channels, height, width, align)
     first, last = _reachable_cells(grid, height)
     with torch.cuda.device_of(x):
         _kernels().forward_kernel[blocks](
             x, theta.contiguous(), out if bias is None else bias.contiguous(), out, _table(grid, x.device),
             batch, channels, height, width, *x.stride()[:3], grid.num_cells, grid.kernel_size, first, last,
-            BIAS=bias is not None, ALIGN=_alignment(out, x), WIDE=_is_wide(x), G=tile.G, BK=tile.BK, BN=tile.BN,
+            BIAS=bias is not None, ALIGN=align, WIDE=_is_wide(x) or _is_wide(out), G=tile.G, BK=tile.BK, BN=tile.BN,
             num_warps=tile.warps)  # yapf: disable
     return out
 
@@ -95,11 +97,15 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     return partial.sum(0).to(x.dtype)
 
 
-def _forward_tile(batch: int, channels: int, height: int, width: int) -> tuple[Tile, tuple[int, int, int]]:
+def _forward_tile(batch: int, channels: int, height: int, width: int,
+                  align: int) -> tuple[Tile, tuple[int, int, int]]:
     """Tile sizes by the map's width, and the launch grid."""
     strips = batch * -(-height // 2)
     for tiles in (_FORWARD_TILES, _SMALL_FORWARD_TILES):
         tile = _for_width(tiles, width)
+        if align < 4 and tile.G * tile.BN >= 64 * 64:
+            # One pointer per element instead of one per four: the registers do not suffice for more.
+            tile = tile._replace(BK=16)
         blocks = (-(-strips // tile.G), channels, -(-width // tile.BN))
         if blocks[0] * blocks[1] * blocks[2] >= _FEW_PROGRAMS:
             break

@@ -1,0 +1,150 @@
+"""The Triton backend: kernels in Triton's interpreter, with the rounding of tensor cores; and what they compile to."""
+
+import math
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+from pelk_mm.ops.peripheral_conv2d import triton_backend
+from pelk_mm.ops.peripheral_conv2d.triton_backend import Tile
+from pelk_mm.testing.cases import CASES, GRIDS, POISON_CASES, PRECISION_CASES, Case, expected, poison
+from pelk_mm.testing.interpreter_triton import (always, compile_kernel, run, specialized_parameters,
+                                                triton_process)
+from pelk_mm.testing.tolerances import assert_close
+
+pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='triton is not installed')
+
+NAMES = ('output', 'x', 'theta', 'bias')
+HALF_PRECISION = ('grid-k13', 'grid-odd-widths', 'layout-channel_slice', 'one-pixel', 'kernel-over-twice-the-map')
+PRECISION = ('7x7-k51-mean10', '28x28-k3-mean100', '28x28-k51-mean0', '28x28-k51-mean100')
+# Every class of tiles by width, each with rows, columns and images that do not fill them.
+WIDTHS = (Case('width-14', (3, 1, 15, 14), GRIDS['k13']), Case('width-31', (2, 1, 9, 31), GRIDS['k13']),
+          Case('width-72', (1, 1, 11, 72), GRIDS['k51']))
+VARIANTS = {
+    'large-tiles': dict(_FEW_PROGRAMS=0),
+    'many-splits': dict(_THETA_GRAD_PROGRAMS=10**6),
+    '64-bit-offsets': dict(_is_wide=always),
+}
+
+
+def by_id(case):
+    return case.id
+
+
+@pytest.fixture(scope='module')
+def interpreter():
+    with triton_process(interpret=True) as process:
+        yield process
+
+
+@pytest.fixture(scope='module')
+def compiler():
+    with triton_process(interpret=False) as process:
+        yield process
+
+
+def check(process, case, dtype, **settings):
+    inputs = case.make(dtype)
+    results = process.submit(run, inputs, case.grid, **settings).result()
+    for name, actual, right in zip(NAMES, results, expected(inputs, case.grid)):
+        assert actual.dtype == dtype
+        assert_close(actual, right, f'{name} of {case.id}')
+
+
+@pytest.mark.parametrize('case', CASES, ids=by_id)
+def test_output_and_gradients(interpreter, case):
+    check(interpreter, case, torch.float32)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('case', [case for case in CASES if case.id in HALF_PRECISION], ids=by_id)
+def test_half_precision(interpreter, case, dtype):
+    check(interpreter, case, dtype)
+
+
+@pytest.mark.parametrize('case', [case for case in PRECISION_CASES if case.id in PRECISION], ids=by_id)
+def test_fp32_error_bound(interpreter, case):
+    check(interpreter, case, torch.float32)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('case', WIDTHS, ids=by_id)
+def test_tiles_splits_and_offsets(interpreter, case, variant):
+    check(interpreter, case, torch.float32, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+@pytest.mark.parametrize('case', POISON_CASES, ids=by_id)
+def test_other_images_and_channels_do_not_notice(interpreter, case, value):
+    inputs, others = poison(case.make(), value)
+    right = expected(case.make(), case.grid)
+    output, grad_x, grad_theta, _ = interpreter.submit(run, inputs, case.grid).result()
+    assert not output[1, 1].isfinite().all()
+    assert_close(output[others], right.output[others])
+    assert_close(grad_x, right.x)
+    assert_close(grad_theta[[0, 2]], right.theta[[0, 2]])
+
+
+def test_cases_reach_every_alignment():
+    def alignments(cases):
+        return {triton_backend._alignment(case.make().x) for case in cases}
+
+    assert alignments((*CASES, *WIDTHS)) == {1, 2, 4}
+    assert triton_backend._alignment(torch.zeros(1, 1, 4, 9)[..., 1:]) == 1
+    assert triton_backend._alignment(torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 4, 8).half()) == 4
+
+
+def test_offsets_beyond_32_bits_are_noticed():
+    for stride, wide in ((2**31 - 2, False), (2**31 - 1, True)):
+        x = torch.empty_strided((1, 1, 2, 2), (0, 0, stride, 1), device='meta')
+        assert triton_backend._is_wide(x) == wide
+
+
+def test_only_cells_that_reach_the_map_are_used():
+    grid = GRIDS['k47']
+    assert triton_backend._reachable_cells(grid, 64) == (0, 13)
+    # 7 8 4 2 1 1 1: the outermost cells begin 17 rows away, the next ones 9.
+    assert triton_backend._reachable_cells(grid, 18) == (0, 13)
+    assert triton_backend._reachable_cells(grid, 17) == (1, 12)
+    assert triton_backend._reachable_cells(grid, 1) == (6, 7)
+
+
+def test_says_why_not():
+    x, theta = torch.zeros(1, 2, 8, 8), torch.zeros(2, 3, 3)
+    reasons = available_backends(x, theta, GRIDS['k3'])
+    assert reasons['triton'] == 'x is on cpu: needs a CUDA device'
+    with pytest.raises(RuntimeError, match='needs a CUDA device'):
+        peripheral_conv2d(x, theta, GRIDS['k3'], backend='triton')
+    assert 'float64' in triton_backend.why_not(x.double(), GRIDS['k3'])
+
+
+def test_says_why_not_in_the_interpreter(interpreter):
+    x = torch.zeros(1, 2, 8, 8)
+    why_not = triton_backend.why_not
+    assert interpreter.submit(why_not, x, GRIDS['k51']).result() is None
+    assert '65 cells' in interpreter.submit(why_not, x, SharingGrid.dense(65)).result()
+    assert '65536 channels' in interpreter.submit(why_not, torch.zeros(1).expand(1, 65536, 1, 1), GRIDS['k3']).result()
+
+
+def test_one_binary_serves_all_shapes(compiler):
+    for kernel in ('forward_kernel', 'theta_grad_kernel'):
+        assert compiler.submit(specialized_parameters, kernel).result() == ()
+
+
+TILES = [('forward_kernel', tile) for tiles in (triton_backend._FORWARD_TILES, triton_backend._SMALL_FORWARD_TILES)
+         for tile in tiles.values()]
+TILES += [('theta_grad_kernel', tile) for tile in triton_backend._THETA_GRAD_TILES.values()]
+COMPILED = [(*kernel, dtype, 90, 4, False) for kernel in TILES for dtype in ('fp32', 'bf16')]
+COMPILED += [(*kernel, 'fp16', 80, 4, False) for kernel in TILES if kernel[1].BN < 64]
+COMPILED += [('forward_kernel', Tile(64, 16, 64, 4), 'fp32', 90, 1, True)]
+
+
+@pytest.mark.parametrize(('kernel', 'tile', 'dtype', 'capability', 'align', 'wide'), COMPILED)
+def test_compiles_to_what_the_design_counts_on(compiler, kernel, tile, dtype, capability, align, wide):
+    resources = compiler.submit(compile_kernel, kernel, tuple(tile), dtype, capability, align, wide).result()
+    assert resources.tensor_core == ('wgmma' if capability >= 90 and tile.G == 64 or tile.BK == 64 else 'mma')
+    assert resources.load_bits == align * (32 if dtype == 'fp32' else 16)
+    # A few words are what the assembler pays for room for another program; an accumulator would be hundreds.
+    assert resources.spills <= 64
