@@ -1,6 +1,7 @@
 """The package installs without PyTorch being imported, and its wheel carries configs and tools."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,18 @@ def test_wheel_carries_the_whole_config_tree_and_the_tools(wheel, root):
         }
     assert packed == expected
     assert not [name for name in wheel.namelist() if name.startswith(('configs/', 'tests/', 'tools/'))]
+
+
+def test_configs_resolve_from_an_installed_wheel(wheel, root, tmp_path):
+    wheel.extractall(tmp_path / 'site')
+    name = 'digits/pelk-atto_upernet_1xb8-800it_digits-128x128.py'
+    (tmp_path / 'config.py').write_text(f"_base_ = 'pelk_mm::{name}'\n")
+    code = ('import pelk_mm; from pelk_mm.compat import setup; setup(); from mmengine.config import Config; '
+            'print(pelk_mm.__file__, Config.fromfile("config.py").model.backbone.type)')
+    environment = dict(os.environ, PYTHONPATH=str(tmp_path / 'site'))
+    result = subprocess.run([sys.executable, '-c', code],
+                            cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert result.stdout.split()[-2:] == [str(tmp_path / 'site' / 'pelk_mm' / '__init__.py'), 'pelk_mm.PeLK']
 
 
 def test_wheel_carries_every_module(wheel, root):
