@@ -9,7 +9,7 @@
 #   PYTHON          Python 3.11 to make it from, default the first of python3.11, python3 and python that fits
 #   CXX             C++17 compiler, default c++
 #   MAX_JOBS        compile jobs, default one per core and 2 GB of memory
-#   MIN_FREE_GB     free disk space asked for, default 12
+#   MIN_FREE_GB     free disk space asked for, default 12, and a third of it for temporary files (TMPDIR)
 #   XDG_CACHE_HOME  wheels built here are kept in its pelk_mm/wheels, default ~/.cache
 #   CUDA_VISIBLE_DEVICES=  (empty) builds mmcv's ops for the CPU only, also where there is a GPU
 set -euo pipefail
@@ -67,13 +67,13 @@ compiler_problem() {
     rm -r "$folder"
 }
 
-# Why there is too little disk space for the environment; nothing if there is enough.
+# Why folder $1, which need not exist yet, has less than $2 GB of free disk space; nothing if it has more.
 disk_problem() {
-    local folder=$VENV free
+    local folder=$1 free
     while [[ ! -d $folder ]]; do folder=$(dirname "$folder"); done
     free=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1024 / 1024) }')
-    if ((free < MIN_FREE_GB)); then
-        say "disk: $free GB free at $folder, $MIN_FREE_GB GB asked for (MIN_FREE_GB changes that)"
+    if ((free < $2)); then
+        say "disk: $free GB free at $folder, $2 GB asked for (MIN_FREE_GB changes that)"
     fi
 }
 
@@ -91,7 +91,9 @@ check_machine() {
     done
     [[ -z $found ]] || problems=()
     ((${#problems[@]} == 0)) || problems+=("Python: set PYTHON to a Python 3.11")
-    for problem in "$(compiler_problem)" "$(disk_problem)"; do
+    # pip unpacks downloads where temporary files go.
+    for problem in "$(compiler_problem)" "$(disk_problem "$VENV" "$MIN_FREE_GB")" \
+        "$(disk_problem "${TMPDIR:-/tmp}" $((MIN_FREE_GB / 3)))"; do
         [[ -z $problem ]] || problems+=("$problem")
     done
     ((${#problems[@]} == 0)) || refuse "this machine will not do:" "${problems[@]}"
@@ -267,7 +269,7 @@ PY
 
 main() {
     [[ $STACK = onedl || $STACK = openmmlab ]] || refuse "STACK must be onedl or openmmlab, got '$STACK'."
-    [[ $MIN_FREE_GB =~ ^[0-9]+$ ]] || refuse "MIN_FREE_GB must be a whole number of GB, got '$MIN_FREE_GB'."
+    [[ $MIN_FREE_GB =~ ^(0|[1-9][0-9]*)$ ]] || refuse "MIN_FREE_GB must be a whole number of GB, got '$MIN_FREE_GB'."
     check_venv
     if is_ready; then
         say "Environment $VENV (STACK=$STACK) is ready."

@@ -142,12 +142,11 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         prepare_cpu_processes(cfg, launcher)
     if mode == 'train' and not cfg.get('resume'):
         keep_previous_run(cfg)
-    try:
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        result = getattr(runner, mode)()
-    finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    result = getattr(runner, mode)()
+    # Not after an error: the other processes would be waited for, which may never come.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return result if mode == 'test' else None
 
 
