@@ -184,21 +184,22 @@ class _CudaTimer:
 
     def __init__(self, device: torch.device, hide_launches: bool) -> None:
         self.device, self.hide_launches = device, hide_launches
-        self.queueing = 0.0
+        self.queueing: dict[Callable, float] = {}
 
     def round(self, run: Callable, inputs: Sequence, calls: int) -> float:
         with torch.cuda.device(self.device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             if self.hide_launches:
-                torch.cuda._sleep(int(min(2 * self.queueing * calls, 0.5) * _SPIN_CYCLES_PER_SECOND))
+                seconds = min(2 * self.queueing.get(run, 0.0) * calls, 0.5)
+                torch.cuda._sleep(int(seconds * _SPIN_CYCLES_PER_SECOND))
             queued = time.perf_counter()
             start.record()
             for index in range(calls):
                 run(inputs[index % len(inputs)])
             end.record()
             # From the rounds before: the next spin lasts about twice as long as its calls take to queue.
-            self.queueing = (time.perf_counter() - queued) / calls
+            self.queueing[run] = (time.perf_counter() - queued) / calls
             end.synchronize()
             return start.elapsed_time(end) / 1e3
 

@@ -36,10 +36,11 @@ def triton_process(interpret: bool) -> Iterator[Executor]:
     Args:
         interpret (bool): Whether ``TRITON_INTERPRET=1`` is set in it.
     """
-    with patch.dict(os.environ, TRITON_INTERPRET=str(int(interpret))), ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context('spawn'),
-            initializer=_imitate_tensor_cores if interpret else None) as process:
+    initializer = _imitate_tensor_cores if interpret else None
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), initializer) as process:
+        # It starts with the first task, and only it is to see the variable.
+        with patch.dict(os.environ, TRITON_INTERPRET=str(int(interpret))):
+            process.submit(os.getpid).result()
         yield process
 
 
@@ -98,7 +99,7 @@ def compile_kernel(kernel: str, tile: tuple[int, int, int, int], dtype: str, cap
     from pelk_mm.ops.peripheral_conv2d import kernels_triton, triton_backend
     function = getattr(kernels_triton, kernel)
     constants = dict(ALIGN=align, WIDE=wide, G=tile[0], BK=tile[1], BN=tile[2])
-    constants |= dict(BIAS=True) if kernel == 'forward_kernel' else dict(MAX_CELLS=triton_backend._MAX_CELLS)
+    constants |= dict(BIAS=True) if kernel == 'forward_kernel' else dict(MAX_CELLS=triton_backend.MAX_CELLS)
     pointers = dict.fromkeys(('x', 'theta', 'bias', 'out', 'grad'), f'*{dtype}') | dict(partial='*fp32', table='*i32')
     signature = {name: 'constexpr' if name in constants else pointers.get(name, 'i32') for name in function.arg_names}
     compiled = triton.compile(

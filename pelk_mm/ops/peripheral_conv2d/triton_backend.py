@@ -13,7 +13,7 @@ from torch import Tensor
 from ..sharing_grid import SharingGrid
 
 # Cells of a row that the theta_grad kernel keeps in registers, and the device's limit of a launch's second axis.
-_MAX_CELLS = 64
+MAX_CELLS = 64
 _MAX_CHANNELS = 65535
 # Below this many programs of the large tiles, smaller ones keep more of a device busy.
 _FEW_PROGRAMS = 264
@@ -32,9 +32,9 @@ class Tile(NamedTuple):
 
 
 # By the widest map that they are for; the last is for all wider ones too.
-_FORWARD_TILES = {16: Tile(64, 16, 16, 4), 32: Tile(64, 16, 32, 4), 64: Tile(64, 32, 64, 4)}
-_SMALL_FORWARD_TILES = {16: Tile(16, 16, 16, 2), 32: Tile(16, 32, 32, 4), 64: Tile(16, 32, 64, 4)}
-_THETA_GRAD_TILES = {16: Tile(32, 16, 16, 2), 32: Tile(32, 32, 32, 4), 64: Tile(32, 64, 64, 4)}
+FORWARD_TILES = {16: Tile(64, 16, 16, 4), 32: Tile(64, 16, 32, 4), 64: Tile(64, 32, 64, 4)}
+SMALL_FORWARD_TILES = {16: Tile(16, 16, 16, 2), 32: Tile(16, 32, 32, 4), 64: Tile(16, 32, 64, 4)}
+THETA_GRAD_TILES = {16: Tile(32, 16, 16, 2), 32: Tile(32, 32, 32, 4), 64: Tile(32, 64, 64, 4)}
 
 
 def why_not(x: Tensor, grid: SharingGrid) -> str | None:
@@ -51,8 +51,8 @@ def why_not(x: Tensor, grid: SharingGrid) -> str | None:
     elif torch.cuda.get_device_capability(x.device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(x.device)
         return f'needs a GPU of compute capability 8.0 or newer (TF32 and bfloat16), got {major}.{minor}'
-    if grid.num_cells > _MAX_CELLS:
-        return f'the grid has {grid.num_cells} cells a side, at most {_MAX_CELLS} are supported'
+    if grid.num_cells > MAX_CELLS:
+        return f'the grid has {grid.num_cells} cells a side, at most {MAX_CELLS} are supported'
     if x.shape[1] > _MAX_CHANNELS:
         return f'x has {x.shape[1]} channels, at most {_MAX_CHANNELS} are supported'
     return None
@@ -92,7 +92,7 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
         _kernels().theta_grad_kernel[(splits, channels, tasks)](
             x, grad_output, partial, _table(grid, x.device), batch, channels, height, width, *x.stride()[:3],
             *grad_output.stride()[:3], cells, grid.kernel_size, first, last, ALIGN=_alignment(x, grad_output),
-            WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK, BN=tile.BN, MAX_CELLS=_MAX_CELLS,
+            WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK, BN=tile.BN, MAX_CELLS=MAX_CELLS,
             num_warps=tile.warps)  # yapf: disable
     return partial.sum(0).to(x.dtype)
 
@@ -101,20 +101,23 @@ def _forward_tile(batch: int, channels: int, height: int, width: int,
                   align: int) -> tuple[Tile, tuple[int, int, int]]:
     """Tile sizes by the map's width, and the launch grid."""
     strips = batch * -(-height // 2)
-    for tiles in (_FORWARD_TILES, _SMALL_FORWARD_TILES):
-        tile = _for_width(tiles, width)
-        if align < 4 and tile.G * tile.BN >= 64 * 64:
-            # One pointer per element instead of one per four: the registers do not suffice for more.
-            tile = tile._replace(BK=16)
+    for tiles in (FORWARD_TILES, SMALL_FORWARD_TILES):
+        tile = fit_registers(_for_width(tiles, width), align)
         blocks = (-(-strips // tile.G), channels, -(-width // tile.BN))
         if blocks[0] * blocks[1] * blocks[2] >= _FEW_PROGRAMS:
             break
     return tile, blocks
 
 
+def fit_registers(tile: Tile, align: int) -> Tile:
+    """The tile that is used in place of ``tile`` where rows are aligned less well."""
+    # One pointer per element instead of one per four: the largest tile would not fit the registers.
+    return tile._replace(BK=16) if align < 4 and tile == FORWARD_TILES[64] else tile
+
+
 def _theta_grad_tile(batch: int, channels: int, height: int, width: int,
                      grid: SharingGrid) -> tuple[Tile, tuple[int, int, int]]:
-    tile = _for_width(_THETA_GRAD_TILES, width)
+    tile = _for_width(THETA_GRAD_TILES, width)
     first, last = _reachable_cells(grid, height)
     tasks = (last - first) * -(-width // tile.BN)
     row_tiles = -(-batch * -(-height // 2) // tile.G)
