@@ -7,6 +7,7 @@ _base_ = [
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(arch='atto', drop_path_rate=0.0, branch_norm_cfg=norm_cfg),
+    # Kernels as large as the maps of the 64 pixel digits, so that every cell is trained there.
+    backbone=dict(arch='atto', kernel_sizes=[31, 15, 7, 5], norm_cfg=dict(type='BN'), drop_path_rate=0.0, branch_norm_cfg=norm_cfg),
     decode_head=dict(in_channels=[31, 62, 124, 249], channels=64, num_classes=11, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=124, channels=64, num_classes=11, norm_cfg=norm_cfg))

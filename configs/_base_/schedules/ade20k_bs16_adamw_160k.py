@@ -17,8 +17,7 @@ optim_wrapper = dict(
         custom_keys={'.position_embedding': dict(decay_mult=0.0)}))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    # It ends with training.
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
 
 # base_batch_size = (8 GPUs) x (2 samples per GPU)
