@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: case lists, tolerances and timing. Shipped, so that downstream users can test too."""
+"""What tests and benchmarks share: case lists, tolerances, timing. Shipped, so that downstream users can test too."""

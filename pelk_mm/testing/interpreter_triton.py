@@ -25,6 +25,7 @@ from unittest.mock import patch
 import torch
 
 from pelk_mm.ops import SharingGrid
+
 from .cases import Inputs, Results
 from .cases import run as run_case
 
@@ -56,8 +57,8 @@ def run(inputs: Inputs, grid: SharingGrid, **settings) -> Results:
     """
     from pelk_mm.ops.peripheral_conv2d import triton_backend
 
-    def nan_filled(*size, **kwargs):
-        return torch.full(*size, torch.nan, **kwargs)
+    def nan_filled(size, **kwargs):
+        return torch.full(size, torch.nan, **kwargs)
 
     with patch.multiple(triton_backend, **settings) if settings else patch.dict({}), patch('torch.empty', nan_filled):
         return run_case(inputs, grid, 'triton')

@@ -14,7 +14,7 @@ RELATIVE_ERROR = {
 """Bound on :func:`relative_error` against fp64 computed from the same (rounded) inputs.
 
 fp32: the project's bound, for means 0 to 100, maps 7x7 to 512x512, K 3 to 151. bf16 and fp16: rounding once after
-accumulating in fp32 costs about 1.7e-3 and 2.1e-4, at worst 2**-9 = 2.0e-3 and 2**-12 = 2.4e-4. Only the
+accumulating in fp32 costs about 1.7e-3 and 2.1e-4 (2**-8 = 3.9e-3 and 2**-11 = 4.9e-4 for an unlucky number). Only the
 reference's gradient of theta is over it (up to 5e-3 in bf16): it rounds the dense kernel's gradient before summing it.
 """
 

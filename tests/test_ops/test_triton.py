@@ -10,8 +10,7 @@ from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops.peripheral_conv2d import triton_backend
 from pelk_mm.ops.peripheral_conv2d.triton_backend import Tile
 from pelk_mm.testing.cases import CASES, GRIDS, POISON_CASES, PRECISION_CASES, Case, expected, poison
-from pelk_mm.testing.interpreter_triton import (always, compile_kernel, run, specialized_parameters,
-                                                triton_process)
+from pelk_mm.testing.interpreter_triton import always, compile_kernel, run, specialized_parameters, triton_process
 from pelk_mm.testing.tolerances import assert_close
 
 pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='triton is not installed')
@@ -45,12 +44,13 @@ def compiler():
         yield process
 
 
-def check(process, case, dtype, **settings):
+def check(process, case, dtype, bound=None, **settings):
     inputs = case.make(dtype)
     results = process.submit(run, inputs, case.grid, **settings).result()
     for name, actual, right in zip(NAMES, results, expected(inputs, case.grid)):
         assert actual.dtype == dtype
-        assert_close(actual, right, f'{name} of {case.id}')
+        # Of few numbers one can be unlucky.
+        assert_close(actual, right, f'{name} of {case.id}', bound if actual.numel() >= 100 else None)
 
 
 @pytest.mark.parametrize('case', CASES, ids=by_id)
@@ -58,10 +58,11 @@ def test_output_and_gradients(interpreter, case):
     check(interpreter, case, torch.float32)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+# Rounding the result costs 1.7e-3 and 2.1e-4; rounding the box sums to bf16 as well would make it 2.4e-3.
+@pytest.mark.parametrize(('dtype', 'bound'), [(torch.bfloat16, 2e-3), (torch.float16, 2.5e-4)], ids=str)
 @pytest.mark.parametrize('case', [case for case in CASES if case.id in HALF_PRECISION], ids=by_id)
-def test_half_precision(interpreter, case, dtype):
-    check(interpreter, case, dtype)
+def test_half_precision(interpreter, case, dtype, bound):
+    check(interpreter, case, dtype, bound)
 
 
 @pytest.mark.parametrize('case', [case for case in PRECISION_CASES if case.id in PRECISION], ids=by_id)

@@ -1,8 +1,8 @@
 """Images per second and the cost of training of PeLK and its peers: the paper's Table 8, repeated on one harness.
 
-Inference is of deployed models in eval mode, all of them timed in one run, in fp32 with TF32 off and in bf16. A training
-step is forward, backward and AdamW, one model after the other, in fp32 and under bf16 autocast. Every model is a
-backbone with average pooling and a linear classifier, randomly initialised; inputs are random too.
+Inference is of deployed models in eval mode, all of them timed in one run, in fp32 with TF32 off and in bf16. A
+training step is forward, backward and AdamW, one model after the other, in fp32 and under bf16 autocast. Every model is
+a backbone with average pooling and a linear classifier, randomly initialised; inputs are random too.
 """
 
 import argparse

@@ -48,9 +48,9 @@ def _high(value):
 
 
 @triton.jit
-def _split(right, DTYPE: tl.constexpr):
+def _split(right, dtype: tl.constexpr):
     """The right operand of :func:`_multiply` as high and low part; only fp32 has a low one."""
-    if DTYPE == tl.bfloat16:
+    if dtype == tl.bfloat16:
         return right.to(tl.bfloat16), right
     else:
         high = _high(right)
@@ -58,20 +58,20 @@ def _split(right, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _multiply(left, high, low, acc, DTYPE: tl.constexpr):
+def _multiply(left, high, low, acc, dtype: tl.constexpr):
     """``acc + left @ right`` on tensor cores at fp32's precision # [M, K] @ [K, N].
 
     The operands are split into parts that tensor cores multiply exactly: two of TF32 or, with bf16 tensors, of bf16.
     ``left`` is always fp32; ``high`` and ``low`` are from :func:`_split`: fp16 fits TF32 and bf16 fits itself.
     """
-    if DTYPE == tl.bfloat16:
+    if dtype == tl.bfloat16:
         left_high = left.to(tl.bfloat16)
         left_low = (left - left_high.to(tl.float32)).to(tl.bfloat16)
         return tl.dot(left_high, high, tl.dot(left_low, high, acc))
     else:
         left_high = _high(left)
         product = tl.dot(left - left_high, high, input_precision='tf32')
-        if DTYPE == tl.float32:
+        if dtype == tl.float32:
             product = tl.dot(left_high, low, product, input_precision='tf32')
         product = tl.dot(left_high, high, product, input_precision='tf32')
         # Tensor cores truncate while they accumulate, so long chains drift: the sum over cells is rounded outside.
@@ -102,7 +102,7 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
 
     Grid: (tiles of G strips, C, tiles of BN columns). x has unit stride along W, out (N, C, H, W) is contiguous.
     """
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    dtype: tl.constexpr = x.dtype.element_ty
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
     # Tells the compiler what the caller has checked: these are multiples of ALIGN, so loads may be that wide.
     W = W // ALIGN * ALIGN
@@ -113,7 +113,7 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
     j0 = tl.program_id(2) * BN
     j = j0 + tl.arange(0, BN)
     n, y = _strips(tl.program_id(0), N, H, G)
-    x = tl.multiple_of(x + c * x_c, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    x = tl.multiple_of(x + c * x_c, ALIGN * (dtype.primitive_bitwidth // 8))
     rows = n.to(INDEX) * x_n + y.to(INDEX) * x_h
     theta += c * cells * cells
     acc0 = tl.zeros([G, BN], tl.float32)
@@ -129,14 +129,14 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
         for a in range(first_cell, last_cell):
             s0, s1 = _cell_sums(x, offset, y, tl.load(table + a), tl.load(table + cells + a), x_h, in_columns, H)
             weight = tl.load(theta + a * cells + cell, mask=in_kernel, other=0.0).to(tl.float32)
-            high, low = _split(weight, DTYPE)
-            acc0 = _multiply(s0, high, low, acc0, DTYPE)
-            acc1 = _multiply(s1, high, low, acc1, DTYPE)
+            high, low = _split(weight, dtype)
+            acc0 = _multiply(s0, high, low, acc0, dtype)
+            acc1 = _multiply(s1, high, low, acc1, dtype)
     if BIAS:
         shift = tl.load(bias + c).to(tl.float32)
         acc0 += shift
         acc1 += shift
-    out = tl.multiple_of(out + c * H * W, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    out = tl.multiple_of(out + c * H * W, ALIGN * (dtype.primitive_bitwidth // 8))
     offset = (n.to(INDEX) * C * H + y)[:, None] * W + j[None, :]
     in_columns = (j < W)[None, :] & (y >= 0)[:, None]
     _store_row(out, offset, acc0, y, in_columns, H)
@@ -152,7 +152,7 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
     Grid: (splits of the strips, C, used cells times tiles of BN columns). The shares of all splits and column tiles
     are summed afterwards, in a fixed order. x and grad have unit stride along W.
     """
-    DTYPE: tl.constexpr = x.dtype.element_ty
+    dtype: tl.constexpr = x.dtype.element_ty
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
     W = W // ALIGN * ALIGN
     x_n = x_n // ALIGN * ALIGN
@@ -167,8 +167,8 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
     column_tile = tl.program_id(2) // used_cells
     j0 = column_tile * BN
     j = j0 + tl.arange(0, BN)
-    x = tl.multiple_of(x + c * x_c, ALIGN * (DTYPE.primitive_bitwidth // 8))
-    grad = tl.multiple_of(grad + c * grad_c, ALIGN * (DTYPE.primitive_bitwidth // 8))
+    x = tl.multiple_of(x + c * x_c, ALIGN * (dtype.primitive_bitwidth // 8))
+    grad = tl.multiple_of(grad + c * grad_c, ALIGN * (dtype.primitive_bitwidth // 8))
     start = tl.load(table + a)
     width = tl.load(table + cells + a)
     bs = tl.arange(0, MAX_CELLS)
@@ -185,10 +185,10 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
             s0, s1 = _cell_sums(x, offset, y, start, width, x_h, (k < W)[None, :] & in_map, H)
             offset = (n.to(INDEX) * grad_n + y.to(INDEX) * grad_h)[:, None] + j[None, :]
             in_columns = (j < W)[None, :] & in_map
-            high, low = _split(_row(grad, offset, y, 0, grad_h, in_columns, H), DTYPE)
-            acc = _multiply(tl.trans(s0), high, low, acc, DTYPE)
-            high, low = _split(_row(grad, offset, y, 1, grad_h, in_columns, H), DTYPE)
-            acc = _multiply(tl.trans(s1), high, low, acc, DTYPE)
+            high, low = _split(_row(grad, offset, y, 0, grad_h, in_columns, H), dtype)
+            acc = _multiply(tl.trans(s0), high, low, acc, dtype)
+            high, low = _split(_row(grad, offset, y, 1, grad_h, in_columns, H), dtype)
+            acc = _multiply(tl.trans(s1), high, low, acc, dtype)
         tap = k[:, None] - j[None, :] + half  # [BK, BN]
         in_kernel = (tap >= 0) & (tap < size)
         cell = tl.load(table + 2 * cells + tap, mask=in_kernel, other=-1)
