@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from . import boxes, native, reference
+from . import boxes, native, reference, triton_backend
 from .costs import cpu_cost
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend('native', native.why_not, native.forward, native.theta_grad),
+        Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad),
         Backend('boxes', boxes.why_not, boxes.forward, boxes.theta_grad),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
