@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from mmengine.fileio import get_local_path
@@ -170,7 +170,7 @@ class _Inert:
         pass
 
 
-def _log_history() -> list[type]:
+def _log_history() -> list[Callable | tuple[Callable, str]]:
     """What MMEngine's log history consists of, by the names under which NumPy 1 and 2 save it, as stand-ins.
 
     What is allowed already, for resuming from such checkpoints, is left as it is: the two do not mix.
@@ -179,7 +179,8 @@ def _log_history() -> list[type]:
         entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
         for entry in torch.serialization.get_safe_globals()
     }
-    modules = dict.fromkeys(('numpy.core.multiarray', 'numpy._core.multiarray'), ('_reconstruct', 'scalar'))
+    modules: dict[str, tuple[str, ...]] = dict.fromkeys(('numpy.core.multiarray', 'numpy._core.multiarray'),
+                                                        ('_reconstruct', 'scalar'))
     modules.update({
         'mmengine.logging.history_buffer': ('HistoryBuffer', ),
         'builtins': ('getattr', ),

@@ -1,8 +1,9 @@
-"""Parallel depthwise convolutions that merge exactly into the fewest for deployment (RepLKNet's re-parameterisation)."""
+"""Parallel depthwise convolutions that merge exactly into the fewest for deployment (as RepLKNet re-parameterises)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,7 @@ class DepthwiseBranches(nn.Module):
             if name in self.norms:
                 branch = self.norms[name](branch)
             out = branch if out is None else out + branch
+        assert out is not None, 'there is the large convolution at least'
         if cell_sums is not None:
             out = out + self.large.position_bias(cell_sums).to(out.dtype)[:, None, None]
         return out
@@ -79,8 +81,8 @@ class DepthwiseBranches(nn.Module):
             host = next((conv for other, conv in self.convs.items() if other != name and _fits(small, conv)), None)
             if host is None:
                 continue
-            host.weight += _pad_center(small.weight, host.weight.shape[-2:])
-            if small.bias is not None:
+            host.weight += _pad_center(small, host)
+            if isinstance(small.bias, Tensor):
                 _add_bias(host, small.bias)
             del self.convs[name]
         if constant is not None:
@@ -120,6 +122,8 @@ def _fits(small: nn.Module, host: nn.Module) -> bool:
     return all(a <= b for a, b in zip(small.weight.shape[-2:], _fine_shape(host)))
 
 
-def _pad_center(weight: Tensor, shape: tuple[int, int]) -> Tensor:
-    pad_h, pad_w = ((size - own) // 2 for size, own in zip(shape, weight.shape[-2:]))
+def _pad_center(small: nn.Module, host: nn.Module) -> Tensor:
+    """The weight of ``small`` with zeros around it, up to the size of that of ``host``."""
+    weight = cast(Tensor, small.weight)
+    pad_h, pad_w = ((size - own) // 2 for size, own in zip(host.weight.shape[-2:], weight.shape[-2:]))
     return F.pad(weight, (pad_w, pad_w, pad_h, pad_h))

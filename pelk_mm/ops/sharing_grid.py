@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -114,11 +115,12 @@ class SharingGrid:
         if grid is None and not isinstance(kernel_size, int):
             kernel_size, grid = None, kernel_size
         if grid is None:
-            return cls.from_kernel_size(kernel_size, center, base)
+            return cls.from_kernel_size(_as_int('kernel_size', kernel_size), center, base)
         half = grid.half if isinstance(grid, SharingGrid) else grid
         if isinstance(half, str) or not isinstance(half, Sequence):
             raise TypeError(f'grid must be a SharingGrid or a half grid (a sequence of ints), got {half!r}')
-        return cls.from_half(half, kernel_size)
+        # Whatever stands beside an explicit grid is only compared with the size of that.
+        return cls.from_half(half, cast('int | None', kernel_size))
 
     @cached_property
     def widths(self) -> tuple[int, ...]:

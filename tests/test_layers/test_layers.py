@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pelk_mm.layers import (DepthwiseBranches, KernelPositionEmbedding, LayerNorm2d, PartialMixer, PeripheralConv2d)
+from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, LayerNorm2d, PartialMixer, PeripheralConv2d
 from pelk_mm.ops import SharingGrid, expand_kernel, peripheral_conv2d
 
 
@@ -54,7 +54,8 @@ def test_backend_and_bias_arguments():
 
 def test_position_embedding_is_equation_3():
     """Y(x, y) = sum_ij w(i, j) (X(x + i, y + j) + h(i, j)), the second part written as loops."""
-    conv, embedding = PeripheralConv2d(2, 13, bias=False).double(), KernelPositionEmbedding(2, SharingGrid.create(13)).double()
+    conv = PeripheralConv2d(2, 13, bias=False).double()
+    embedding = KernelPositionEmbedding(2, SharingGrid.create(13)).double()
     w, h = conv.kernel(), embedding.weight
     assert h.shape == (2, 13, 13)
     bias = conv.position_bias(embedding())
@@ -80,7 +81,8 @@ def test_layer_norm_normalises_channels_and_is_channels_last():
     out = norm(torch.randn(2, 6, 3, 4) * 5 + 2)
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 3, 4), atol=1e-6, rtol=0)
     torch.testing.assert_close(out.var(1, unbiased=False), torch.ones(2, 3, 4), atol=1e-4, rtol=0)
-    assert out.is_contiguous(memory_format=torch.channels_last) and norm.eps == 1e-6
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert norm.eps == 1e-6
 
 
 def branches(center, small, norm=nn.BatchNorm2d):
@@ -109,7 +111,9 @@ def test_deploy_equals_training_form(center, small, norm, left):
     torch.testing.assert_close(before, module(x) + constant[:, None, None])
     module.switch_to_deploy(cell_sums)
     torch.testing.assert_close(module(x), before)
-    assert list(module.convs) == left and not module.norms and module.large.bias is not None
+    assert list(module.convs) == left
+    assert not module.norms
+    assert module.large.bias is not None
 
 
 def test_merged_kernel_is_the_sum_in_theta():
@@ -123,7 +127,8 @@ def test_merged_kernel_is_the_sum_in_theta():
     module.switch_to_deploy()
     expected = torch.zeros(9, 9)
     expected[3:6, 3:6] = 1
-    assert torch.equal(module.large.weight[0, 0], expected) and module.large.bias.item() == 2
+    assert torch.equal(module.large.weight[0, 0], expected)
+    assert module.large.bias.item() == 2
     assert module.large.kernel().sum() == 9
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_every_argument_changes_something(name):
     given = copy.deepcopy(value)
     assert not changed(PeLK(**SMALL))
     assert changed(PeLK(**{**SMALL, name: value}))
-    assert value == given, 'the caller\'s value was edited'
+    assert value == given, "the caller's value was edited"
 
 
 def test_every_argument_is_tested():
@@ -125,7 +126,7 @@ def test_every_argument_is_tested():
     (dict(SMALL, channels=[8, 8, 8]), ('channels', '4', '3')),
 ])
 def test_wrong_values_say_what_is_wrong(arguments, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         PeLK(**arguments)
     assert all(word in str(error.value) for word in words), str(error.value)
 
@@ -175,7 +176,9 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 def test_frozen_stages_stay_in_eval_mode_and_get_no_gradient():
     model = PeLK(**SMALL, frozen_stages=1).train()
-    assert not model.stages[0].training and not model.downsample_layers[0].training and model.stages[1].training
+    assert not model.stages[0].training
+    assert not model.downsample_layers[0].training
+    assert model.stages[1].training
     model(torch.rand(2, 3, 64, 64))[0].sum().backward()
     assert all(p.grad is None for p in model.stages[0].parameters())
 

@@ -75,11 +75,13 @@ def test_nan_stays_in_its_plane_and_window(case, value, backend):
     inputs, others = poison(case.make(), value)
     output, grad_x, grad_theta, _ = run(inputs, case.grid, backend)
     dense = run(inputs, case.grid, 'reference')
-    assert output[others].isfinite().all() and grad_x.isfinite().all()
+    assert output[others].isfinite().all()
+    assert grad_x.isfinite().all()
     # Within the plane exactly the outputs whose window holds the value are spoiled, as in the dense convolution.
     assert torch.equal(output.isfinite(), dense.output.isfinite())
     channels = others.all(0)
-    assert grad_theta[channels].isfinite().all() and not grad_theta[~channels].isfinite().all()
+    assert grad_theta[channels].isfinite().all()
+    assert not grad_theta[~channels].isfinite().all()
 
 
 @pytest.mark.parametrize('backend', FAST)
@@ -146,8 +148,9 @@ def test_result_does_not_depend_on_threads():
 def test_backends_explain_themselves(monkeypatch):
     x, theta, _, _ = Case('names', (1, 2, 5, 5), GRIDS['k3']).make()
     reasons = available_backends(x, theta, GRIDS['k3'])
-    assert list(reasons) == list(BACKENDS) and list(reasons)[-1] == 'reference'
-    assert reasons['native'] is None and reasons['boxes'] is None and reasons['reference'] is None
+    assert list(reasons) == list(BACKENDS)
+    assert list(reasons)[-1] == 'reference'
+    assert [reasons[name] for name in ('native', 'boxes', 'reference')] == [None, None, None]
     assert 'meta' in available_backends(x.to('meta'), theta.to('meta'), GRIDS['k3'])['native']
     with pytest.raises(ValueError, match="backend must be .*'nativ'"):
         peripheral_conv2d(x, theta, GRIDS['k3'], backend='nativ')
@@ -176,7 +179,8 @@ def test_impossible_backend_raises_its_reason(monkeypatch):
     (dict(grid=[2, 1]), TypeError, ('grid', 'SharingGrid', 'list')),
 ])
 def test_wrong_input_says_what_is_wrong(change, error, words):
-    arguments = dict(x=torch.zeros(1, 2, 5, 5), theta=torch.zeros(2, 3, 3), grid=SharingGrid.from_half([2, 1]), bias=None)
+    grid = SharingGrid.from_half([2, 1])
+    arguments = dict(x=torch.zeros(1, 2, 5, 5), theta=torch.zeros(2, 3, 3), grid=grid, bias=None)
     arguments.update(change)
     with pytest.raises(error) as info:
         peripheral_conv2d(**arguments)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -24,10 +26,12 @@ PRINTED = [
 def test_printed_grids(kernel_size, center, half):
     grid = SharingGrid.from_kernel_size(kernel_size, center)
     assert grid.half == half
-    assert grid == SharingGrid.from_half(half) == SharingGrid.create(list(half)) == SharingGrid.create(kernel_size, half)
+    assert grid == SharingGrid.from_half(half)
+    assert grid == SharingGrid.create(list(half)) == SharingGrid.create(kernel_size, half)
     assert grid.widths == half + half[:-1][::-1]
     assert (grid.kernel_size, grid.num_cells, grid.center) == (kernel_size, 2 * len(half) - 1, center)
-    assert grid.starts[0] == -(kernel_size // 2) and grid.starts[grid.num_cells // 2] == 0
+    assert grid.starts[0] == -(kernel_size // 2)
+    assert grid.starts[grid.num_cells // 2] == 0
 
 
 @pytest.mark.parametrize('kernel_size, center, percent', [(31, 5, 12.6), (33, 5, 11.1), (51, 1, 3.1), (51, 3, 4.7),
@@ -36,15 +40,22 @@ def test_stored_ratio(kernel_size, center, percent):
     assert round(100 * SharingGrid.from_kernel_size(kernel_size, center).stored_ratio, 1) == percent
 
 
-@pytest.mark.parametrize('half, ratio', [([2] * 8 + [1], 0.27), ([2] * 7 + [1] * 3, 0.33), ([4, 4, 4, 2, 1, 1, 1], 0.16),
-                                         ([8, 4, 2, 1, 1, 1], 0.11), ([1, 1, 2, 4, 8, 1], 0.11)])
+@pytest.mark.parametrize('half, ratio', [
+    ([2] * 8 + [1], 0.27),
+    ([2] * 7 + [1] * 3, 0.33),
+    ([4, 4, 4, 2, 1, 1, 1], 0.16),
+    ([8, 4, 2, 1, 1, 1], 0.11),
+    ([1, 1, 2, 4, 8, 1], 0.11),
+])
 def test_hand_made_grids_of_table_5(half, ratio):
     grid = SharingGrid.from_half(half)
-    assert grid.kernel_size == 33 and abs(grid.stored_ratio - ratio) < 0.006
+    assert grid.kernel_size == 33
+    assert abs(grid.stored_ratio - ratio) < 0.006
 
 
 def test_dense_and_wide_centres():
-    assert SharingGrid.dense(7).widths == (1, ) * 7 and SharingGrid.dense(7).is_dense
+    assert SharingGrid.dense(7).widths == (1, ) * 7
+    assert SharingGrid.dense(7).is_dense
     assert SharingGrid.from_half([4, 3]).center == 0
     assert SharingGrid.from_kernel_size(51, base=3).half == (11, 9, 3, 1, 1, 1)
 
@@ -60,7 +71,8 @@ def test_sum_over_cells_is_the_adjoint():
     grid = SharingGrid.from_half([3, 2, 1, 1])
     theta = torch.randn(2, 7, 7, dtype=torch.double)
     kernel = torch.randn(2, 13, 13, dtype=torch.double)
-    torch.testing.assert_close((expand_kernel(theta, grid) * kernel).sum(), (theta * sum_over_cells(kernel, grid)).sum())
+    right = (expand_kernel(theta, grid) * kernel).sum()
+    torch.testing.assert_close((theta * sum_over_cells(kernel, grid)).sum(), right)
 
 
 @pytest.mark.parametrize('call, words', [
@@ -76,7 +88,7 @@ def test_sum_over_cells_is_the_adjoint():
     (lambda: sum_over_cells(torch.zeros(1, 4, 5), SharingGrid.from_half([2, 1])), ('kernel', '(C, 5, 5)', '(1, 4, 5)')),
 ])
 def test_wrong_values_say_what_is_wrong(call, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         call()
     assert all(word in str(error.value) for word in words), str(error.value)
 

@@ -1,7 +1,7 @@
 """What the large kernel costs end to end: PeLK with each backend, beside the same net with small kernels and with none.
 
-The peers share everything but the token mixer: ``7x7`` convolves the same channels densely with 7x7 kernels by F.conv2d,
-``none`` passes them through. All variants of an arch are timed in one run, deployed, in eval mode.
+The peers share everything but the token mixer: ``7x7`` convolves the same channels densely with 7x7 kernels by
+F.conv2d, ``none`` passes them through. All variants of an arch are timed in one run, deployed, in eval mode.
 """
 
 import argparse
@@ -79,20 +79,23 @@ def main() -> None:
                 continue
             models[f'{arch}, {backend}'] = model
     first = args.archs[0]
-    models[f'{first}, 7x7 kernels'] = build(first, 'reference', kernel_sizes=(7, 7, 7, 7), grids='dense').to(args.device, dtype)
+    small = build(first, 'reference', kernel_sizes=(7, 7, 7, 7), grids='dense')
+    models[f'{first}, 7x7 kernels'] = small.to(args.device, dtype)
     models[f'{first}, no token mixer'] = without_mixers(first).to(args.device, dtype)
-    times = time_paired({name: runner(model) for name, model in models.items()}, inputs, args.device, seconds=args.seconds)
+    runs = {name: runner(model) for name, model in models.items()}
+    times = time_paired(runs, inputs, args.device, seconds=args.seconds)
     bare = times[f'{first}, no token mixer'].median
     table = Table('variant', 'ms', 'spread', 'images/s', 'token mixers', 'peak MiB',
                   title=f'batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.dtype}, {args.device}')
-    report = dict(environment=environment(args.device), batch=args.batch, size=list(args.size), dtype=args.dtype, variants={})
+    report = dict(
+        environment=environment(args.device), batch=args.batch, size=list(args.size), dtype=args.dtype, variants={})
     for name, time in times.items():
         memory = peak_memory(lambda model=models[name]: runner(model)(inputs[0]), args.device)
         share = 1 - bare / time.median
         report['variants'][name] = dict(vars(time), images_per_second=args.batch / time.median, mixer_share=share,
                                         peak_memory=memory)
-        table.add_row(name, f'{1e3 * time.median:.2f}', f'{time.spread:.1%}', f'{args.batch / time.median:.1f}', f'{share:.1%}',
-                      '-' if memory is None else f'{memory / 2**20:.0f}')
+        table.add_row(name, f'{1e3 * time.median:.2f}', f'{time.spread:.1%}', f'{args.batch / time.median:.1f}',
+                      f'{share:.1%}', '-' if memory is None else f'{memory / 2**20:.0f}')
     console.print(report['environment'])
     console.print(table)
     if args.json:

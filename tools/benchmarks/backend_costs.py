@@ -45,17 +45,18 @@ def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, floa
                 for name in ('native', 'boxes', 'reference'):
                     run = getattr(BACKENDS[name], function)
                     if function == 'forward':
-                        runs[name] = lambda x, run=run: run(x, theta, None, grid)
+                        runs[name] = lambda x, run=run, theta=theta, grid=grid: run(x, theta, None, grid)
                     elif name != 'reference' or kernel <= 21:
                         # The dense gradient of larger kernels takes seconds, and never wins.
-                        runs[name] = lambda x, run=run: run(x, x, grid)
+                        runs[name] = lambda x, run=run, grid=grid: run(x, x, grid)
                 times = {
                     name: 1e9 * timing.low
                     for name, timing in time_paired(runs, [x], 'cpu', seconds=seconds, min_rounds=3).items()
                 }
                 for name, nanoseconds in times.items():
                     key = (name, function, costs._kind(name, x, grid))
-                    results.setdefault(key, []).append((costs._elements(name, x), costs._work(name, function, x, grid), nanoseconds))
+                    row = (costs._elements(name, x), costs._work(name, function, x, grid), nanoseconds)
+                    results.setdefault(key, []).append(row)
                 calls.append((function, x, grid, times))
     return results, calls
 

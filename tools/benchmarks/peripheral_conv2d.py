@@ -1,7 +1,8 @@
 """Times every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
 
-Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over kernel
-sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one run.
+Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over
+kernel sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one
+run.
 """
 
 import argparse
@@ -62,7 +63,8 @@ def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
 
 def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
     """Name -> function of (x, theta); x as planes but for the method that says otherwise."""
-    able = [name for name, reason in available_backends(x, theta, grid).items() if reason is None and name != 'reference']
+    reasons = available_backends(x, theta, grid)
+    able = [name for name, reason in reasons.items() if reason is None and name != 'reference']
     runs = {
         name: lambda x, theta, name=name: peripheral_conv2d(x, theta, grid, backend=name) for name in ('auto', *able)
     }
@@ -87,7 +89,8 @@ def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
 def with_backward(run: Callable) -> Callable:
     def both(x: Tensor, theta: Tensor, grad: Tensor) -> None:
         out = run(x, theta)
-        torch.autograd.grad(out, [x, theta] if out.requires_grad and out.grad_fn is not None else [x], grad, allow_unused=True)
+        wanted = [x, theta] if out.requires_grad and out.grad_fn is not None else [x]
+        torch.autograd.grad(out, wanted, grad, allow_unused=True)
 
     return both
 
@@ -104,7 +107,7 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
 
     inputs = rotating(draw, args.device)
     x, theta, _ = inputs[0]
-    # fp64 boxes on the CPU, themselves tested against the dense definition: a dense fp64 convolution takes minutes here.
+    # fp64 boxes on the CPU, themselves tested against the dense definition, which would take minutes here in fp64.
     right = peripheral_conv2d(x.detach().cpu().double(), theta.detach().cpu().double(), grid, backend='boxes')
     runs, errors, result = methods(x, theta, grid), {}, {}
     for name in list(runs):
@@ -189,13 +192,15 @@ def summary(rows: list[dict]) -> dict:
     for name in names:
         ratios = [r for row in rows if row['stage'] <= 3 and (r := ratio(row, name))]
         if ratios:
-            result[name] = dict(geometric_mean=geometric_mean(ratios), lowest=min(ratios), highest=max(ratios), shapes=len(ratios))
+            result[name] = dict(
+                geometric_mean=geometric_mean(ratios), lowest=min(ratios), highest=max(ratios), shapes=len(ratios))
     return result
 
 
 def show(console: Console, title: str, rows: list[dict]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row['times']))
-    table = Table('N, C, map', 'K', *names, title=title, caption='milliseconds, median; in brackets: times the auto choice')
+    caption = 'milliseconds, median; in brackets: times the auto choice'
+    table = Table('N, C, map', 'K', *names, title=title, caption=caption)
     for row in rows:
         batch, channels, height, width = row['shape']
         cells = []
@@ -218,19 +223,23 @@ def plot(file: Path, results: dict) -> None:
         heights = [1e3 * row['times'][name]['median'] if row['times'].get(name) else 0 for row in rows]
         places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
         left.bar(places, heights, 0.8 / len(names), label=labels.get(name, f'F.{name}'))
-    left.set_xticks(range(len(rows)), [f'{row["kernel_size"]}\n{row["shape"][2]}x{row["shape"][3]}' for row in rows], fontsize=8)
+    ticks = [f'{row["kernel_size"]}\n{row["shape"][2]}x{row["shape"][3]}' for row in rows]
+    left.set_xticks(range(len(rows)), ticks, fontsize=8)
     left.set(yscale='log', ylabel='milliseconds', xlabel='kernel size, map', title=f'batch {rows[0]["shape"][0]}')
     left.legend(fontsize=8)
     for name in names:
-        points = [(row['kernel_size'], 1e3 * row['times'][name]['median']) for row in results['curve'] if row['times'].get(name)]
+        timed = [row for row in results['curve'] if row['times'].get(name)]
+        points = [(row['kernel_size'], 1e3 * row['times'][name]['median']) for row in timed]
         if points:
             right.plot(*zip(*points), marker='o', label=labels.get(name, f'F.{name}'))
-    right.set(yscale='log', xlabel='kernel size', ylabel='milliseconds', title='{}, {} channels, {}x{} map'.format(*CURVE_SHAPE))
+    curve_title = '{}, {} channels, {}x{} map'.format(*CURVE_SHAPE)
+    right.set(yscale='log', xlabel='kernel size', ylabel='milliseconds', title=curve_title)
     right.legend(fontsize=8)
     for axes in (left, right):
         axes.grid(axis='y', alpha=0.3)
     what = 'forward and backward' if results['backward'] else 'forward'
-    figure.suptitle(f'Peripheral convolution, {what}, {results["dtype"]}, {results["environment"]["device_name"]}', fontsize=10)
+    device = results['environment']['device_name']
+    figure.suptitle(f'Peripheral convolution, {what}, {results["dtype"]}, {device}', fontsize=10)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
 
@@ -252,7 +261,7 @@ def main() -> None:
         shape = (batch, CHANNELS[stage - 1], side, side)
         times = measure(shape, SharingGrid.from_kernel_size(kernel, center), args)
         results['shapes'].append(dict(shape=shape, kernel_size=kernel, center=center, stage=stage, times=times))
-    show(console, 'the paper\'s shapes', results['shapes'])
+    show(console, "the paper's shapes", results['shapes'])
     for kernel in () if args.no_curve else track(CURVE, 'curve', console=console):
         times = measure(CURVE_SHAPE, SharingGrid.from_kernel_size(kernel), args)
         results['curve'].append(dict(shape=CURVE_SHAPE, kernel_size=kernel, times=times))
@@ -260,8 +269,9 @@ def main() -> None:
         show(console, 'kernel size', results['curve'])
     results['summary'] = summary(results['shapes'])
     for name, values in results['summary'].items():
-        console.print(f'{name}: {values["geometric_mean"]:.3g} times the time of the automatic choice (geometric mean of '
-                      f'{values["shapes"]} shapes of stages 1 to 3; {values["lowest"]:.3g} ... {values["highest"]:.3g})')
+        console.print(f'{name}: {values["geometric_mean"]:.3g} times the time of the automatic choice (geometric mean '
+                      f'of {values["shapes"]} shapes of stages 1 to 3; {values["lowest"]:.3g} ... '
+                      f'{values["highest"]:.3g})')
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=1))

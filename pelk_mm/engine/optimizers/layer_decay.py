@@ -83,7 +83,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _depth_functions(self, model: nn.Module) -> dict[str, Callable]:
         """``get_layer_depth`` of every backbone, by the prefix of its parameters, with all but the name filled in."""
-        functions = {}
+        functions: dict[str, Callable] = {}
         for name, module in model.named_modules():
             # mmpretrain's classifiers have a method of that name too, which knows only 'backbone.'.
             depth = getattr(module, 'get_layer_depth', None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import cast
 
 from torch import nn
 
@@ -82,19 +83,22 @@ class PeLK(LargeKernelNet):
         channels = kwargs.pop('channels', settings['channels'])
         kernel_sizes = settings['kernel_sizes'] if kernel_sizes is None else kernel_sizes
         center = settings.get('center', 5) if center is None else center
+        stage_grids: Sequence[Sequence[int] | SharingGrid | None]
         if grids == 'dense':
-            grids = [SharingGrid.dense(size) for size in kernel_sizes]
+            # dense() itself refuses an explicit grid in the place of a size.
+            stage_grids = [SharingGrid.dense(cast(int, size)) for size in kernel_sizes]
         elif isinstance(grids, str):
             raise ValueError(f"grids must be 'dense' or one half grid or None per stage, got {grids!r}")
-        grids = [None] * len(kernel_sizes) if grids is None else grids
-        for name, values in (('kernel_sizes', kernel_sizes), ('grids', grids)):
+        else:
+            stage_grids = [None] * len(kernel_sizes) if grids is None else grids
+        for name, values in (('kernel_sizes', kernel_sizes), ('grids', stage_grids)):
             if len(values) != len(depths):
                 raise ValueError(f'{name} must have one entry per stage ({len(depths)}), got {len(values)}: {values}')
         if not 0 < conv_ratio <= 1:
             raise ValueError(f'conv_ratio must be in (0, 1], got {conv_ratio}')
         if small_kernel is not None and (small_kernel < 1 or small_kernel % 2 == 0):
             raise ValueError(f'small_kernel must be None or a positive odd number, got {small_kernel}')
-        self.grids = [SharingGrid.create(size, grid, center, base) for size, grid in zip(kernel_sizes, grids)]
+        self.grids = [SharingGrid.create(size, grid, center, base) for size, grid in zip(kernel_sizes, stage_grids)]
         self.conv_ratio = conv_ratio
         self.small_kernel = small_kernel
         self.use_position_embedding = position_embedding
@@ -106,7 +110,7 @@ class PeLK(LargeKernelNet):
 
     def build_mixer(self, stage: int, channels: int) -> nn.Module:
         width, bias = self.conv_channels(channels), self.branch_norm_cfg is None
-        convs = dict(large=PeripheralConv2d(width, self.grids[stage], bias=bias))
+        convs: dict[str, nn.Module] = dict(large=PeripheralConv2d(width, self.grids[stage], bias=bias))
         if self.small_kernel is not None:
             convs['small'] = nn.Conv2d(
                 width, width, self.small_kernel, padding=self.small_kernel // 2, groups=width, bias=bias)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 
-# Bytes of intermediate results at a time. Small enough for a processor's cache and for the memory promise of the README.
+# Bytes of intermediate results at a time: small enough for a processor's cache and for the README's memory promise.
 _CPU_CHUNK_BYTES = 4 << 20
 _DEVICE_CHUNK_BYTES = 24 << 20
 # Pixels that one matrix product may sum over: the rounding error of a plain fp32 sum grows with its length.
@@ -49,7 +49,7 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     mirrored = [_Cell(cell.index, 1 - cell.end, 1 - cell.start) for cell in cols]
     for n, c, y in _chunks(x, rows, cols):
         boxes = _vertical_boxes(x[n, c], rows, y).flatten(3)
-        # sum of dY(y, x - i) over the taps of a cell: the vertical boxes of the transposed map, with the cells mirrored.
+        # sum of dY(y, x - i) over the taps of a cell: the vertical boxes of the transposed map, the cells mirrored.
         grads = _vertical_boxes(grad_output[n, c, y].transpose(-1, -2), mirrored, slice(0, width))
         grads = grads.transpose(-1, -2).flatten(3)
         for box, grad in zip(boxes.split(_SUM_LENGTH, -1), grads.split(_SUM_LENGTH, -1)):
@@ -142,7 +142,7 @@ def _sum_horizontally(mixed: Tensor, cells: tuple[_Cell, ...]) -> Tensor:
             pieces.setdefault(part, []).append((i, offset))
             offset += part
     above, size = None, max(pieces)
-    while size:
+    while True:
         total = mixed.new_zeros(*mixed.shape[:2], mixed.shape[3], width + size - 1)
         for i, offset in pieces.get(size, ()):
             low, high = max(0, -offset), min(width + size - 1, width - offset)
@@ -150,5 +150,6 @@ def _sum_horizontally(mixed: Tensor, cells: tuple[_Cell, ...]) -> Tensor:
                 total[..., low:high] += mixed[:, :, i, :, low + offset:high + offset]
         if above is not None:
             total += above[..., :width + size - 1] + above[..., size:]
+        if size == 1:
+            return total
         above, size = total, size // 2
-    return above

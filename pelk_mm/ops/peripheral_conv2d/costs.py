@@ -1,9 +1,10 @@
 """What a call costs on each backend: the small model behind the automatic choice.
 
-The estimate is ``call + elements * (element + unit * work)`` nanoseconds on one CPU core, with ``elements`` the number of
-outputs (rows padded to whole vectors where the backend does so) and ``work`` what it does for each of them: multiply-adds
-of the small matrix products for the box backends, taps inside the map for the dense one. ``tools/benchmarks/backend_costs.py`` measures and fits the constants and
-reports where the choice would lose to the dense path.
+The estimate is ``call + elements * (element + unit * work)`` nanoseconds on one CPU core, with ``elements`` the number
+of outputs (rows padded to whole vectors where the backend does so) and ``work`` what it does for each of them:
+multiply-adds of the small matrix products for the box backends, taps inside the map for the dense one.
+``tools/benchmarks/backend_costs.py`` measures and fits the constants and reports where the choice would lose to the
+dense path.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def cpu_cost(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float
 
 
 def _kind(backend: str, x: Tensor, grid: SharingGrid) -> str:
-    """Which regime a backend is in: the dense convolution has one for each layout and for kernels it has no fast path for."""
+    """Which regime a backend is in: the dense one has one for each layout and for kernels without a fast path."""
     if backend != 'reference':
         return 'any'
     layout = 'channels_last' if x.stride(1) == 1 and x.shape[1] > 1 else 'planes'

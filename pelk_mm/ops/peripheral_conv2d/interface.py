@@ -67,14 +67,18 @@ def available_backends(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str,
     return {name: backend.why_not(x, grid) for name, backend in BACKENDS.items()}
 
 
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    device_type = tensors[0].device.type
+def _autocast(x: Tensor, theta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    device_type = x.device.type
     if device_type == 'meta' or not torch.is_autocast_enabled(device_type):
-        return list(tensors)
+        return x, theta, bias
     dtype = torch.get_autocast_dtype(device_type)
     # As for F.conv2d: fp64 is left alone.
     castable = (torch.float32, torch.float16, torch.bfloat16)
-    return [t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors]
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.dtype in castable else tensor
+
+    return cast(x), cast(theta), None if bias is None else cast(bias)
 
 
 def _check(x: Tensor, theta: Tensor, grid: SharingGrid, bias: Tensor | None) -> None:

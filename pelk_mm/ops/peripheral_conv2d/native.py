@@ -30,8 +30,8 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
     out = torch.empty_like(x)
     if out.numel():
         theta, bias = _compute(theta), None if bias is None else _compute(bias)
-        _call('forward', x, x.data_ptr(), _longs(x.stride()), theta.data_ptr(), bias.data_ptr() if bias is not None else None,
-              out.data_ptr(), _longs(out.stride()), grid)
+        _call('forward', x, x.data_ptr(), _longs(x.stride()), theta.data_ptr(),
+              bias.data_ptr() if bias is not None else None, out.data_ptr(), _longs(out.stride()), grid)
     return out
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ def find_compiler() -> list[str]:
     raise BuildError('no C++ compiler found (set CXX, or install g++ or clang++)')
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_library(double: bool) -> ctypes.CDLL | BuildError:
     """The compiled library for fp64, or for fp32 and the 16-bit types; or why it cannot be had, as a value.
 
@@ -66,7 +66,8 @@ def load_library(double: bool) -> ctypes.CDLL | BuildError:
         return ctypes.CDLL(str(_build(double)))
     except (BuildError, OSError) as error:
         failure = error if isinstance(error, BuildError) else BuildError(str(error))
-        warnings.warn(f'the native CPU backend of peripheral_conv2d is not available, a slower one is used: {failure}')
+        warnings.warn(f'the native CPU backend of peripheral_conv2d is not available, a slower one is used: {failure}',
+                      stacklevel=2)
         return failure
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from ..sharing_grid import SharingGrid, expand_kernel, sum_over_cells
 
@@ -23,6 +23,5 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     """Gradient (C, k', k') of the stored kernel: the dense kernel's gradient, summed over each cell."""
     size = grid.kernel_size
-    dense = torch.nn.grad.conv2d_weight(
-        x, (x.shape[1], 1, size, size), grad_output, padding=size // 2, groups=x.shape[1])
+    dense = conv2d_weight(x, (x.shape[1], 1, size, size), grad_output, padding=size // 2, groups=x.shape[1])
     return sum_over_cells(dense.squeeze(1), grid)
