@@ -121,7 +121,8 @@ def _draw_instances(axis, image: np.ndarray, instances: list, metainfo: dict) ->
     for label, (left, top, width, height), _ in instances:
         color = np.array(metainfo['palette'][label]) / 255
         axis.add_patch(Rectangle((left, top), width, height, fill=False, color=color))
-        axis.text(left, top, metainfo['classes'][label], va='bottom', bbox=dict(color=color, pad=1))
+        text = axis.text(left, top, metainfo['classes'][label], va='bottom', bbox=dict(color=color, pad=1))
+        text.set_in_layout(False)
 
 
 def _title_columns(figure: Figure, *titles: str) -> None:
@@ -191,7 +192,7 @@ def once(folder: Path, name: str, step: Callable[[], dict]) -> dict:
     """The result of a step, kept in ``folder`` as JSON: done now, unless it was before."""
     file = folder / f'{name}.json'
     if file.exists():
-        print(f'\n{name} was finished before: {folder}')
+        print(f'\n# {name} was finished before: {folder}')
         return json.loads(file.read_text())
     result = step()
     file.write_text(json.dumps(result, indent=2))
@@ -221,6 +222,8 @@ def main() -> None:
         '--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='folder for models and pictures')
     work_dir = parser.parse_args().work_dir.resolve()
     os.chdir(ROOT)
+    if work_dir.is_relative_to(ROOT):
+        work_dir = work_dir.relative_to(ROOT)
 
     rows = [('data', '', '', '', f'{run(work_dir / "data.log", "tools/dataset_converters/digit_scenes.py"):.1f}')]
     environment, options, failed = digest_environment(Path('data/digit_scenes')), [], False

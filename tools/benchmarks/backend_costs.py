@@ -29,8 +29,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, float, float]]]:
-    """(backend, function, kind) -> [(elements, work, nanoseconds)], and the calls themselves for the check."""
+def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, float, float, float]]]:
+    """(backend, function, kind) -> [(planes, elements, work, nanoseconds)], and the calls themselves for the check."""
     results, calls = {}, []
     layouts = (torch.contiguous_format, torch.channels_last)
     for kernel, shape, layout in tqdm(list(itertools.product(KERNELS, SHAPES, layouts))):
@@ -55,17 +55,18 @@ def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, floa
                 }
                 for name, nanoseconds in times.items():
                     key = (name, function, costs._kind(name, x, grid))
-                    row = (costs._elements(name, x), costs._work(name, function, x, grid), nanoseconds)
+                    planes = x.shape[0] * x.shape[1]
+                    row = (planes, costs._elements(name, x), costs._work(name, function, x, grid), nanoseconds)
                     results.setdefault(key, []).append(row)
                 calls.append((function, x, grid, times))
     return results, calls
 
 
-def fit(rows: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+def fit(rows: list[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
     """Non-negative constants that minimise the relative error."""
     from scipy.optimize import nnls
-    elements, work, times = np.array(rows).T
-    design = np.stack([np.ones_like(elements), elements, elements * work], 1) / times[:, None]
+    planes, elements, work, times = np.array(rows).T
+    design = np.stack([np.ones_like(elements), planes, elements, elements * work], 1) / times[:, None]
     return tuple(float(f'{value:.3g}') for value in nnls(design, np.ones_like(times))[0])
 
 
@@ -78,8 +79,8 @@ def main() -> None:
         costs.CPU_COSTS.update({key: fit(rows) for key, rows in results.items()})
         for layout in ('planes', 'channels_last'):
             # Where the dense gradient was too slow to be timed it is surely no faster than where it was.
-            unit = max(cost[2] for key, cost in costs.CPU_COSTS.items() if key[:2] == ('reference', 'theta_grad'))
-            costs.CPU_COSTS.setdefault(('reference', 'theta_grad', f'{layout}, large'), (0.0, 0.0, unit))
+            unit = max(cost[3] for key, cost in costs.CPU_COSTS.items() if key[:2] == ('reference', 'theta_grad'))
+            costs.CPU_COSTS.setdefault(('reference', 'theta_grad', f'{layout}, large'), (0.0, 0.0, 0.0, unit))
         pprint.pprint(costs.CPU_COSTS, width=100)
     for candidates in (('native', 'boxes', 'reference'), ('boxes', 'reference')):
         lost = 0

@@ -1,7 +1,7 @@
 """What a call costs on each backend: the small model behind the automatic choice.
 
-The estimate is ``call + elements * (element + unit * work)`` nanoseconds on one CPU core, with ``elements`` the number
-of outputs (rows padded to whole vectors where the backend does so) and ``work`` what it does for each of them:
+The estimate is ``call + planes * plane + elements * (element + unit * work)`` nanoseconds on one CPU core, with
+``planes`` the number of channels of all images, ``elements`` that of outputs (rows padded to whole vectors where the backend does so) and ``work`` what it does for each of them:
 multiply-adds of the small matrix products for the box backends, taps inside the map for the dense one.
 ``tools/benchmarks/backend_costs.py`` measures and fits the constants and reports where the choice would lose to the
 dense path.
@@ -9,24 +9,26 @@ dense path.
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 
-# (backend, function, kind) -> nanoseconds (call, element, unit); see _kind.
-CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float]] = {
-    ('boxes', 'forward', 'any'): (422000.0, 7.77, 0.703),
-    ('boxes', 'theta_grad', 'any'): (689000.0, 11.3, 0.986),
-    ('native', 'forward', 'any'): (147000.0, 1.95, 0.0655),
-    ('native', 'theta_grad', 'any'): (251000.0, 0.73, 0.0788),
-    ('reference', 'forward', 'channels_last'): (238000.0, 0.0322, 0.0516),
-    ('reference', 'forward', 'channels_last, large'): (4000000.0, 0.0, 0.0441),
-    ('reference', 'forward', 'planes'): (313000.0, 0.101, 0.0813),
-    ('reference', 'forward', 'planes, large'): (17600000.0, 19.2, 2.08),
-    ('reference', 'theta_grad', 'channels_last'): (51800.0, 0.0, 0.72),
-    ('reference', 'theta_grad', 'channels_last, large'): (51800.0, 0.0, 10.0),
-    ('reference', 'theta_grad', 'planes'): (0.0, 0.0, 1.26),
-    ('reference', 'theta_grad', 'planes, large'): (0.0, 0.0, 10.0),
+# (backend, function, kind) -> nanoseconds (call, plane, element, unit); see _kind.
+CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float]] = {
+    ('boxes', 'forward', 'any'): (0.0, 962.0, 4.64, 0.291),
+    ('boxes', 'theta_grad', 'any'): (0.0, 1220.0, 6.58, 0.413),
+    ('native', 'forward', 'any'): (0.0, 239.0, 1.03, 0.0354),
+    ('native', 'theta_grad', 'any'): (16300.0, 605.0, 0.59, 0.0387),
+    ('reference', 'forward', 'channels_last'): (75700.0, 123.0, 0.0, 0.0355),
+    ('reference', 'forward', 'channels_last, large'): (1440000.0, 918.0, 0.0, 0.0179),
+    ('reference', 'forward', 'planes'): (94500.0, 164.0, 0.622, 0.0301),
+    ('reference', 'forward', 'planes, large'): (0.0, 18700.0, 0.0, 1.25),
+    ('reference', 'theta_grad', 'channels_last'): (0.0, 101.0, 0.0, 0.263),
+    ('reference', 'theta_grad', 'channels_last, large'): (0.0, 0.0, 0.0, 1.02),
+    ('reference', 'theta_grad', 'planes'): (0.0, 51.3, 0.0, 0.66),
+    ('reference', 'theta_grad', 'planes, large'): (628000.0, 0.0, 16.6, 1.02),
 }
 
 
@@ -39,8 +41,9 @@ def cpu_cost(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float
         x (Tensor): (N, C, H, W).
         grid (SharingGrid): The cells.
     """
-    call, element, unit = CPU_COSTS[backend, function, _kind(backend, x, grid)]
-    return call + _elements(backend, x) * (element + unit * _work(backend, function, x, grid))
+    call, plane, element, unit = CPU_COSTS[backend, function, _kind(backend, x, grid)]
+    planes = x.shape[0] * x.shape[1]
+    return call + planes * plane + _elements(backend, x) * (element + unit * _work(backend, function, x, grid))
 
 
 def _kind(backend: str, x: Tensor, grid: SharingGrid) -> str:
@@ -75,6 +78,7 @@ def _work(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float:
     return cells
 
 
+@cache
 def _taps_inside(kernel_size: int, size: int) -> float:
     """Mean number of a kernel's taps along one axis that lie inside the map."""
     half = kernel_size // 2
