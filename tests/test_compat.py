@@ -23,7 +23,7 @@ try:
 except PackageNotFoundError:
     ONEDL = False
 
-DIGITS = 'pelk_mm::digits/pelk-atto_upernet_1xb8-800it_digits-128x128.py'
+DIGITS = 'pelk_mm::digits/pelk-atto_upernet_1xb8-1600it_digits-128x128.py'
 
 
 def parse_in_fresh_python(tmp_path, base: str, before: str = '') -> str:

@@ -38,7 +38,7 @@ def test_wheel_carries_the_whole_config_tree_and_the_tools(wheel, root):
 
 def test_configs_resolve_from_an_installed_wheel(wheel, root, tmp_path):
     wheel.extractall(tmp_path / 'site')
-    name = 'digits/pelk-atto_upernet_1xb8-800it_digits-128x128.py'
+    name = 'digits/pelk-atto_upernet_1xb8-1600it_digits-128x128.py'
     (tmp_path / 'config.py').write_text(f"_base_ = 'pelk_mm::{name}'\n")
     code = ('import pelk_mm; from pelk_mm.compat import setup; setup(); from mmengine.config import Config; '
             'print(pelk_mm.__file__, Config.fromfile("config.py").model.backbone.type)')

@@ -54,9 +54,10 @@ def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, floa
                     for name, timing in time_paired(runs, [x], 'cpu', seconds=seconds, min_rounds=3).items()
                 }
                 for name, nanoseconds in times.items():
-                    key = (name, function, costs._kind(name, x, grid))
+                    key = (name, function, costs.kind(name, costs.is_channels_last(x), grid))
                     planes = x.shape[0] * x.shape[1]
-                    row = (planes, costs._elements(name, x), costs._work(name, function, x, grid), nanoseconds)
+                    work = costs.work_per_element(name, function, shape, grid)
+                    row = (planes, costs.num_elements(name, shape), work, nanoseconds)
                     results.setdefault(key, []).append(row)
                 calls.append((function, x, grid, times))
     return results, calls
@@ -86,7 +87,7 @@ def main() -> None:
         lost = 0
         for function, x, grid, times in calls:
             names = [name for name in candidates if name in times]
-            choice = min(names, key=lambda name: costs.cpu_cost(name, function, x, grid))
+            choice = costs.cheapest(tuple(names), function, x, grid)
             dense = times.get('reference', float('inf'))
             if times[choice] > 1.1 * dense:
                 lost += 1

@@ -6,7 +6,7 @@ num_classes = 10
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     # Kernels as large as the maps of the 64 pixel digits, so that every cell is trained there.
-    backbone=dict(arch='atto', kernel_sizes=[31, 15, 7, 5], norm_cfg=dict(type='BN'), drop_path_rate=0.0, branch_norm_cfg=norm_cfg),
+    backbone=dict(arch='atto', kernel_sizes=[31, 15, 7, 5], drop_path_rate=0.0, branch_norm_cfg=norm_cfg),
     neck=dict(in_channels=[31, 62, 124, 249], out_channels=width, num_outs=4),
     rpn_head=dict(
         in_channels=width,

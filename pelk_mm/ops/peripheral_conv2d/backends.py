@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from . import boxes, native, reference, triton_backend
-from .costs import cpu_cost
+from .costs import cheapest
 
 logger = logging.getLogger(__name__)
 
@@ -74,5 +74,5 @@ def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Ba
         else:
             logger.debug('peripheral_conv2d: backend %r is not used: %s', backend.name, reason)
     if x.device.type == 'cpu' and x.numel():
-        return min(able, key=lambda backend: cpu_cost(backend.name, function, x, grid))
+        return BACKENDS[cheapest(tuple(backend.name for backend in able), function, x, grid)]
     return able[0]

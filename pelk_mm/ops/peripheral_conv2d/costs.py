@@ -1,21 +1,21 @@
 """What a call costs on each backend: the small model behind the automatic choice.
 
 The estimate is ``call + planes * plane + elements * (element + unit * work)`` nanoseconds on one CPU core, with
-``planes`` the number of channels of all images, ``elements`` that of outputs (rows padded to whole vectors where the backend does so) and ``work`` what it does for each of them:
-multiply-adds of the small matrix products for the box backends, taps inside the map for the dense one.
-``tools/benchmarks/backend_costs.py`` measures and fits the constants and reports where the choice would lose to the
-dense path.
+``planes`` the number of channels of all images, ``elements`` that of outputs (rows padded to whole vectors where the
+backend does so) and ``work`` what it does for each of them: multiply-adds of the small matrix products for the box
+backends, taps inside the map for the dense one. ``tools/benchmarks/backend_costs.py`` measures and fits the constants
+and reports where the choice would lose to the dense path.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 
-# (backend, function, kind) -> nanoseconds (call, plane, element, unit); see _kind.
+# (backend, function, kind) -> nanoseconds (call, plane, element, unit); see kind().
 CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float]] = {
     ('boxes', 'forward', 'any'): (0.0, 962.0, 4.64, 0.291),
     ('boxes', 'theta_grad', 'any'): (0.0, 1220.0, 6.58, 0.413),
@@ -32,25 +32,41 @@ CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float]] = {
 }
 
 
-def cpu_cost(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float:
-    """Estimated nanoseconds on one core.
+def cheapest(backends: tuple[str, ...], function: str, x: Tensor, grid: SharingGrid) -> str:
+    """The backend that is expected to be fastest for a call on the CPU.
 
     Args:
-        backend (str): A name of the table of backends.
+        backends (tuple[str, ...]): The names to choose among.
         function (str): ``'forward'`` or ``'theta_grad'``.
         x (Tensor): (N, C, H, W).
         grid (SharingGrid): The cells.
     """
-    call, plane, element, unit = CPU_COSTS[backend, function, _kind(backend, x, grid)]
-    planes = x.shape[0] * x.shape[1]
-    return call + planes * plane + _elements(backend, x) * (element + unit * _work(backend, function, x, grid))
+    return _cheapest(backends, function, tuple(x.shape), is_channels_last(x), grid)
 
 
-def _kind(backend: str, x: Tensor, grid: SharingGrid) -> str:
-    """Which regime a backend is in: the dense one has one for each layout and for kernels without a fast path."""
+@lru_cache(maxsize=4096)
+def _cheapest(backends: tuple[str, ...], function: str, shape: tuple[int, ...], channels_last: bool,
+              grid: SharingGrid) -> str:
+    return min(backends, key=lambda name: cpu_cost(name, function, shape, channels_last, grid))
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side, as in a slice of a channels-last tensor too."""
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+def cpu_cost(backend: str, function: str, shape: tuple[int, ...], channels_last: bool, grid: SharingGrid) -> float:
+    """Estimated nanoseconds on one core; arguments as :func:`cheapest`, of a tensor's shape and layout."""
+    call, plane, element, unit = CPU_COSTS[backend, function, kind(backend, channels_last, grid)]
+    work = work_per_element(backend, function, shape, grid)
+    return call + shape[0] * shape[1] * plane + num_elements(backend, shape) * (element + unit * work)
+
+
+def kind(backend: str, channels_last: bool, grid: SharingGrid) -> str:
+    """The regime of a backend: the dense path has one for each layout and for kernels that it has no fast path for."""
     if backend != 'reference':
         return 'any'
-    layout = 'channels_last' if x.stride(1) == 1 and x.shape[1] > 1 else 'planes'
+    layout = 'channels_last' if channels_last else 'planes'
     return f'{layout}, large' if grid.kernel_size > _LARGEST_FAST_KERNEL[layout] else layout
 
 
@@ -58,15 +74,15 @@ def _kind(backend: str, x: Tensor, grid: SharingGrid) -> str:
 _LARGEST_FAST_KERNEL = dict(planes=13, channels_last=31)
 
 
-def _elements(backend: str, x: Tensor) -> int:
-    if backend != 'native':
-        return x.numel()
-    width = x.shape[-1]
-    return x.numel() // width * (-(-width // 16) * 16)
+def num_elements(backend: str, shape: tuple[int, ...]) -> int:
+    """Outputs, with rows padded to whole vectors where the backend does so."""
+    batch, channels, height, width = shape
+    return batch * channels * height * (-(-width // 16) * 16 if backend == 'native' else width)
 
 
-def _work(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float:
-    height, width = x.shape[-2:]
+def work_per_element(backend: str, function: str, shape: tuple[int, ...], grid: SharingGrid) -> float:
+    """Multiply-adds or taps for each output, see the head of this file."""
+    height, width = shape[-2:]
     if backend == 'reference' and function == 'theta_grad':
         # Unlike the forward, oneDNN's gradient does not skip the taps that lie outside.
         return grid.kernel_size**2
@@ -78,7 +94,6 @@ def _work(backend: str, function: str, x: Tensor, grid: SharingGrid) -> float:
     return cells
 
 
-@cache
 def _taps_inside(kernel_size: int, size: int) -> float:
     """Mean number of a kernel's taps along one axis that lie inside the map."""
     half = kernel_size // 2
