@@ -215,7 +215,7 @@ def plot(file: Path, results: dict) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.6), width_ratios=(1.5, 1), layout='constrained')
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.6), width_ratios=(1.7, 1), layout='constrained')
     rows = [row for row in results['shapes'] if row['shape'][0] == results['shapes'][0]['shape'][0]]
     names = [name for name in ('auto', 'fft', *DENSE, 'implicit gemm') if any(row['times'].get(name) for row in rows)]
     labels = dict(auto='peripheral_conv2d', fft='FFT', conv2d='F.conv2d')
@@ -224,7 +224,7 @@ def plot(file: Path, results: dict) -> None:
         places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
         left.bar(places, heights, 0.8 / len(names), label=labels.get(name, f'F.{name}'))
     ticks = [f'{row["kernel_size"]}\n{row["shape"][2]}x{row["shape"][3]}' for row in rows]
-    left.set_xticks(range(len(rows)), ticks, fontsize=8)
+    left.set_xticks(range(len(rows)), ticks, fontsize=6.5)
     left.set(yscale='log', ylabel='milliseconds', xlabel='kernel size, map', title=f'batch {rows[0]["shape"][0]}')
     left.legend(fontsize=8)
     for name in names:
