@@ -172,6 +172,7 @@ def test_metafiles_point_to_what_exists():
 
 IMAGENET, ADE20K = 'configs/imagenet/pelk-{}_in1k{}.py', 'configs/ade20k/pelk-{}_upernet_8xb2-{}_ade20k-512x512.py'
 COCO = 'configs/coco/cascade-mask-rcnn_pelk-{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
+KEEP_ZEROS = dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\.')
 # Section 5 and appendix of the paper, and SLaK's recipe that it follows: arch, drop path, learning rate, length.
 RECIPES = [
     (IMAGENET.format('tiny_32xb128', ''), 'tiny', 0.1, 4e-3, 300),
@@ -209,10 +210,13 @@ def test_recipe(name, arch, drop_path, lr, length):
 @pytest.mark.parametrize('name', [recipe[0] for recipe in RECIPES if 'imagenet' in recipe[0]])
 def test_imagenet_recipe(name):
     cfg = load(name)
-    train_cfg, (ema, ) = cfg.model.train_cfg, cfg.custom_hooks
+    train_cfg, (ema, sparsity) = cfg.model.train_cfg, cfg.custom_hooks
     assert [(augment.type, augment.alpha) for augment in train_cfg.augments] == [('Mixup', 0.8), ('CutMix', 1.0)]
     assert cfg.model.head.loss.label_smooth_val == 0.1
     assert (ema.type, ema.momentum) == ('EMAHook', 1e-4)
+    assert (sparsity.type, sparsity.sparsity) == ('pelk_mm.DynamicSparsityHook', 0.4)
+    assert (sparsity.update_interval, sparsity.prune_rate) == ((2000, 0.5) if 'tiny' in name else (100, 0.3))
+    assert cfg.train_cfg.type == 'pelk_mm.ResumableEpochBasedTrainLoop'
     transforms = {transform.type: transform for transform in cfg.train_dataloader.dataset.pipeline}
     assert (transforms['RandAugment'].magnitude_level, transforms['RandAugment'].magnitude_std) == (9, 0.5)
     assert transforms['RandomErasing'].erase_prob == 0.25
@@ -234,6 +238,8 @@ def test_ade20k_recipe(name):
     assert (model.auxiliary_head.num_classes, model.auxiliary_head.loss_decode.loss_weight) == (150, 0.4)
     assert (model.backbone.layer_scale_init_value, model.backbone.branch_norm_cfg.type) == (1.0, 'SyncBN')
     assert model.data_preprocessor.size == (512, 512)
+    assert cfg.custom_hooks == [KEEP_ZEROS]
+    assert cfg.train_cfg.type == 'pelk_mm.ResumableIterBasedTrainLoop'
 
 
 @pytest.mark.parametrize('name, rate', [(COCO.format('tiny'), 0.7), (COCO.format('small'), 0.7),
@@ -249,6 +255,18 @@ def test_coco_recipe(name, rate):
     resize, crop = cfg.train_dataloader.dataset.pipeline[3].transforms
     assert [scale[0] for scale in resize[0].scales] == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
     assert crop[1].crop_size == (384, 600)
+    assert cfg.custom_hooks == [KEEP_ZEROS]
+    assert cfg.train_cfg.type == 'pelk_mm.ResumableEpochBasedTrainLoop'
+
+
+@pytest.mark.parametrize('name', [name for name in CONFIGS if 'pelk-' in name and '_dense_' in name])
+def test_dense_variant(name):
+    """It differs in nothing but width and sparsity."""
+    dense, sparse = load(name), load(name.replace('_dense', ''))
+    assert 'sparsity' in str([hook.type for hook in sparse.custom_hooks]).lower()
+    assert dense.custom_hooks == sparse.custom_hooks[:-1]
+    assert dense.model.backbone == dict(sparse.model.backbone, width_factor=1.0)
+    assert (dense.optim_wrapper, dense.train_cfg) == (sparse.optim_wrapper, sparse.train_cfg)
 
 
 @pytest.mark.parametrize('name, groups', [(ADE20K.format('tiny', '160k'), 6), (ADE20K.format('base', '160k'), 6),

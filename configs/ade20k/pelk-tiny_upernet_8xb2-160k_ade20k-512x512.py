@@ -8,3 +8,5 @@ model = dict(
     data_preprocessor=dict(size=(512, 512)), test_cfg=dict(mode='slide', crop_size=(512, 512), stride=(341, 341)))
 train_dataloader = dict(batch_size=2)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='mIoU'))
+# The zeros of the pretrained backbone stay zeros.
+custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\.')]

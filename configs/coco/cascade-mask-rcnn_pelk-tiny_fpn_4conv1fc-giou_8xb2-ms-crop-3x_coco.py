@@ -5,3 +5,5 @@ _base_ = [
     'mmdet::_base_/default_runtime.py',
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP'))
+# The zeros of the pretrained backbone stay zeros.
+custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\.')]

@@ -1,7 +1,7 @@
 _base_ = [
     '../_base_/models/pelk_classifier.py',
     '../_base_/datasets/imagenet_bs64_randaug_384.py',
-    '../_base_/schedules/imagenet_bs4096_adamw_300e.py',
+    '../_base_/schedules/imagenet_bs4096_adamw_300e_sparse.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
 model = dict(

@@ -19,6 +19,8 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
+# Resumes exactly.
+train_cfg = dict(type='pelk_mm.ResumableIterBasedTrainLoop')
 
 # base_batch_size = (8 GPUs) x (2 samples per GPU)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,7 +1,8 @@
 # ConvNeXt's and SLaK's: AdamW with layer-wise decay for 36 epochs.
 _base_ = 'mmdet::_base_/schedules/schedule_1x.py'
 
-train_cfg = dict(max_epochs=36)
+# Resumes exactly, in the middle of an epoch too.
+train_cfg = dict(type='pelk_mm.ResumableEpochBasedTrainLoop', max_epochs=36)
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='pelk_mm.LayerDecayOptimWrapperConstructor',

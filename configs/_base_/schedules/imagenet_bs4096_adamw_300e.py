@@ -7,6 +7,8 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=20, end=300, convert_to_iter_based=True),
 ]
+# Resumes exactly, in the middle of an epoch too.
+train_cfg = dict(_delete_=True, type='pelk_mm.ResumableEpochBasedTrainLoop', max_epochs=300, val_interval=1)
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 
 # base_batch_size = (32 GPUs) x (128 samples per GPU)
