@@ -13,6 +13,7 @@ config; so does whoever parses one that inherits from ``pelk_mm::`` with tools o
 
 from __future__ import annotations
 
+from argparse import Namespace
 from functools import wraps
 from pickle import UnpicklingError
 
@@ -29,6 +30,7 @@ def setup() -> None:
     register_config_packages()
     keep_scope_of_inherited_configs()
     allow_checkpoint_contents()
+    never_load_unsafely()
 
 
 def register_config_packages() -> None:
@@ -72,10 +74,48 @@ def allow_checkpoint_contents() -> None:
         torch.serialization.add_safe_globals(checkpoint_globals())
 
 
+def never_load_unsafely() -> None:
+    """Make MMEngine refuse a checkpoint that holds code, in training and testing too.
+
+    For onedl-mmengine 0.10.12: a checkpoint that does not load safely it loads again with ``weights_only=False``, and
+    so runs what is in it. mmengine 0.10.7 leaves the choice to PyTorch, which refuses since 2.6.
+    """
+    if hasattr(mmengine.runner.checkpoint, '_safe_torch_load'):
+        mmengine.runner.checkpoint._safe_torch_load = _load_as_mmengine_does
+
+
+def _load_as_mmengine_does(file, map_location=None, weights_only=None):
+    return load_safely(file, map_location)
+
+
+def load_safely(file, map_location=None):
+    """``torch.load`` of tensors, plain values and MMEngine's log history, and of nothing else, whatever else the
+    process has allowed.
+
+    Args:
+        file (str | Path | BinaryIO): As ``torch.load`` takes it.
+        map_location (str | torch.device, optional): Where tensors are loaded to.
+
+    Raises:
+        UnpicklingError: If the file holds anything else, which is not run.
+    """
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(checkpoint_globals())
+    try:
+        return torch.load(file, map_location=map_location, weights_only=True)
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def checkpoint_globals() -> list:
-    """What MMEngine's checkpoints hold beside tensors and plain values, as ``torch.serialization`` takes it."""
+    """What checkpoints hold beside tensors and plain values, as ``torch.serialization`` takes it.
+
+    MMEngine's log history; and the arguments of the command line, as other code bases save them.
+    """
     scalar, reconstruct = (value.__reduce__()[0] for value in (np.float64(0), np.zeros(0)))
-    allowed: list = [HistoryBuffer, np.ndarray, np.dtype, (_history_statistic, 'builtins.getattr')]
+    allowed: list = [Namespace, HistoryBuffer, np.ndarray, np.dtype, (_history_statistic, 'builtins.getattr')]
     # NumPy 2 renamed numpy.core; checkpoints written with either must load.
     for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):
         allowed += [(scalar, f'{core}.scalar'), (reconstruct, f'{core}._reconstruct')]

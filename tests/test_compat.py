@@ -3,6 +3,7 @@
 A test that fails because upstream has mended its fault means: remove the patch.
 """
 
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -111,6 +112,38 @@ def test_checkpoints_need_the_patch_on_upstream_alone(no_safe_globals, checkpoin
     else:
         with pytest.raises(UnpicklingError, match='HistoryBuffer|_reconstruct|scalar'):
             load_from_local(checkpoint, 'cpu')
+
+
+class Code:
+    """Makes a folder when it is unpickled: stands for any code."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder, )
+
+
+def test_code_in_a_checkpoint_is_run_without_the_patch_on_the_forks_alone(tmp_path):
+    file, folder = tmp_path / 'code.pth', tmp_path / 'ran'
+    torch.save(dict(state_dict={}, meta=Code(folder)), file)
+    load = f'from mmengine.runner.checkpoint import load_from_local; load_from_local({str(file)!r}, "cpu")'
+    subprocess.run([sys.executable, '-c', load], capture_output=True)
+    assert folder.exists() == ONEDL
+    if ONEDL:
+        folder.rmdir()
+    with pytest.raises(UnpicklingError, match='mkdir'):
+        load_from_local(str(file), 'cpu')
+    assert not folder.exists()
+
+
+def test_what_the_process_allows_is_not_what_a_checkpoint_may_hold(tmp_path):
+    torch.save(Code(tmp_path / 'ran'), tmp_path / 'code.pth')
+    before = set(torch.serialization.get_safe_globals())
+    with torch.serialization.safe_globals([os.mkdir]), pytest.raises(UnpicklingError):
+        compat.load_safely(tmp_path / 'code.pth')
+    assert not (tmp_path / 'ran').exists()
+    assert set(torch.serialization.get_safe_globals()) == before
 
 
 def test_what_a_checkpoint_holds_is_read_back(checkpoint):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import io
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from mmengine.fileio import get_local_path
 from torch import Tensor
 
-from .pretrained import _log_history
+from .. import compat
 
 # Regular expressions of whole names and what they become. A segmentor or detector has the backbone's names behind
 # ``backbone.``, a classifier has them bare.
@@ -53,6 +53,31 @@ BACKBONE_NAMES = {r'(?:module\.)?backbone\.(.+)': r'\1'}
 PUBLISHED = ('meta', 'state_dict')
 
 
+def safe_load(source: str, map_location: str = 'cpu'):
+    """Load a checkpoint of any origin. Nothing in it is run: it is tensors, plain values and log history, or refused.
+
+    Args:
+        source (str): Path or URL.
+        map_location (str): Where tensors are loaded to. Defaults to 'cpu'.
+
+    Returns:
+        Any: What was saved, mostly a dict.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds anything else, or is no checkpoint.
+    """
+    with get_local_path(source) as path:
+        try:
+            return compat.load_safely(path, map_location)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f'{source!r} holds more than tensors and plain values, or is no checkpoint, and is not '
+                             'loaded, as that could run any code. If you trust its source, save its state_dict alone '
+                             'and load that') from error
+        except (EOFError, RuntimeError) as error:
+            raise ValueError(f'{source!r} is no checkpoint, or a part of one: {error}') from error
+
+
 def convert_file(source: str, target: str, names: Mapping[str, str], key: str | None = None) -> tuple[int, list[str]]:
     """Rename the tensors of a checkpoint and save them as ``dict(state_dict=...)``.
 
@@ -72,7 +97,7 @@ def convert_file(source: str, target: str, names: Mapping[str, str], key: str | 
     """
     path = Path(target)
     _refuse_existing(path)
-    content = _load(source)
+    content = safe_load(source)
     if key is None:
         key = next((name for name in ('state_dict', 'model') if isinstance(content.get(name), Mapping)), None)
     elif key not in content:
@@ -129,7 +154,7 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str]]:
         FileExistsError: If that file exists.
         ValueError: If the checkpoint has no ``state_dict``.
     """
-    content = _load(source)
+    content = safe_load(source)
     if 'state_dict' not in content:
         raise ValueError(f'{source} must be a checkpoint with a state_dict, it has {sorted(content)[:5]}')
     # Clones, as a view would be saved with all that it is a view of.
@@ -143,13 +168,6 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
     return path, sorted(set(content) - set(PUBLISHED))
-
-
-def _load(source: str) -> dict:
-    # SLaK's and ConvNeXt's own checkpoints hold the command line's arguments too.
-    allowed: list = [argparse.Namespace, *_log_history()]
-    with get_local_path(source) as path, torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def _refuse_existing(path: Path) -> None:

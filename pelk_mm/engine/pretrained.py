@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 
-import torch
-from mmengine.fileio import get_local_path
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import Tensor, nn
 
 from pelk_mm.registry import WEIGHT_INITIALIZERS
+
+from .checkpoints import safe_load
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -103,15 +102,12 @@ class PretrainedBackbone(PretrainedInit):
     def _state_dict(self) -> tuple[Mapping[str, Tensor], str | None]:
         """The tensors of the checkpoint by name, and the entry of it that they were found in."""
         try:
-            with get_local_path(self.checkpoint) as path, torch.serialization.safe_globals(_log_history()):
-                content = torch.load(path, map_location=self.map_location, weights_only=True)
+            content = safe_load(self.checkpoint, self.map_location)
         except FileNotFoundError as error:
             raise FileNotFoundError(f'init_cfg.checkpoint {self.checkpoint!r} does not exist. Train the classifier '
                                     'first or give the right path; None trains from scratch') from error
-        except pickle.UnpicklingError as error:
-            raise ValueError(f'init_cfg.checkpoint {self.checkpoint!r} holds more than tensors and plain values, and '
-                             'is not loaded, as that could run any code. If you trust its source, save its state_dict '
-                             'alone and load that') from error
+        except ValueError as error:
+            raise ValueError(f'init_cfg.checkpoint: {error}') from error
         entry = self.key
         if entry is None and isinstance(content, Mapping):
             entry = next((key for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)), None)
@@ -158,38 +154,6 @@ class PretrainedBackbone(PretrainedInit):
 
     def _where(self, entry: str | None) -> str:
         return f'{self.checkpoint!r}' + (f' ({entry})' if entry else '')
-
-
-class _Inert:
-    """Stands in for anything of a checkpoint's log history: none of it is wanted, and none of it is run."""
-
-    def __init__(self, *args) -> None:
-        pass
-
-    def __setstate__(self, state) -> None:
-        pass
-
-
-def _log_history() -> list[Callable | tuple[Callable, str]]:
-    """What MMEngine's log history consists of, by the names under which NumPy 1 and 2 save it, as stand-ins.
-
-    What is allowed already, for resuming from such checkpoints, is left as it is: the two do not mix.
-    """
-    allowed = {
-        entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
-        for entry in torch.serialization.get_safe_globals()
-    }
-    modules: dict[str, tuple[str, ...]] = dict.fromkeys(('numpy.core.multiarray', 'numpy._core.multiarray'),
-                                                        ('_reconstruct', 'scalar'))
-    modules.update({
-        'mmengine.logging.history_buffer': ('HistoryBuffer', ),
-        'builtins': ('getattr', ),
-        'numpy': ('ndarray', 'dtype')
-    })
-    return [
-        type(name, (_Inert, ), dict(__module__=module)) for module, names in modules.items() for name in names
-        if f'{module}.{name}' not in allowed
-    ]
 
 
 def _some(keys: Collection[str], count: int = 3) -> str:
