@@ -5,24 +5,16 @@ it was stopped; what is finished with the same configs, code and data is not don
 """
 
 import argparse
-import hashlib
 import json
 import os
-import re
-import shlex
-import subprocess
 import sys
 import tempfile
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import mmengine
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.config import Config
@@ -32,8 +24,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pelk_mm.engine.launch import load_config
+from pelk_mm.engine.steps import StepFailed, Steps, digest
 
 ROOT = Path(__file__).resolve().parents[1]
+STEPS = Steps(ROOT, partial(print, flush=True))
 
 
 @dataclass(frozen=True)
@@ -141,67 +135,10 @@ TASKS = (
 )
 
 
-def run(log: Path, *command: str | Path) -> float:
-    """Run a Python file of this repository, all that it prints into ``log``, its gist to the terminal.
-
-    Args:
-        log (Path): Added to.
-        *command (str | Path): The file and its arguments.
-
-    Returns:
-        float: Minutes.
-
-    Raises:
-        SystemExit: If it fails, with the last lines that it printed.
-    """
-    words = list(map(str, command))
-    print(f'\n$ python {shlex.join(words)}', flush=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start, last = time.monotonic(), deque(maxlen=25)
-    with open(log, 'a', encoding='utf-8') as file:
-        process = subprocess.Popen([sys.executable, *words],
-                                   stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT,
-                                   cwd=ROOT,
-                                   text=True,
-                                   errors='replace')
-        for line in process.stdout:
-            file.write(line)
-            last.append(line)
-            gist = re.search(r'(Epoch|Iter)\((train|val|test)\).*|Made .*', line)
-            if gist:
-                print('  ' + re.sub(r'\s+', ' ', gist.group())[:118], flush=True)
-    if process.wait() != 0:
-        sys.exit(f'{"".join(last)}\nThis step failed with exit code {process.returncode}. All that it printed: {log}')
-    return (time.monotonic() - start) / 60
-
-
-def digest(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
-
-
-def digest_environment(data: Path) -> str:
-    """Digest of what every training depends on beside its config: code, versions, data."""
-    sources = sorted(path for folder in ('pelk_mm', 'tools') for path in (ROOT / folder).rglob('*')
-                     if path.suffix in ('.py', '.cpp') and '.mim' not in path.parts)
-    return digest(torch.__version__, mmengine.__version__, (data / 'meta.json').read_text(),
-                  [path.read_text(encoding='utf-8') for path in sources])
-
-
-def once(folder: Path, name: str, step: Callable[[], dict]) -> dict:
-    """The result of a step, kept in ``folder`` as JSON: done now, unless it was before."""
-    file = folder / f'{name}.json'
-    if file.exists():
-        print(f'\n# {name} was finished before: {folder}')
-        return json.loads(file.read_text())
-    result = step()
-    file.write_text(json.dumps(result, indent=2))
-    return result
-
-
 def train(task: Task, folder: Path, options: list[str]) -> dict:
     """Train, or go on with a training that was stopped, and tell its checkpoint."""
-    minutes = run(folder / 'train.log', 'tools/train.py', task.config, '--work-dir', folder, '--resume', *options)
+    minutes = STEPS.run(folder / 'train.log', 'python', 'tools/train.py', task.config, '--work-dir', folder, '--resume',
+                        *options)
     return dict(minutes=minutes, checkpoint=(folder / 'last_checkpoint').read_text().strip())
 
 
@@ -209,8 +146,8 @@ def test(task: Task, folder: Path, checkpoint: str) -> dict:
     """Test a checkpoint, and tell its metrics and where the predictions are."""
     # A test that was stopped leaves half of the predictions.
     results = Path(tempfile.mkdtemp(prefix='test_', dir=folder))
-    minutes = run(results / 'test.log', 'tools/test.py', task.config, checkpoint, '--work-dir', results, '--out',
-                  results / task.predictions)
+    minutes = STEPS.run(results / 'test.log', 'python', 'tools/test.py', task.config, checkpoint, '--work-dir', results,
+                        '--out', results / task.predictions)
     metrics_file, = results.glob('*/*.json')
     return dict(
         minutes=minutes, metrics=json.loads(metrics_file.read_text()), predictions=str(results / task.predictions))
@@ -225,13 +162,14 @@ def main() -> None:
     if work_dir.is_relative_to(ROOT):
         work_dir = work_dir.relative_to(ROOT)
 
-    rows = [('data', '', '', '', f'{run(work_dir / "data.log", "tools/dataset_converters/digit_scenes.py"):.1f}')]
-    environment, options, failed = digest_environment(Path('data/digit_scenes')), [], False
+    minutes = STEPS.run(work_dir / 'data.log', 'python', 'tools/dataset_converters/digit_scenes.py')
+    rows = [('data', '', '', '', f'{minutes:.1f}')]
+    environment, options, failed = STEPS.digest_environment(Path('data/digit_scenes')), [], False
     for task in TASKS:
         cfg = load_config(task.config)
         folder = work_dir / f'{task.name}_{digest(environment, cfg.to_dict(), options)}'
-        trained = once(folder, 'training', partial(train, task, folder, options))
-        tested = once(folder, 'test', partial(test, task, folder, trained['checkpoint']))
+        trained = STEPS.once(folder, 'training', partial(train, task, folder, options))
+        tested = STEPS.once(folder, 'test', partial(test, task, folder, trained['checkpoint']))
         if not options:
             options = ['--cfg-options', f'model.backbone.init_cfg.checkpoint={trained["checkpoint"]}']
 
@@ -258,4 +196,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except StepFailed as error:
+        sys.exit(str(error))

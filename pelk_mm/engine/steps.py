@@ -1,0 +1,98 @@
+"""Long work as commands of this repository: each is shown as one would type it, logged, and done once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmengine
+import torch
+
+
+class StepFailed(RuntimeError):
+    """A command ended with an error; the message holds the last lines that it printed."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Runs the steps of some long work.
+
+    Attributes:
+        root (Path): The repository, where the commands run.
+        report (Callable[[str], object]): Takes each line for the user, for instance ``print``.
+    """
+
+    root: Path
+    report: Callable[[str], object]
+
+    def run(self, log: Path, *command: str | Path) -> float:
+        """Run a command, all that it prints into ``log``, its gist to the user.
+
+        Args:
+            log (Path): Added to.
+            *command (str | Path): The program and its arguments; ``'python'`` is the Python that runs now.
+
+        Returns:
+            float: Minutes.
+
+        Raises:
+            StepFailed: If it fails.
+        """
+        words = list(map(str, command))
+        self.report(f'\n$ {shlex.join(words)}')
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start, last = time.monotonic(), deque[str](maxlen=25)
+        with open(log, 'a', encoding='utf-8') as file:
+            process = subprocess.Popen([sys.executable if words[0] == 'python' else words[0], *words[1:]],
+                                       stdout=subprocess.PIPE,
+                                       stderr=subprocess.STDOUT,
+                                       cwd=self.root,
+                                       env=dict(os.environ, PYTHON=sys.executable),
+                                       text=True,
+                                       errors='replace')
+            for line in process.stdout or ():
+                file.write(line)
+                last.append(line)
+                gist = re.search(r'(Epoch|Iter)\((train|val|test)\).*|Made .*', line)
+                if gist:
+                    self.report('  ' + re.sub(r'\s+', ' ', gist.group())[:118])
+        if process.wait() != 0:
+            raise StepFailed(f'{"".join(last)}\nThis step failed with exit code {process.returncode}. All that it '
+                             f'printed: {log}')
+        return (time.monotonic() - start) / 60
+
+    def once(self, folder: Path, name: str, step: Callable[[], dict]) -> dict:
+        """The result of a step, kept in ``folder`` as JSON: done now, unless it was before."""
+        file = folder / f'{name}.json'
+        if file.exists():
+            self.report(f'\n# {name} was finished before: {folder}')
+            return json.loads(file.read_text(encoding='utf-8'))
+        result = step()
+        file.write_text(json.dumps(result, indent=2), encoding='utf-8')
+        return result
+
+    def digest_environment(self, data: Path) -> str:
+        """Digest of what every training depends on beside its config: code, versions, data.
+
+        Args:
+            data (Path): Folder of a data set made by ``tools/dataset_converters/digit_scenes.py``.
+        """
+        sources = sorted(path for folder in ('pelk_mm', 'tools') for path in (self.root / folder).rglob('*')
+                         if path.suffix in ('.py', '.cpp') and '.mim' not in path.parts)
+        return digest(torch.__version__, mmengine.__version__, (data / 'meta.json').read_text(encoding='utf-8'),
+                      [path.read_text(encoding='utf-8') for path in sources])
+
+
+def digest(*parts) -> str:
+    """Ten hexadecimal digits that differ when a part does."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -1,0 +1,55 @@
+"""Steps run commands of the repository, log them, and do nothing twice."""
+
+import sys
+
+import pytest
+
+from pelk_mm.engine.steps import StepFailed, Steps, digest
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+@pytest.fixture
+def steps(tmp_path, lines):
+    return Steps(tmp_path, lines.append)
+
+
+def test_a_command_is_shown_logged_and_told_in_brief(steps, lines, tmp_path):
+    (tmp_path / 'tool.py').write_text('import os, sys\nprint("INFO - Iter(train) [20/40]  lr: 1")\n'
+                                      'print(sys.executable, sys.argv[1], os.environ["PYTHON"])\n')
+    assert 0 <= steps.run(tmp_path / 'logs' / 'tool.log', 'python', 'tool.py', 'a b') < 1
+    assert lines == ["\n$ python tool.py 'a b'", '  Iter(train) [20/40] lr: 1']
+    assert (tmp_path / 'logs' / 'tool.log').read_text().splitlines()[1] == f'{sys.executable} a b {sys.executable}'
+    steps.run(tmp_path / 'logs' / 'tool.log', 'echo', 'python')
+    assert (tmp_path / 'logs' / 'tool.log').read_text().splitlines()[2] == 'python'
+
+
+def test_a_failure_shows_the_end_of_the_log(steps, tmp_path):
+    with pytest.raises(StepFailed, match=r'(?s)last words.*exit code 3.*tool\.log'):
+        steps.run(tmp_path / 'tool.log', 'bash', '-c', 'echo last words; exit 3')
+
+
+def test_nothing_is_done_twice(steps, lines, tmp_path):
+    results = iter([dict(value=1), dict(value=2)])
+    assert steps.once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
+    assert steps.once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
+    assert lines == [f'\n# training was finished before: {tmp_path}']
+    assert steps.once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
+
+
+def test_digests_tell_code_and_data_apart(steps, tmp_path):
+    source, data = tmp_path / 'pelk_mm' / 'layers' / 'a.py', tmp_path / 'data'
+    for folder in (source.parent, data):
+        folder.mkdir(parents=True)
+    seen = set()
+    for file, content in ((source, 'x = 1'), (data / 'meta.json', '{}'), (source, 'x = 2'), (data / 'meta.json', '[]')):
+        file.write_text(content)
+        if (data / 'meta.json').exists():
+            seen.add(steps.digest_environment(data))
+            (tmp_path / 'pelk_mm' / 'README.md').write_text(content)
+            seen.add(steps.digest_environment(data))
+    assert len(seen) == 3
+    assert digest(1, dict(b=2, a=3)) == digest(1, dict(a=3, b=2)) != digest(1, dict(a=3, b=4))
