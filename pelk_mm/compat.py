@@ -17,6 +17,7 @@ from argparse import Namespace
 from functools import wraps
 from pickle import UnpicklingError
 
+import mmengine.config.config
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def setup() -> None:
     """Apply every patch that the installed versions need. Calling it again changes nothing."""
     register_config_packages()
     keep_scope_of_inherited_configs()
+    find_base_configs_at_once()
     allow_checkpoint_contents()
     never_load_unsafely()
 
@@ -61,6 +63,25 @@ def keep_scope_of_inherited_configs() -> None:
         return path, None if scope == 'pelk_mm' else scope
 
     Config._get_cfg_path = staticmethod(get_cfg_path)
+
+
+def find_base_configs_at_once() -> None:
+    """Take ``_base_ = 'mmseg::_base_/...'`` from the folder of the toolbox's configs, where it is found in the end.
+
+    For every MMEngine: it first reads all metafiles of the toolbox, more than a second for each inherited file, although
+    they list no file of ``_base_``.
+    """
+    upstream = mmengine.config.config._get_external_cfg_path
+    if hasattr(upstream, '__wrapped__'):
+        return
+
+    @wraps(upstream)
+    def get_external_cfg_path(package_path, cfg_file):
+        if cfg_file.startswith('_base_/'):
+            raise ValueError(f'{cfg_file} is in no metafile')
+        return upstream(package_path, cfg_file)
+
+    mmengine.config.config._get_external_cfg_path = get_external_cfg_path
 
 
 def allow_checkpoint_contents() -> None:

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pickle import UnpicklingError
 
+import mmengine.config.config
 import numpy as np
 import pytest
 import torch
@@ -71,12 +72,27 @@ def test_upstream_still_puts_inherited_parts_into_the_prefix_scope():
     assert Config._get_cfg_path('mmseg::_base_/default_runtime.py', '')[1] == 'mmseg'
 
 
+def test_upstream_still_reads_the_metafiles_for_base_configs(monkeypatch):
+    read = []
+    monkeypatch.setattr('mmengine.config.utils.load', lambda path: read.append(path) or dict(Import=[]))
+    find = mmengine.config.config._get_external_cfg_path
+    for function, reads in ((find, 0), (find.__wrapped__, 1)):
+        with pytest.raises(ValueError, match='_base_/default_runtime'):
+            function('toolbox', '_base_/default_runtime.py')
+        assert len(read) == reads
+    path, scope = Config._get_cfg_path('mmseg::_base_/default_runtime.py', '')
+    assert path.endswith('mmseg/.mim/configs/_base_/default_runtime.py')
+    assert len(read) == 1
+    with pytest.raises(FileNotFoundError, match='_base_/no_such_file'):
+        Config._get_cfg_path('mmseg::_base_/no_such_file.py', '')
+
+
 def test_setup_twice_wraps_once():
     compat.setup()
-    once = Config._get_cfg_path
+    once = Config._get_cfg_path, mmengine.config.config._get_external_cfg_path
     compat.setup()
-    assert Config._get_cfg_path is once
-    assert not hasattr(once.__wrapped__, '__wrapped__')
+    assert (Config._get_cfg_path, mmengine.config.config._get_external_cfg_path) == once
+    assert not any(hasattr(function.__wrapped__, '__wrapped__') for function in once)
 
 
 @pytest.fixture
