@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
+from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from typing import cast
 
 import torch
@@ -30,12 +29,29 @@ class SharingGrid:
         half (tuple[int, ...]): Widths from the outermost cell to the centre cell, as the paper prints them, e.g.
             ``(9, 8, 4, 2, 1, 1, 1)`` for 51x51. The centre's width must be odd.
 
+    Attributes:
+        widths (tuple[int, ...]): All k' cell widths, from one border of the kernel to the other.
+        kernel_size (int): Side K of the expanded kernel.
+        num_cells (int): Side k' of the stored kernel theta.
+        starts (tuple[int, ...]): First tap of each cell, as an offset from the kernel's centre: ``-K//2`` for the
+            first.
+        center (int): Side of the fine-grained centre: the number of unit cells around the middle, 0 if the middle is
+            wider.
+        cells (tuple[int, ...]): The cell of each of the K positions.
+
     Raises:
         ValueError: If ``half`` is empty, a width is below 1, or the centre's width is even.
         TypeError: If a width is not an int.
     """
 
     half: tuple[int, ...]
+    # Set at once, not when first asked for: torch.compile does not trace a cached property, which holds a lock.
+    widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    kernel_size: int = field(init=False, repr=False, compare=False)
+    num_cells: int = field(init=False, repr=False, compare=False)
+    starts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    center: int = field(init=False, repr=False, compare=False)
+    cells: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         half = tuple(_as_int('every width of a sharing grid', width) for width in self.half)
@@ -45,7 +61,18 @@ class SharingGrid:
             raise ValueError(f'every width of a sharing grid must be at least 1, got {list(half)}')
         if half[-1] % 2 == 0:
             raise ValueError(f'the centre (last) width of a half grid must be odd, got {half[-1]} in {list(half)}')
-        object.__setattr__(self, 'half', half)
+        widths = half + half[-2::-1]
+        size = sum(widths)
+        units = len(list(takewhile(lambda width: width == 1, reversed(half))))
+        for name, value in dict(
+                half=half,
+                widths=widths,
+                kernel_size=size,
+                num_cells=len(widths),
+                starts=tuple(start - size // 2 for start in accumulate(widths[:-1], initial=0)),
+                center=max(2 * units - 1, 0),
+                cells=tuple(cell for cell, width in enumerate(widths) for _ in range(width))).items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_half(cls, widths: Sequence[int], kernel_size: int | None = None) -> SharingGrid:
@@ -122,50 +149,15 @@ class SharingGrid:
         # Whatever stands beside an explicit grid is only compared with the size of that.
         return cls.from_half(half, cast('int | None', kernel_size))
 
-    @cached_property
-    def widths(self) -> tuple[int, ...]:
-        """All k' cell widths, from one border of the kernel to the other."""
-        return self.half + self.half[-2::-1]
-
-    @cached_property
-    def kernel_size(self) -> int:
-        """Side K of the expanded kernel."""
-        return sum(self.widths)
-
-    @cached_property
-    def num_cells(self) -> int:
-        """Side k' of the stored kernel theta."""
-        return len(self.widths)
-
-    @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """First tap of each cell, as an offset from the kernel's centre: ``-K//2`` for the first."""
-        return tuple(start - self.kernel_size // 2 for start in accumulate(self.widths[:-1], initial=0))
-
-    @cached_property
-    def center(self) -> int:
-        """Side of the fine-grained centre: the number of unit cells around the middle, 0 if the middle is wider."""
-        units = 0
-        for width in reversed(self.half):
-            if width != 1:
-                break
-            units += 1
-        return max(2 * units - 1, 0)
-
     @property
     def is_dense(self) -> bool:
         """Whether every cell is a single tap."""
         return self.num_cells == self.kernel_size
 
-    @cached_property
+    @property
     def stored_ratio(self) -> float:
         """Share of the K*K kernel that is stored: (k'/K)**2."""
         return (self.num_cells / self.kernel_size)**2
-
-    @cached_property
-    def cells(self) -> tuple[int, ...]:
-        """The cell of each of the K positions."""
-        return tuple(cell for cell, width in enumerate(self.widths) for _ in range(width))
 
 
 def check_theta(theta: Tensor, grid: SharingGrid) -> None:

@@ -48,7 +48,7 @@ model = dict(
                     match_low_quality=False,
                     ignore_iof_thr=-1),
                 sampler=dict(
-                    type='RandomSampler', num=48, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True),
+                    type='RandomSampler', num=32, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=True),
                 mask_size=28,
                 pos_weight=-1,
                 debug=False) for iou in (0.5, 0.6, 0.7)
