@@ -1,0 +1,3 @@
+_base_ = '../../imagenet/pelk-base_dense_32xb128_in1k.py'
+
+model = dict(backbone=dict(_delete_=True, type='ConvNeXt', arch='base', drop_path_rate=0.5))

@@ -1,0 +1,3 @@
+_base_ = '../../imagenet/pelk-tiny_32xb128_in1k.py'
+
+model = dict(backbone=dict(type='pelk_mm.SLaK'))
