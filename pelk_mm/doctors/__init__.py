@@ -1,0 +1,1 @@
+"""What is wrong with a checkpoint or an environment, and the cure."""

@@ -1,0 +1,282 @@
+"""Whether an environment can train, test and run the op fast, and what to do if not.
+
+Nothing that could be broken is imported here: every package is tried in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib import metadata
+from multiprocessing import get_context
+from typing import Any
+
+from . import probes
+from .finding import Finding
+
+# The two known stacks: by import name, how the package is distributed in either.
+STACKS = {
+    'onedl':
+    dict(
+        mmcv='onedl-mmcv',
+        mmengine='onedl-mmengine',
+        mmseg='onedl-mmsegmentation',
+        mmdet='onedl-mmdetection',
+        mmpretrain='onedl-mmpretrain'),
+    'openmmlab':
+    dict(mmcv='mmcv', mmengine='mmengine', mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain'),
+}
+# Other packages that bring the module mmcv, and overwrite it.
+RIVALS = ('mmcv-lite', 'mmcv-full')
+OTHERS = ('torch', 'torchvision', 'triton', 'numpy', 'setuptools', 'pelk-mm')
+
+SETUP = 'bash tools/setup_env.sh'
+_BUILD_OPS = (f'{SETUP}  (compiles them), or by hand, with the version of requirements/STACK.txt:\n'
+              'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
+              '--no-binary {mmcv} {pin}')
+
+# What imports raise, as a regular expression, and the cure. ``{name}`` is what the first group matched.
+CURES = (
+    (r"No module named 'mmcv\._ext'", _BUILD_OPS),
+    (r'mmcv/_ext.*|_ext\.\S*: undefined symbol', 'mmcv was compiled with another PyTorch. ' + _BUILD_OPS),
+    (r'torchvision::nms does not exist|torchvision.*undefined symbol', '{torchvision}'),
+    (r"No module named 'pkg_resources'", 'pip install setuptools==81.0.0  (82 dropped pkg_resources)'),
+    (r'libGL\.so|libgthread', 'pip install --force-reinstall --no-deps opencv-python-headless  (no display is needed)'),
+    (r'(MMCV|MMEngine)==\S+ is used but', 'pip install -r requirements/STACK.txt  (versions that fit each other)'),
+    (r'compiled using NumPy 1|numpy\.core\.multiarray failed', 'pip install numpy==2.2.6, or what the error asks for'),
+    (r"No module named '(torch|torchvision|mm\w+)'", f'{SETUP}, and use its Python: source .venv/bin/activate'),
+    (r"No module named '([\w.]+)'", 'pip install {name}'),
+)
+
+
+def examine_environment(parts: Sequence[str] = (*probes.PACKAGES, 'devices', 'backends')) -> list[Finding]:
+    """Try what this Python has installed.
+
+    Args:
+        parts (Sequence[str]): What to try. Defaults to everything.
+
+    Returns:
+        list[Finding]: What was found.
+    """
+    return judge(installed_versions(), run_probes(parts), sys.version_info[:2])
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions by name of the distribution, of those that matter here and are installed."""
+    wanted = [name for stack in STACKS.values() for name in stack.values()]
+    versions = {}
+    for name in (*OTHERS, *wanted, *RIVALS):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def run_probes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Run probes, one after the other; a crash of their process is told as an error, and the next ones still run."""
+    results: dict[str, dict[str, Any]] = {}
+    while len(results) < len(names):
+        with ProcessPoolExecutor(1, get_context('spawn'), probes.be_quiet) as process:
+            for name in names[len(results):]:
+                try:
+                    results[name] = process.submit(probes.run, name).result()
+                except BrokenProcessPool:
+                    results[name] = dict(error='the Python process crashed')
+                    break
+    return results
+
+
+def judge(versions: Mapping[str, str], results: Mapping[str, Mapping[str, Any]], python: tuple[int,
+                                                                                               int]) -> list[Finding]:
+    """What versions and the results of probes mean.
+
+    Args:
+        versions (Mapping[str, str]): From :func:`installed_versions`.
+        results (Mapping[str, Mapping[str, Any]]): From :func:`run_probes`.
+        python (tuple[int, int]): Version of Python.
+
+    Returns:
+        list[Finding]: Packages first, then combinations, then devices.
+    """
+    findings = [_python(python)]
+    findings += [
+        _imported(name, result, versions) for name, result in results.items() if name not in ('devices', 'backends')
+    ]
+    findings += _combinations(versions) + _builds(results)
+    devices = results.get('devices', {})
+    if devices and 'error' not in devices:
+        findings += _devices(devices, results.get('mmcv.ops', {}), versions)
+    compiler = shlex.split(os.environ.get('CXX',
+                                          '')) or [name for name in ('c++', 'g++', 'clang++') if shutil.which(name)]
+    if compiler and shutil.which(compiler[0]):
+        findings.append(Finding('ok', 'compiler', shlex.join(compiler[:1])))
+    else:
+        findings.append(
+            Finding('note', 'compiler', 'no C++ compiler: the native CPU backend cannot be built, slower ones '
+                    'are used', 'apt-get install g++, or set CXX'))
+    backends = results.get('backends', {})
+    for device, reasons in backends.get('reasons', {}).items():
+        findings.append(_backends(device, reasons))
+    findings += [
+        Finding('fault', name, results[name]['error']) for name in ('devices', 'backends')
+        if 'error' in results.get(name, {}) and 'error' not in results.get('torch', {})
+    ]
+    return findings
+
+
+def _python(version: tuple[int, int]) -> Finding:
+    text = '{}.{}'.format(*version)
+    if version < (3, 10):
+        return Finding('fault', 'Python', f'{text}, 3.10 or later is needed', SETUP)
+    if version != (3, 11):
+        return Finding('note', 'Python', f'{text}; tested is 3.11')
+    return Finding('ok', 'Python', f'{text}, {sys.executable}')
+
+
+def _imported(name: str, result: Mapping[str, Any], versions: Mapping[str, str]) -> Finding:
+    if 'error' not in result:
+        return Finding('ok', name, result['version'] or 'works')
+    error = ' '.join(result['error'].split())
+    stack = _stack(versions)
+    for pattern, cure in CURES:
+        match = re.search(pattern, error)
+        if match:
+            mmcv = STACKS[stack]['mmcv']
+            pin = f'{mmcv}=={versions[mmcv]}' if mmcv in versions else mmcv
+            cure = cure.replace('STACK', stack).format(
+                name=match.group(1) if match.re.groups else '',
+                torchvision=_fitting_torchvision(versions),
+                mmcv=mmcv,
+                pin=pin)
+            break
+    else:
+        cure = f'{SETUP}  (reinstalls what does not fit, after: rm -r .venv)'
+    return Finding('fault', name, error[:300], cure)
+
+
+def _combinations(versions: Mapping[str, str]) -> list[Finding]:
+    """Known-bad combinations, whether or not an import fails of them."""
+    findings = []
+    twice = [(name, STACKS['openmmlab'][module]) for module, name in STACKS['onedl'].items()
+             if name in versions and STACKS['openmmlab'][module] in versions]
+    for name, other in twice:
+        findings.append(
+            Finding('fault', 'two stacks', f'{name} and {other} are both installed, over one another',
+                    f'pip uninstall -y {name} {other}, and install one of them again: {SETUP}'))
+    for rival in RIVALS:
+        if rival in versions:
+            findings.append(
+                Finding('fault', 'mmcv', f'{rival} brings the module mmcv too, and lacks what is needed here',
+                        f'pip uninstall -y {rival} and install mmcv again: {SETUP}'))
+    stacks = {stack for stack, names in STACKS.items() if any(name in versions for name in names.values())}
+    if len(stacks) > 1 and not twice:
+        findings.append(
+            Finding(
+                'fault', 'two stacks',
+                'packages of both stacks are mixed: ' + ', '.join(name for names in STACKS.values()
+                                                                  for name in names.values() if name in versions),
+                f'Take one, in a fresh environment: VENV=.venv-new {SETUP}'))
+    torch, torchvision = versions.get('torch'), versions.get('torchvision')
+    if torch and _numbers(torch) < (2, 4):
+        findings.append(
+            Finding('fault', 'torch', f'{torch}, 2.4 or later is needed', 'pip install -r requirements/torch.txt'))
+    if torch and _numbers(torch) >= (2, 14):
+        findings.append(
+            Finding('note', 'torch', f'{torch}: from 2.14 on its headers are C++20, and mmcv compiles as C++17',
+                    'pip install -r requirements/torch.txt'))
+    if torch and torchvision and _numbers(torch) >= (2, 0) and _numbers(torchvision) != (0, _numbers(torch)[1] + 15):
+        findings.append(
+            Finding('fault', 'torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions)))
+    if versions.get('mmengine') and _numbers(versions.get('setuptools', '0')) >= (82, 0):
+        findings.append(
+            Finding(
+                'fault', 'setuptools', f'{versions["setuptools"]} dropped pkg_resources, which mmengine '
+                f'{versions["mmengine"]} imports', 'pip install setuptools==81.0.0'))
+    if versions.get('mmengine') and torch and _numbers(torch) >= (2, 6):
+        findings.append(
+            Finding(
+                'note', 'resuming', f'mmengine {versions["mmengine"]} cannot resume with torch >= 2.6 by '
+                "itself; this repository's tools can, scripts of your own after pelk_mm.compat.setup()"))
+    return findings
+
+
+def _builds(results: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """PyTorch and torchvision must be built for the same CUDA; versions tell it behind a plus."""
+    torch, torchvision = (results.get(name, {}).get('version', '') for name in ('torch', 'torchvision'))
+    if '+' in torch and '+' in torchvision and torch.partition('+')[2] != torchvision.partition('+')[2]:
+        return [
+            Finding('fault', 'torchvision', f'{torchvision} is built for another CUDA than torch {torch}',
+                    'pip install --force-reinstall -r requirements/torch.txt')
+        ]
+    return []
+
+
+def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mapping[str, str]) -> list[Finding]:
+    findings = []
+    built_for = devices['built_for']
+    if devices['names']:
+        findings.append(Finding('ok', 'CUDA', f'{built_for}, ' + ', '.join(devices['names'])))
+        for name, capability in zip(devices['names'], devices['capabilities']):
+            # Binaries run on later minor versions of the same major one.
+            majors = [
+                architecture for architecture in devices['architectures']
+                if re.fullmatch(rf'sm_{capability[0]}\d[a-z]*', architecture)
+                and int(re.sub(r'\D', '', architecture)) <= 10 * capability[0] + capability[1]
+            ]
+            if not majors:
+                findings.append(
+                    Finding(
+                        'fault', 'CUDA',
+                        f'this PyTorch has no kernels for {name} (sm_{capability[0]}{capability[1]}), only '
+                        f'{", ".join(devices["architectures"])}', 'Install a PyTorch built for it, see pytorch.org'))
+        if ops and 'error' not in ops and not re.search(r'\d', str(ops.get('cuda'))):
+            findings.append(
+                Finding('fault', 'mmcv.ops', 'compiled for the CPU alone: detection fails on the GPU',
+                        f'Install a CUDA {built_for} compiler (nvcc), then rm -r .venv and {SETUP}'))
+        if 'triton' not in versions:
+            findings.append(
+                Finding('note', 'triton', 'not installed: the op runs without its GPU kernels',
+                        'pip install triton, in the version that torch asks for'))
+    elif devices['hidden']:
+        findings.append(Finding('ok', 'CUDA', 'GPUs are hidden by CUDA_VISIBLE_DEVICES'))
+    elif devices['driver'] and built_for:
+        findings.append(
+            Finding('fault', 'CUDA', f'a driver is there, but PyTorch for CUDA {built_for} sees no GPU',
+                    'Look at nvidia-smi: the driver may be too old for this CUDA.'))
+    elif devices['driver']:
+        findings.append(
+            Finding('fault', 'CUDA', 'a driver is there, but this PyTorch is built for the CPU alone',
+                    'pip install --force-reinstall -r requirements/torch.txt'))
+    else:
+        findings.append(Finding('ok', 'CUDA', f'no GPU; {devices["threads"]} CPU threads'))
+    if 'triton' in versions:
+        findings.append(Finding('ok', 'triton', versions['triton']))
+    return findings
+
+
+def _backends(device: str, reasons: Mapping[str, str | None]) -> Finding:
+    usable = [name for name, reason in reasons.items() if reason is None]
+    others = '; '.join(f'not {name}: {" ".join(reason.split())[:160]}' for name, reason in reasons.items() if reason)
+    return Finding('ok', f'op on {device}', ', '.join(usable) + (f' ({others})' if others else ''))
+
+
+def _fitting_torchvision(versions: Mapping[str, str]) -> str:
+    if 'torch' not in versions:
+        return 'pip install -r requirements/torch.txt'
+    return f'pip install "torchvision==0.{_numbers(versions["torch"])[1] + 15}.*"  (for torch {versions["torch"]})'
+
+
+def _stack(versions: Mapping[str, str]) -> str:
+    return 'openmmlab' if 'mmengine' in versions and 'onedl-mmengine' not in versions else 'onedl'
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = (re.findall(r'\d+', version) + ['0'])[:2]
+    return int(major), int(minor)

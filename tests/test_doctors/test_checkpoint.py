@@ -1,0 +1,272 @@
+"""The checkpoint doctor: every planted fault is found, and the cure that it names works."""
+
+import os
+import re
+import runpy
+import shlex
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
+
+from pelk_mm.analysis.model_building import build_model
+from pelk_mm.doctors.checkpoint import examine_checkpoint
+from pelk_mm.doctors.finding import has_fault
+from pelk_mm.engine.sparsity import pack_mask
+
+BACKBONE = dict(type='pelk_mm.PeLK', arch=dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 16), kernel_sizes=(9, 9, 9, 9)))
+CONFIG = Config(
+    dict(
+        default_scope='mmpretrain',
+        model=dict(
+            type='ImageClassifier', backbone=BACKBONE, head=dict(type='LinearClsHead', num_classes=3, in_channels=16))))
+SLAK = Config(
+    dict(
+        default_scope='mmpretrain',
+        model=dict(
+            type='ImageClassifier',
+            backbone=dict(BACKBONE, type='pelk_mm.SLaK'),
+            head=dict(type='LinearClsHead', num_classes=3, in_channels=16))))
+
+
+@pytest.fixture(scope='module')
+def weights():
+    """Of the classifier of ``CONFIG``, none of them zero."""
+    torch.manual_seed(0)
+    return {
+        name: torch.rand_like(value, dtype=torch.float).add(0.1).to(value.dtype)
+        for name, value in build_model(CONFIG, 'cpu').state_dict().items()
+    }
+
+
+@pytest.fixture
+def save(tmp_path):
+
+    def _save(content, **options):
+        torch.save(content, tmp_path / 'model.pth', **options)
+        return tmp_path / 'model.pth'
+
+    return _save
+
+
+def only(findings, subject):
+    """The one finding about a subject."""
+    finding, = (finding for finding in findings if finding.subject == subject)
+    return finding
+
+
+@pytest.fixture
+def run_cure(root, tmp_path, monkeypatch):
+    """Runs the first line of a cure, a command, as the shell would split it; returns the file that it makes."""
+
+    def run(cure):
+        python, *arguments = shlex.split(cure.splitlines()[0])
+        assert python == 'python'
+        if arguments[0] == '-c':
+            exec(arguments[1], {})
+        else:
+            monkeypatch.setattr(sys, 'argv', arguments)
+            runpy.run_path(str(root / arguments[0]), run_name='__main__')
+        made, = (file for file in tmp_path.iterdir() if file.name != 'model.pth')
+        return made
+
+    return run
+
+
+def test_a_good_checkpoint(save, weights):
+    masks = {'backbone.stages.0.blocks.0.pointwise_conv1.weight': None}
+    name, = masks
+    mask = torch.zeros(weights[name].shape, dtype=torch.bool)
+    mask.view(-1)[:mask.numel() // 4] = True
+    state = dict(weights, **{name: weights[name] * mask})
+    history = HistoryBuffer(log_history=np.array([1.0, 2.0]), count_history=np.array([1, 1]))
+    path = save(
+        dict(
+            meta=dict(
+                epoch=7, iter=70, seed=5, experiment_name='fine', cfg='model = ...', dataset_meta=dict(classes='abc')),
+            state_dict=state,
+            ema_state_dict=weights,
+            optimizer=dict(state={}, param_groups=[]),
+            message_hub=dict(log_scalars={'train/loss': history}),
+            dynamic_sparsity=dict(
+                step=70, prune_rate=0.25, masks={name: dict(bits=pack_mask(mask), shape=list(mask.shape))})))
+    findings = examine_checkpoint(path, CONFIG)
+    assert not has_fault(findings)
+    assert only(findings, 'meta').text == 'experiment_name fine, epoch 7, iter 70, seed 5, 3 classes, with its config'
+    values = sum(value.numel() for value in weights.values())
+    assert f'{len(weights)} tensors of {values / 1e6:.3f} M values in state_dict' in only(findings, 'weights').text
+    assert 'state_dict holds the averaged weights' in only(findings, 'EMA').text
+    assert 'can be resumed' in only(findings, 'optimizer').text
+    sparse = sum(value.numel() for value in weights.values() if value.ndim in (2, 4))
+    density = only(findings, 'density').text
+    assert density.startswith(f'{1 - (mask.numel() - mask.sum().item()) / sparse:.4f} of')
+    assert '1 masks of DynamicSparsityHook, density 0.2500 within them, at optimiser step 70, prune' in density
+    assert only(findings, 'model').text == (
+        f'100.0 % of the values of the model are in the checkpoint, {len(weights)} of {len(weights)} tensors '
+        '(backbone 100.0 %, head 100.0 %)')
+
+
+def test_code_is_refused_and_not_run(tmp_path, save):
+    proof = tmp_path / 'ran'
+
+    class Code:
+
+        def __reduce__(self):
+            return os.system, (f'touch {proof}', )
+
+    for zipped in (True, False):
+        path = save(dict(state_dict={'a.weight': torch.ones(2)}, extra=Code()), _use_new_zipfile_serialization=zipped)
+        finding, = examine_checkpoint(path)
+        assert finding.level == 'fault'
+        assert 'refused: to load it would call posix.system. Nothing of it was run' in finding.text
+        assert 'state_dict alone' in finding.cure
+        assert not proof.exists()
+    # The trap works: whoever loads it unsafely is caught.
+    torch.load(path, weights_only=False)
+    assert proof.exists()
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('share', [0.0, 0.01, 0.5, 0.99])
+def test_truncated(save, weights, share, zipped):
+    path = save(dict(state_dict=weights), _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[:int(share * len(content))])
+    finding, = examine_checkpoint(path)
+    assert finding.level == 'fault'
+    assert re.search('is empty' if not share else 'is truncated', finding.text)
+    assert 'Copy or download it again' in finding.cure
+
+
+def test_damaged(save, weights):
+    path = save(dict(state_dict=weights))
+    content = bytearray(path.read_bytes())
+    position = content.find(next(value for value in weights.values() if value.ndim == 4).numpy().tobytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    finding, = examine_checkpoint(path)
+    assert 'is damaged: the checksum of' in finding.text
+
+
+@pytest.mark.parametrize(('content', 'text', 'cure'), [
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'pointer of Git LFS', 'git lfs pull'),
+    (b'<!DOCTYPE html>\n<p>404', 'error page', 'download it again'),
+    (b'\x00\x01 something else', 'not a checkpoint of PyTorch', 'that torch.save wrote'),
+])
+def test_not_a_checkpoint(tmp_path, content, text, cure):
+    (tmp_path / 'model.pth').write_bytes(content)
+    finding, = examine_checkpoint(tmp_path / 'model.pth')
+    assert finding.level == 'fault'
+    assert text in finding.text
+    assert cure in finding.cure
+
+
+@pytest.mark.parametrize(('prefix', 'old', 'new'), [('net.backbone.', 'net.', ''),
+                                                    ('encoder.', 'encoder.', 'backbone.'), ('', '', 'backbone.')])
+def test_wrong_prefix(save, weights, run_cure, prefix, old, new):
+    path = save(dict(state_dict={name.replace('backbone.', prefix, 1): value for name, value in weights.items()}))
+    findings = examine_checkpoint(path, CONFIG)
+    finding = only(findings, 'names')
+    assert finding.level == 'fault'
+    assert f'the prefix is {old!r}, the model has {new!r}' in finding.text
+    made = run_cure(finding.cure)
+    backbone = sum(name.startswith('backbone.') for name in weights)
+    cured = only(examine_checkpoint(made, CONFIG), 'model').text
+    assert f'{backbone} of {len(weights)} tensors' in cured
+    assert 'backbone 100.0 %' in cured
+
+
+def test_a_wrapped_model_is_fine(save, weights):
+    path = save(dict(state_dict={f'module.{name}': value for name, value in weights.items()}))
+    assert not has_fault(examine_checkpoint(path, CONFIG))
+
+
+@pytest.mark.parametrize('key', ['ema_state_dict', 'model_ema'])
+def test_only_averaged_weights(save, weights, run_cure, key):
+    path = save({key: dict({f'module.{name}': value for name, value in weights.items()}, steps=torch.tensor(9))})
+    findings = examine_checkpoint(path, CONFIG)
+    finding = only(findings, 'EMA')
+    assert finding.level == 'fault'
+    assert f'only averaged weights are there, in {key}' in finding.text
+    assert f'key={key!r}' in finding.cure
+    assert not has_fault(examine_checkpoint(run_cure(finding.cure), CONFIG))
+
+
+def test_names_of_a_release(save, run_cure):
+    model = build_model(SLAK, 'cpu').state_dict()
+    released = {}
+    for name, value in model.items():
+        name = re.sub(r'^backbone\.(downsample_layers)', r'\1', name)
+        name = re.sub(r'^backbone\.stages\.(\d+)\.blocks', r'stages.\1', name)
+        name = re.sub(r'^backbone\.norm3', 'norm', name).replace('head.fc', 'head').replace('pointwise_conv', 'pwconv')
+        for branch, ours in dict(LoRA1='vertical', LoRA2='horizontal', small_conv='small').items():
+            name = name.replace(f'mixer.convs.{ours}', f'large_kernel.{branch}.conv')
+            name = name.replace(f'mixer.norms.{ours}', f'large_kernel.{branch}.bn')
+        released[name] = value
+    finding = only(examine_checkpoint(save(dict(model=released)), SLAK), 'names')
+    assert "the names are those of SLaK's release" in finding.text
+    assert f'100.0 % of the values of the model are in the checkpoint, {len(model)} of {len(model)}' in finding.text
+    assert finding.cure.startswith('python tools/model_converters/slak_to_pelk_mm.py ')
+    assert not has_fault(examine_checkpoint(run_cure(finding.cure), SLAK))
+
+
+def test_another_variant(save, weights):
+    state = dict(weights, **{'head.fc.weight': torch.rand(7, 16), 'head.fc.bias': torch.rand(7)})
+    finding = only(examine_checkpoint(save(dict(state_dict=state)), CONFIG), 'shapes')
+    assert '2 tensors have other shapes: head.fc.weight (7, 16), model (3, 16)' in finding.text
+    assert 'num_classes' in finding.cure
+
+
+def test_one_renamed_tensor(save, weights):
+    state = dict(weights)
+    state['backbone.norm3.gain'] = state.pop('backbone.norm3.weight')
+    finding = only(examine_checkpoint(save(dict(state_dict=state)), CONFIG), 'missing')
+    assert finding.cure == 'Likely renamed: backbone.norm3.gain -> backbone.norm3.weight'
+
+
+def test_deployed_form(save):
+    model = build_model(CONFIG, 'cpu')
+    model.backbone.switch_to_deploy()
+    finding = only(examine_checkpoint(save(dict(state_dict=model.state_dict())), CONFIG), 'form')
+    assert finding.level == 'fault'
+    assert 'deployed form' in finding.text
+
+
+def test_a_pretrained_backbone_is_worth_a_note(save, weights):
+    state = {name: value for name, value in weights.items() if not name.startswith('head.')}
+    findings = examine_checkpoint(save(dict(state_dict=state)), CONFIG)
+    assert not has_fault(findings)
+    assert 'init_cfg.checkpoint' in only(findings, 'pretrained').cure
+
+
+def test_not_finite_and_masks_that_do_not_fit(save, weights):
+    name = 'backbone.stages.0.blocks.0.pointwise_conv1.weight'
+    mask = torch.zeros(weights[name].shape, dtype=torch.bool)
+    state = dict(weights, **{'head.fc.bias': torch.tensor([0, float('nan'), 0])})
+    sparsity = dict(step=1, prune_rate=0.1, masks={name: dict(bits=pack_mask(mask), shape=list(mask.shape))})
+    findings = examine_checkpoint(save(dict(state_dict=state, dynamic_sparsity=sparsity)))
+    assert '1 tensors hold NaN or infinity: head.fc.bias' in only(findings, 'values').text
+    assert f'1 masks do not fit their weights, which are missing or not zero where they are dead: {name}' == only(
+        findings, 'masks').text
+
+
+def test_the_tool(save, weights, root, tmp_path, monkeypatch, capsys):
+    path = save(dict(state_dict=weights))
+    config = tmp_path / 'config.py'
+    CONFIG.dump(config)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['check_checkpoint.py', *map(str, arguments)])
+        runpy.run_path(str(root / 'tools/misc/check_checkpoint.py'), run_name='__main__')
+
+    run(path, config)
+    assert '100.0 % of the values' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_info:
+        run(path, config, '--cfg-options', 'model.head.num_classes=4')
+    assert exit_info.value.code == 1
+    assert 'FAULT shapes' in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match='checkpoint: no such file'):
+        run(tmp_path / 'nothing.pth')

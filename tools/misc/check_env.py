@@ -1,0 +1,23 @@
+"""Tell what this Python environment consists of and what is wrong with it; exit code 1 if something would break.
+
+Versions of the stack, mmcv's compiled ops, CUDA, Triton, the C++ compiler, and the backends of the peripheral
+convolution. Takes about as long as to import everything.
+"""
+
+import argparse
+import sys
+
+from pelk_mm.doctors.environment import examine_environment
+from pelk_mm.doctors.finding import has_fault, to_text
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    findings = examine_environment()
+    print(to_text(findings))
+    if has_fault(findings):
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()
