@@ -10,6 +10,8 @@ The conventions, which meet the published figures of ConvNeXt, Swin and PeLK:
   in the head too; the heads of segmentors and detectors are dense.
 - The positional embedding is left out of the counted parameters. Its multiply-adds are those of its constant,
   C * K * K a block, 0.05 % of PeLK-T as the paper says; deployment folds them away.
+- Beside that stands what is executed: zeros are multiplied like other weights, and a peripheral convolution runs what
+  its backend does, box sums included, each addition counted like a multiply-add.
 - Two-stage detectors: 1000 proposals through every box head, the first 100 of them through every mask head, as
   MMDetection 2.x counted for all published figures. MMDetection 3.x sends 1000 through a cascade's mask heads.
 """
@@ -26,7 +28,9 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
+from pelk_mm.ops.peripheral_conv2d.operations import Operations
 
+from .executed import count_operations, record_calls
 from .mac_counter import count_macs, part_of_convolution
 from .model_building import WeightsOnMeta
 
@@ -58,15 +62,23 @@ class Cost:
         params_counted (float): Parameters of the deployed network, 2-D and 4-D weights times the density, without the
             positional embedding.
         macs (float): Multiply-adds of one image in dense form, those with weights times the density.
+        executed_macs (int): Multiply-adds of one image that are executed, those with zeros too.
+        executed_additions (int): Additions of box sums beside them.
     """
 
     params_stored: int = 0
     params_counted: float = 0
     macs: float = 0
+    executed_macs: int = 0
+    executed_additions: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params_stored + other.params_stored, self.params_counted + other.params_counted,
-                    self.macs + other.macs)
+        return Cost(*(own + others for own, others in zip(vars(self).values(), vars(other).values())))
+
+    @property
+    def executed(self) -> int:
+        """Multiply-adds and additions that are executed."""
+        return self.executed_macs + self.executed_additions
 
     def rounded(self) -> dict[str, int]:
         """The attributes as whole numbers."""
@@ -83,6 +95,7 @@ class Complexity:
         density (float): Share of non-zero weights.
         deployed (bool): Whether branches were merged first.
         rois (tuple[int, int] | None): Proposals through the box and through the mask heads of a two-stage detector.
+        backend (str): The backend of the peripheral convolution whose operations are the executed ones.
         costs (dict[str, dict[str, Cost]]): By child of the model (``backbone``, ``decode_head``, ...) and by kind of
             part, a key of ``PARTS``.
     """
@@ -92,6 +105,7 @@ class Complexity:
     density: float
     deployed: bool
     rois: tuple[int, int] | None
+    backend: str = 'auto'
     costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
 
     @property
@@ -110,19 +124,22 @@ class Complexity:
 
     def share(self, component: str, part: str | None = None) -> float:
         """Share of the model's multiply-adds, in 0 ... 1."""
-        cost = self.component(component) if part is None else self.costs[component].get(part, Cost())
-        return cost.macs / max(self.total.macs, 1)
+        return self._cost(component, part).macs / max(self.total.macs, 1)
+
+    def executed_share(self, component: str, part: str | None = None) -> float:
+        """Share of what the model executes, in 0 ... 1."""
+        return self._cost(component, part).executed / max(self.total.executed, 1)
+
+    def _cost(self, component: str, part: str | None) -> Cost:
+        return self.component(component) if part is None else self.costs[component].get(part, Cost())
 
     def to_dict(self) -> dict:
         """Plain numbers: parameters and multiply-adds as such, ``mparams`` and ``gmacs`` in millions and billions."""
         parts: dict[str, dict] = {}
         for name, kinds in self.costs.items():
-            parts[name] = dict(**self.component(name).rounded(), share=self.share(name))
+            parts[name] = self._row(name)
             if name == 'backbone':
-                parts[name]['parts'] = {
-                    kind: dict(**cost.rounded(), share=self.share(name, kind))
-                    for kind, cost in kinds.items()
-                }
+                parts[name]['parts'] = {kind: self._row(name, kind) for kind in kinds}
         total = self.total.rounded()
         return dict(
             task=self.task,
@@ -130,27 +147,39 @@ class Complexity:
             density=self.density,
             deployed=self.deployed,
             rois=self.rois and list(self.rois),
+            backend=self.backend,
             **total,
             params_counted_with_embedding=total['params_counted'] + self.params_embedding,
             mparams=total['params_counted'] / 1e6,
             gmacs=total['macs'] / 1e9,
+            gops_executed=self.total.executed / 1e9,
             parts=parts)
+
+    def _row(self, name: str, part: str | None = None) -> dict:
+        return dict(
+            **self._cost(name, part).rounded(),
+            share=self.share(name, part),
+            executed_share=self.executed_share(name, part))
 
     def to_table(self) -> str:
         """A table to read."""
         rows = []
         for name in self.costs:
-            rows.append((name, self.component(name), self.share(name)))
+            rows.append((name, self.component(name)))
             if name == 'backbone':
-                rows += [(f'  {PARTS[kind]}', cost, self.share(name, kind)) for kind, cost in self.costs[name].items()]
-        rows.append(('total', self.total, 1.0))
-        width = max(len(name) for name, *_ in rows)
-        lines = [f'{"":{width}}  {"stored M":>9}  {"counted M":>9}  {"GMACs":>9}  {"share %":>7}']
-        for name, cost, share in rows:
+                rows += [(f'  {PARTS[kind]}', cost) for kind, cost in self.costs[name].items()]
+        rows.append(('total', self.total))
+        width = max(len(name) for name, _ in rows)
+        lines = [f'{"":{width}}  {"stored M":>9}  {"counted M":>9}  {"GMACs":>9}  {"share %":>7}  {"executed G":>10}  '
+                 f'{"share %":>7}']
+        for name, cost in rows:
             lines.append(f'{name:{width}}  {cost.params_stored / 1e6:9.2f}  {cost.params_counted / 1e6:9.2f}  '
-                         f'{cost.macs / 1e9:9.2f}  {100 * share:7.2f}')
+                         f'{cost.macs / 1e9:9.2f}  {100 * cost.macs / max(self.total.macs, 1):7.2f}  '
+                         f'{cost.executed / 1e9:10.2f}  {100 * cost.executed / max(self.total.executed, 1):7.2f}')
         height, image_width = self.shape
-        lines.append(f'{self.task}, one image of {height} x {image_width} (H x W), multiply-adds in dense form')
+        lines.append(f'{self.task}, one image of {height} x {image_width} (H x W); GMACs: multiply-adds in dense form')
+        lines.append(f'executed: zeros too, peripheral convolutions by backend {self.backend!r}, of which '
+                     f'{self.total.executed_additions / 1e9:.2f} G additions')
         conventions = ['branches merged' if self.deployed else 'training form', f'weights x {self.density:g}']
         if self.params_embedding:
             conventions.append(f'without {self.params_embedding / 1e6:.2f} M of positional embedding')
@@ -166,7 +195,8 @@ def count_complexity(model: nn.Module,
                      density: float = 1.0,
                      num_rois: int = 1000,
                      num_mask_rois: int = 100,
-                     deploy: bool = True) -> Complexity:
+                     deploy: bool = True,
+                     backend: str = 'auto') -> Complexity:
     """Count the parameters and the multiply-adds of a model.
 
     Args:
@@ -177,6 +207,9 @@ def count_complexity(model: nn.Module,
         num_rois (int): Proposals through each box head of a two-stage detector. Defaults to 1000.
         num_mask_rois (int): Proposals through each mask head of a two-stage detector. Defaults to 100.
         deploy (bool): Count the deployed form where the backbone has ``switch_to_deploy``. Defaults to True.
+        backend (str): Whose operations of the peripheral convolution count as executed: a name of
+            :func:`pelk_mm.ops.available_backends`, whether it is available here or not, or ``'auto'``, the default,
+            for the choice on a CPU.
 
     Returns:
         Complexity: Totals and parts.
@@ -190,13 +223,19 @@ def count_complexity(model: nn.Module,
     if not hasattr(model, 'backbone'):
         model = _Bare(model)
     rois = (num_rois, num_mask_rois) if hasattr(model, 'roi_head') else None
-    result = Complexity(_task(model), (shape[0], shape[1]), density, deploy, rois)
+    result = Complexity(_task(model), (shape[0], shape[1]), density, deploy, rois, backend)
     costs: dict[str, dict[str, Cost]] = defaultdict(lambda: defaultdict(Cost))
     costs.update((name, defaultdict(Cost)) for name, _ in model.named_children())
 
     stored = list(_parameters(model))
-    for name, macs in _embedding_macs(model):
-        costs[_component(name)]['embedding'].macs += macs * density
+    for name, embedding, users in _embeddings(model):
+        cost = costs[_component(name)]['embedding']
+        # The constant of Eq. 3, computed plainly.
+        cost.macs += users * embedding.weight.numel() * density
+        if not deploy:
+            executed = _embedding_operations(embedding, users)
+            cost.executed_macs += executed.multiply_adds
+            cost.executed_additions += executed.additions
     switch_to_deploy = getattr(model.backbone, 'switch_to_deploy', None)
     if deploy and switch_to_deploy is not None:
         with WeightsOnMeta() if stored[0][1].is_meta else nullcontext():
@@ -206,10 +245,16 @@ def count_complexity(model: nn.Module,
         is_sparse = component == 'backbone' or result.task == 'classification'
         return density if has_weights and is_sparse else 1
 
-    counts = count_macs(model, shape, rois)
+    with record_calls(model) as calls:
+        counts = count_macs(model, shape, rois)
+    peripheral = count_operations(calls, backend)
     for (name, part), macs in counts.items():
         component = _component(name)
-        costs[component][part].macs += macs * factor(component, part != 'attention')
+        cost = costs[component][part]
+        cost.macs += macs * factor(component, part != 'attention')
+        executed = peripheral.get(name, Operations(macs))
+        cost.executed_macs += executed.multiply_adds
+        cost.executed_additions += executed.additions
     # What a module that is no standard layer was seen to run tells what its weights are for.
     seen = {name: part for name, part in counts if part != 'attention'}
     for name, parameter, standard_part in stored:
@@ -305,10 +350,16 @@ def _part_of_module(module: nn.Module) -> str | None:
     return 'norm' if isinstance(module, _NORMS) else None
 
 
-def _embedding_macs(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """C * K * K for each peripheral convolution that an embedding serves: the constant of Eq. 3, computed plainly."""
+def _embeddings(model: nn.Module) -> Iterator[tuple[str, KernelPositionEmbedding, int]]:
+    """Every positional embedding, its name, and how many peripheral convolutions it serves."""
     for name, module in model.named_modules():
         if isinstance(module, KernelPositionEmbedding):
             stage = model.get_submodule(_owner(name))
-            users = sum(isinstance(other, PeripheralConv2d) for other in stage.modules())
-            yield name, users * module.weight.numel()
+            yield name, module, sum(isinstance(other, PeripheralConv2d) for other in stage.modules())
+
+
+def _embedding_operations(embedding: KernelPositionEmbedding, users: int) -> Operations:
+    """Sums over the cells, first of rows and then of columns, and a product with theta for each convolution."""
+    channels, size, _ = embedding.weight.shape
+    cells = embedding.grid.num_cells
+    return Operations(users * channels * cells * cells, channels * size * (size + cells))

@@ -11,6 +11,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from pelk_mm.engine.pretrained import PretrainedBackbone
+
 # What initialisers fill weights with, needless where there are no values.
 _FILLS = frozenset(
     getattr(torch.Tensor, name)
@@ -50,3 +52,62 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), weights:
         model = MODELS.build(copy.deepcopy(cfg.model))
     return model.to(device).eval()
+
+
+def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str = 'cpu', seed: int = 0) -> nn.Module:
+    """Build ``cfg.model`` in eval mode, its backbone with the weights of a checkpoint, or with random ones.
+
+    Args:
+        cfg (Config): As for :func:`build_model`. It is not changed.
+        checkpoint (str, optional): Path or URL of any checkpoint that contains the whole backbone. None initialises it
+            as the config says, but loads nothing that the config names.
+        device (str): Where the model goes. Defaults to ``'cpu'``.
+        seed (int): Of the random weights; PyTorch's generator is left as it was. Defaults to 0.
+
+    Returns:
+        nn.Module: The model; its heads have random weights.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If the config has no model, or the checkpoint does not have every weight of the backbone; the
+            message says how many it has.
+    """
+    cfg = copy.deepcopy(cfg)
+    if cfg.get('model') is not None:
+        _forget_pretrained(cfg.model)
+        if cfg.get('data_preprocessor') is not None:
+            # As MMEngine's runner does.
+            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_model(cfg, 'cpu')
+        backbone = getattr(model, 'backbone', model)
+        if checkpoint is None and hasattr(backbone, 'init_weights'):
+            backbone.init_weights()
+    if checkpoint is not None:
+        _load_whole(backbone, checkpoint)
+    return model.to(device)
+
+
+def _forget_pretrained(model: dict) -> None:
+    """Take out of a model's config whatever would load weights into its backbone."""
+    for part in (model, model.get('backbone', {})):
+        if part.get('pretrained') is not None:
+            part['pretrained'] = None
+        init = part.get('init_cfg')
+        if isinstance(init, dict) and 'checkpoint' in init:
+            part['init_cfg'] = None
+
+
+def _load_whole(backbone: nn.Module, checkpoint: str) -> None:
+    missing: list[str] = []
+    handle = backbone.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
+    try:
+        PretrainedBackbone(checkpoint)(backbone)
+    finally:
+        handle.remove()
+    if missing:
+        count = len(backbone.state_dict())
+        raise ValueError(f'checkpoint {checkpoint} must have every weight of {type(backbone).__name__}, it has '
+                         f'{count - len(missing)} of {count}, and not, for example, {", ".join(missing[:3])}: use the '
+                         'config that it was trained with')

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
-from pelk_mm.ops.peripheral_conv2d import native, native_build
+from pelk_mm.ops.peripheral_conv2d import native, native_build, operations
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 from pelk_mm.ops.peripheral_conv2d.operations import Operations, executed_operations
 
@@ -89,10 +89,14 @@ def test_fast_backends_execute_a_fraction_of_the_dense_form():
         assert executed.multiply_adds + executed.additions < 0.08 * dense
 
 
-def test_the_automatic_choice_of_a_cpu():
-    large, small = SharingGrid.from_kernel_size(51), SharingGrid.from_kernel_size(13)
-    assert count('auto', (1, 46, 56, 56), large) == count('native', (1, 46, 56, 56), large)
-    assert count('auto', (1, 374, 7, 7), small) == count('reference', (1, 374, 7, 7), small)
+@pytest.mark.parametrize('choice', ['native', 'boxes', 'reference'])
+def test_the_automatic_choice_of_a_cpu(choice, monkeypatch):
+    offered = []
+    monkeypatch.setattr(operations, 'cheapest', lambda names, function, x, grid: offered.append(
+        (names, function, tuple(x.shape))) or choice)
+    grid = SharingGrid.from_kernel_size(51)
+    assert count('auto', (1, 46, 56, 56), grid) == count(choice, (1, 46, 56, 56), grid)
+    assert offered == [(('native', 'boxes', 'reference'), 'forward', (1, 46, 56, 56))]
 
 
 def test_unknown_backend():

@@ -1,12 +1,18 @@
-"""Count the parameters and the multiply-adds of a model, as papers count them, in total and by part."""
+"""Count the parameters and the multiply-adds of a model, as papers count them, in total and by part.
+
+Beside the multiply-adds in dense form stand the operations that are executed: see ``--backend``.
+"""
 
 import argparse
 import json
+from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
 from pelk_mm import compat
 from pelk_mm.analysis import build_model, count_complexity, default_shape
+from pelk_mm.analysis.breakdown import draw_breakdown
+from pelk_mm.analysis.figures import refuse_existing, save_figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +42,13 @@ def parse_args() -> argparse.Namespace:
         '--training-form', action='store_true', help='count all parallel branches instead of merging them first')
     parser.add_argument(
         '--device', default='meta', help='where to run; cpu for models that look at values and so cannot run on meta')
+    parser.add_argument(
+        '--backend',
+        default='auto',
+        help='backend of the peripheral convolution whose operations count as executed: native, triton, boxes, '
+        'reference, available here or not, or auto for the choice on a CPU (default)')
     parser.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the shares into a new picture, .png or .svg')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings of the config, key=value')
     return parser.parse_args()
@@ -44,6 +56,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.plot is not None:
+        refuse_existing([args.plot])
     compat.setup()
     cfg = Config.fromfile(args.config)
     if args.cfg_options:
@@ -54,7 +68,10 @@ def main() -> None:
         density=args.density,
         num_rois=args.rois,
         num_mask_rois=args.mask_rois,
-        deploy=not args.training_form)
+        deploy=not args.training_form,
+        backend=args.backend)
+    if args.plot is not None:
+        save_figure(draw_breakdown(complexity), args.plot)
     if args.json:
         print(json.dumps(dict(config=args.config, **complexity.to_dict())))
     else:

@@ -1,0 +1,55 @@
+"""What the pictures of this package share: where they are written, and colours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+# Readable in print and with every kind of colour vision: blue, orange, green (Okabe and Ito).
+COLORS = ('#0072B2', '#E69F00', '#009E73')
+
+
+def refuse_existing(paths: Iterable[Path]) -> None:
+    """Raise before any work if a file to write is there already.
+
+    Raises:
+        FileExistsError: If one of ``paths`` exists.
+    """
+    for path in paths:
+        if path.exists():
+            raise FileExistsError(f'{path} exists and is not overwritten: choose another name')
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
+    """Write a figure to a new file.
+
+    Args:
+        figure (Figure): What to draw.
+        path (Path): File to write, whose ending tells the kind, for instance ``.png`` or ``.svg``. Its folder is made.
+        dpi (int): Pixels per inch. Defaults to 100.
+
+    Raises:
+        FileExistsError: If the file exists.
+        ValueError: If matplotlib does not know the ending.
+    """
+    refuse_existing([path])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=dpi)
+
+
+def save_json(numbers: Mapping, path: Path) -> None:
+    """Write plain numbers to a new file.
+
+    Args:
+        numbers (Mapping): What ``json`` can write.
+        path (Path): File to write. Its folder is made.
+
+    Raises:
+        FileExistsError: If the file exists.
+    """
+    refuse_existing([path])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=1) + '\n', encoding='utf-8')
