@@ -1,0 +1,3 @@
+_base_ = '../table1_dense_vs_stripe/slak-51-tiny_no-sparsity_32xb128-120e_in1k.py'
+
+model = dict(backbone=dict(kernel_sizes=[25, 25, 25, 13]))

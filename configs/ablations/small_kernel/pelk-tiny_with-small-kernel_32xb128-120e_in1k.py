@@ -1,0 +1,1 @@
+_base_ = '../../imagenet/pelk-tiny_32xb128-120e_in1k.py'

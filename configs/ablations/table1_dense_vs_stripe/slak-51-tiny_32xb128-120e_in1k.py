@@ -1,0 +1,4 @@
+# Stripes.
+_base_ = '../../imagenet/pelk-tiny_32xb128-120e_in1k.py'
+
+model = dict(backbone=dict(type='pelk_mm.SLaK'))

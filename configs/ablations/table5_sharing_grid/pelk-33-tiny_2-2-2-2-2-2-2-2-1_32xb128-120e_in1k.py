@@ -1,0 +1,3 @@
+_base_ = './pelk-33-tiny_all-ones_32xb128-120e_in1k.py'
+
+model = dict(backbone=dict(grids=[[2, 2, 2, 2, 2, 2, 2, 2, 1]] * 4))

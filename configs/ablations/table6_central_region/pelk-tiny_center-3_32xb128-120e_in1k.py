@@ -1,0 +1,3 @@
+_base_ = '../../imagenet/pelk-tiny_32xb128-120e_in1k.py'
+
+model = dict(backbone=dict(center=3))
