@@ -1,0 +1,124 @@
+"""The leaderboard as Markdown, CSV and one HTML page that needs nothing but a browser."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from prettytable import PrettyTable, TableStyle
+
+from .plots import plot_table
+from .runs import Problem
+from .tables import QUANTITIES, Row, Table, Value
+
+_CSV_COLUMNS = ('table', 'row', 'quantity', 'unit', 'paper', 'ours', 'difference', 'spread', 'runs', 'status', 'config',
+                'config_hash', 'command', 'environment', 'remark', 'sources')
+
+
+def cells(row: Row, quantity: str) -> dict[str, tuple[str, float | None]]:
+    """What stands in the columns of a quantity: by column, the text and the number to sort by.
+
+    Columns are ``paper``, ``ours`` and, where it says something, ``difference``.
+    """
+    value, kind = row.values.get(quantity, Value()), QUANTITIES[quantity]
+    paper = '' if value.paper is None else f'{value.paper:g}' if kind.is_cost else f'{value.paper:.{kind.digits}f}'
+    if value.mean is None:
+        ours = '' if kind.is_cost or row.status == 'run' else row.status
+    else:
+        ours = f'{value.mean:.{kind.digits}f}'
+        if value.spread is not None:
+            ours += f' ± {value.spread:.{kind.digits + 1}f} ({len(value.ours)})'
+    shown = dict(paper=(paper, value.paper), ours=(ours, value.mean))
+    if kind.has_difference:
+        difference = value.difference
+        # Adding zero turns -0.0 to 0.0.
+        text = '' if difference is None else f'{round(difference, kind.digits) + 0:+.{kind.digits}f}'
+        shown['difference'] = (text, difference)
+    return shown
+
+
+def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
+    """The tables, with the commands and environments of their runs below each.
+
+    Args:
+        tables (Sequence[Table]): The tables.
+        problems (Sequence[Problem]): What was left out.
+        made (str): When and by what the page was made.
+    """
+    parts = ['# Leaderboard', made]
+    for table in tables:
+        header = ['Model']
+        for name in table.quantities:
+            kind = QUANTITIES[name]
+            header += [f'{kind.name} ({kind.unit}), {column}' for column in cells(Row('', {}), name)]
+        text = PrettyTable([*header, 'Status'])
+        text.add_rows(
+            [[row.name, *(shown for name in table.quantities for shown, _ in cells(row, name).values()), row.status]
+             for row in table.rows])
+        text.set_style(TableStyle.MARKDOWN)
+        text.align = 'r'
+        text.align['Model'] = text.align['Status'] = 'l'
+        parts += [f'## {table.title}', table.note, text.get_string()]
+        runs = [
+            f'- **{row.name}**: {row.remark}  \n  `{row.command}`  \n  config {row.config or "from elsewhere"}, hash '
+            f'{row.hash or "-"}; {row.environment}' for row in table.rows if row.status in ('run', 'unfinished')
+        ]
+        parts += ['\n'.join(runs)] if runs else []
+    if problems:
+        parts += ['## Left out', '\n'.join(f'- `{problem.where}` {problem.text}' for problem in problems)]
+    return '\n\n'.join(parts) + '\n'
+
+
+def to_csv(tables: Sequence[Table]) -> str:
+    """A line for each quantity of each row; numbers in full."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    for table in tables:
+        for row in table.rows:
+            for name in table.quantities:
+                value = row.values.get(name, Value())
+                writer.writerow(
+                    dict(
+                        table=table.key,
+                        row=row.name,
+                        quantity=name,
+                        unit=QUANTITIES[name].unit,
+                        paper=value.paper,
+                        ours=value.mean,
+                        difference=value.difference if QUANTITIES[name].has_difference else None,
+                        spread=value.spread,
+                        runs=len(value.ours) if not QUANTITIES[name].is_cost else None,
+                        status=row.status,
+                        config=row.config,
+                        config_hash=row.hash,
+                        command=row.command,
+                        environment=row.environment,
+                        remark=row.remark,
+                        sources=' '.join(row.sources)))
+    return text.getvalue()
+
+
+def to_html(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
+    """One page with everything in it: styles, script and plots. It loads nothing.
+
+    Args:
+        tables (Sequence[Table]): The tables.
+        problems (Sequence[Problem]): What was left out.
+        made (str): When and by what the page was made.
+    """
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(files(__package__).joinpath('page.html').read_text(encoding='utf-8'))
+    return template.render(
+        tables=tables,
+        plots={table.key: plot_table(table)
+               for table in tables},
+        quantities=QUANTITIES,
+        columns={name: list(cells(Row('', {}), name))
+                 for name in QUANTITIES},
+        cells=cells,
+        problems=problems,
+        made=made)
