@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -83,10 +86,23 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
         model = build_model(cfg, 'cpu')
         backbone = getattr(model, 'backbone', model)
         if checkpoint is None and hasattr(backbone, 'init_weights'):
-            backbone.init_weights()
+            with _quiet():
+                backbone.init_weights()
     if checkpoint is not None:
         _load_whole(backbone, checkpoint)
     return model.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep MMEngine from logging how each single parameter was initialised."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _forget_pretrained(model: dict) -> None:

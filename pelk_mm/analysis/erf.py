@@ -1,0 +1,232 @@
+"""Effective receptive fields, measured and drawn by RepLKNet's method (arXiv 2203.06717; PeLK, Fig. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.progress import track
+from torch import Tensor, nn
+
+THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
+
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+# How far below its maximum the picture of a field reaches.
+_DECADES = 6
+
+
+@dataclass(frozen=True)
+class Region:
+    """The smallest centred square that holds a share of all contributions.
+
+    Attributes:
+        threshold (float): t, the share.
+        side (int): Side of the square in pixels, odd.
+        ratio (float): r, its area over that of the input. What reaches beyond the input does not count.
+    """
+
+    threshold: float
+    side: int
+    ratio: float
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The effective receptive field of the centre of a model's last feature map.
+
+    Attributes:
+        contributions (np.ndarray): (H, W), float64: for each pixel of the input the positive parts of the gradients,
+            summed over colours, the mean over images.
+        feature_shape (tuple[int, int, int]): C, H and W of the feature map.
+    """
+
+    contributions: np.ndarray
+    feature_shape: tuple[int, int, int]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """log10(1 + contributions) over its maximum, from which RepLKNet's area ratios are taken."""
+        scores = np.log10(1 + self.contributions)
+        return scores / scores.max()
+
+    def regions(self, thresholds: Sequence[float] = THRESHOLDS) -> list[Region]:
+        """The high-contribution areas of the scores, as published."""
+        return high_contribution_regions(self.scores, thresholds)
+
+    def linear_regions(self, thresholds: Sequence[float] = THRESHOLDS) -> list[Region]:
+        """The same of the contributions themselves, which do not depend on the scale of the features."""
+        return high_contribution_regions(self.contributions, thresholds)
+
+
+def high_contribution_regions(scores: np.ndarray, thresholds: Sequence[float] = THRESHOLDS) -> list[Region]:
+    """Find the smallest square around pixel (H // 2, W // 2) that holds each share of the sum.
+
+    Args:
+        scores (np.ndarray): (H, W), not negative.
+        thresholds (Sequence[float]): Shares, each in (0, 1].
+
+    Raises:
+        ValueError: If a threshold is out of range, or the sum is not positive.
+    """
+    for threshold in thresholds:
+        if not 0 < threshold <= 1:
+            raise ValueError(f'thresholds must be in (0, 1], got {threshold}')
+    height, width = scores.shape
+    rows, cols = (np.abs(np.arange(size) - size // 2) for size in (height, width))
+    rings = np.maximum(rows[:, None], cols[None, :])
+    held = np.cumsum(np.bincount(rings.ravel(), weights=scores.ravel()))
+    if not held[-1] > 0:
+        raise ValueError('scores must have a positive sum')
+    # Rounding must not push a share that is met exactly to the next square.
+    radii = np.searchsorted(held, np.asarray(thresholds) * held[-1] * (1 - 1e-9))
+    return [
+        Region(threshold, 2 * int(radius) + 1,
+               float((rows <= radius).sum() * (cols <= radius).sum()) / (height * width))
+        for threshold, radius in zip(thresholds, radii)
+    ]
+
+
+def measure_receptive_field(model: nn.Module, images: Iterable[Tensor], description: str = 'ERF') -> ReceptiveField:
+    """Measure which pixels the centre of the last feature map depends on.
+
+    For each image the gradient of the sum over channels of the map's positive values at its centre is taken with
+    respect to the image; its positive parts are averaged over images.
+
+    Args:
+        model (nn.Module): A classifier, segmentor or detector, of which the backbone is measured, or any module that
+            maps (1, 3, H, W) to a (1, C, h, w) map or a sequence of such, of which the last counts. It is put into
+            eval mode, its parameters stop to ask for gradients, and where backbones of mmpretrain or ours would pool
+            or return tokens, they are set to return maps.
+        images (Iterable[Tensor]): Normalised images of one size, (1, 3, H, W) each, on the model's device.
+        description (str): What the progress bar is called.
+
+    Raises:
+        ValueError: If the module returns no feature map, there are no images, or no pixel contributes.
+    """
+    backbone = getattr(model, 'backbone', model)
+    _return_maps(backbone)
+    # Not chained: not every backbone of the toolboxes returns itself.
+    backbone.eval()
+    backbone.requires_grad_(False)
+    total, count = None, 0
+    for image in track(list(images), description=description):
+        image = image.detach().requires_grad_()
+        features = backbone(image)
+        while isinstance(features, (tuple, list)):
+            features = features[-1]
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f'{type(backbone).__name__} must return a feature map (1, C, h, w) last, got {shape}')
+        height, width = features.shape[2:]
+        center = features[:, :, height // 2, width // 2].relu().sum()
+        gradient, = torch.autograd.grad(center, image)
+        contributions = gradient.relu().sum((0, 1)).double().cpu().numpy()
+        total = contributions if total is None else total + contributions
+        count += 1
+    if total is None:
+        raise ValueError('images must hold at least one image, got none')
+    if not np.isfinite(total).all():
+        raise ValueError(f'the gradients of {type(backbone).__name__} are not finite')
+    if not total.any():
+        raise ValueError('no pixel contributes: features at the centre are negative or do not depend on the images')
+    return ReceptiveField(total / count, tuple(features.shape[1:]))
+
+
+def find_images(folder: Path, count: int) -> list[Path]:
+    """The first images of a folder and its subfolders, evenly spaced over all in the order of their names.
+
+    Args:
+        folder (Path): Searched for files with the suffixes :data:`IMAGE_SUFFIXES`.
+        count (int): How many to take at most.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image in it.
+        ValueError: If ``count`` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f'the number of images must be positive, got {count}')
+    if not folder.is_dir():
+        raise FileNotFoundError(f'there is no folder {folder}')
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f'no image in {folder} or below it: expected files with {", ".join(IMAGE_SUFFIXES)}')
+    count = min(count, len(files))
+    return [files[index * len(files) // count] for index in range(count)]
+
+
+def load_images(paths: Sequence[Path], shape: tuple[int, int], model: nn.Module) -> Iterable[Tensor]:
+    """Read images, resize them and normalise them as the model's data preprocessor does.
+
+    Args:
+        paths (Sequence[Path]): Files.
+        shape (tuple[int, int]): Height and width to resize to, bicubically, whatever the images' proportions.
+        model (nn.Module): A model of MMEngine's kind with ``data_preprocessor``.
+
+    Yields:
+        Tensor: (1, 3, H, W), float32, on the model's device.
+    """
+    preprocessor = model.data_preprocessor
+    device = next(model.parameters()).device
+    to_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
+    for path in paths:
+        image = mmcv.imresize(mmcv.imread(path), shape[::-1], interpolation='bicubic')
+        tensor = torch.from_numpy(image).to(device).permute(2, 0, 1).float()
+        if to_rgb:
+            tensor = tensor.flip(0)
+        if getattr(preprocessor, 'mean', None) is not None:
+            tensor = (tensor - preprocessor.mean) / preprocessor.std
+        yield tensor[None]
+
+
+def draw_receptive_fields(fields: Sequence[Sequence[ReceptiveField]], names: Sequence[str]) -> Figure:
+    """Draw fields side by side.
+
+    Args:
+        fields (Sequence[Sequence[ReceptiveField]]): For each size of the input, a row, the field of every model.
+        names (Sequence[str]): Of the models, the columns.
+
+    Returns:
+        Figure: Contributions in decades below each field's maximum, the high-contribution areas as squares.
+    """
+    figure = Figure(figsize=(3.4 * len(names) + 1, 3.8 * len(fields) + 0.3), layout='constrained')
+    axes = figure.subplots(len(fields), len(names), squeeze=False)
+    for row, fields_of_size in zip(axes, fields):
+        for axis, field, name in zip(row, fields_of_size, names):
+            height, width = field.contributions.shape
+            axis.set_title(f'{name}, {height} x {width}', fontsize='medium')
+            view = _draw_field(axis, field)
+    figure.colorbar(view, ax=axes, shrink=0.7, label='log10 of the contribution over its maximum')
+    return figure
+
+
+def _draw_field(axis: Axes, field: ReceptiveField):
+    contributions = field.contributions / field.contributions.max()
+    decades = np.log10(np.maximum(contributions, 10.0**-_DECADES))
+    view = axis.imshow(decades, cmap='magma', vmin=-_DECADES, vmax=0, interpolation='nearest')
+    height, width = contributions.shape
+    regions = field.regions()
+    for region in regions:
+        corner = (width // 2 - region.side / 2, height // 2 - region.side / 2)
+        axis.add_patch(Rectangle(corner, region.side, region.side, fill=False, edgecolor='white', linewidth=0.8))
+    axis.set_xlim(-0.5, width - 0.5)
+    axis.set_ylim(height - 0.5, -0.5)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    shares = '   '.join(f'{100 * region.threshold:g} %: {100 * region.ratio:.3g}' for region in regions)
+    axis.set_xlabel(f'area ratio r in % at t =\n{shares}', fontsize='small')
+    return view
+
+
+def _return_maps(backbone: nn.Module) -> None:
+    if getattr(backbone, 'gap_before_final_norm', False):
+        backbone.gap_before_final_norm = False
+    if hasattr(backbone, 'out_type'):
+        backbone.out_type = 'featmap'

@@ -1,0 +1,110 @@
+"""Measure and draw effective receptive fields of one or several models, by RepLKNet's method.
+
+Writes erf.png and erf.json into a folder. The area ratio r at a threshold t is the share of the input that the smallest
+centred square covers which holds the share t of all scores, log10(1 + contribution).
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from pelk_mm.analysis import build_with_weights
+from pelk_mm.analysis.erf import draw_receptive_fields, find_images, load_images, measure_receptive_field
+from pelk_mm.analysis.figures import refuse_existing, save_figure, save_json
+from pelk_mm.engine.launch import load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('configs', nargs='+', help='configs of classifiers, segmentors or detectors')
+    parser.add_argument('--images', type=Path, required=True, metavar='FOLDER', help='images, in subfolders too')
+    parser.add_argument(
+        '--checkpoints',
+        nargs='+',
+        metavar='FILE',
+        help='one checkpoint for each config, "none" for random weights; by default all have random weights')
+    parser.add_argument('--names', nargs='+', help="what to call the models; by default the configs' names")
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=size,
+        default=[(1024, 1024)],
+        metavar='SIZE',
+        help='sizes of the input, 512 or 512x1024 (height x width); default 1024, as published')
+    parser.add_argument('--num-images', type=int, default=50, help='images to average over, default 50')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/erf'), help='folder to write to')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--seed', type=int, default=0, help='of random weights')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings of every config, key=value')
+    args = parser.parse_args()
+    for name in ('checkpoints', 'names'):
+        values = getattr(args, name)
+        if values is not None and len(values) != len(args.configs):
+            parser.error(f'--{name} needs one for each of the {len(args.configs)} configs, got {len(values)}')
+    args.checkpoints = [
+        None if checkpoint == 'none' else checkpoint for checkpoint in args.checkpoints or ['none'] * len(args.configs)
+    ]
+    args.names = args.names or [Path(config).stem for config in args.configs]
+    return args
+
+
+def size(text: str) -> tuple[int, int]:
+    """``512`` or ``512x1024`` as height and width."""
+    sides = [int(side) for side in text.lower().split('x')]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError
+    return sides[0], sides[-1]
+
+
+def main() -> None:
+    args = parse_args()
+    picture, numbers = args.out / 'erf.png', args.out / 'erf.json'
+    refuse_existing([picture, numbers])
+    paths = find_images(args.images, args.num_images)
+    if len(paths) < args.num_images:
+        print(f'{args.images} has {len(paths)} images: all of them are used')
+    columns, results = [], []
+    for name, config, checkpoint in zip(args.names, args.configs, args.checkpoints):
+        model = build_with_weights(load_config(config, args.cfg_options), checkpoint, args.device, args.seed)
+        fields = [
+            measure_receptive_field(model, load_images(paths, shape, model), f'{name}, {shape[0]} x {shape[1]}')
+            for shape in args.sizes
+        ]
+        columns.append(fields)
+        results.append(
+            dict(
+                name=name,
+                config=config,
+                checkpoint=checkpoint,
+                sizes=[
+                    dict(
+                        shape=list(shape),
+                        feature_shape=list(field.feature_shape),
+                        regions=[vars(region) for region in field.regions()],
+                        linear_regions=[vars(region) for region in field.linear_regions()])
+                    for shape, field in zip(args.sizes, fields)
+                ]))
+    save_json(
+        dict(num_images=len(paths), images=str(args.images), seed=args.seed, options=args.cfg_options, models=results),
+        numbers)
+    save_figure(draw_receptive_fields(list(zip(*columns)), args.names), picture)
+    print_ratios(results)
+    print(f'written: {picture}, {numbers}')
+
+
+def print_ratios(results: list[dict]) -> None:
+    width = max(len(result['name']) for result in results)
+    print(f'{"area ratio r in % at t":{width}}  {"input":>11}', end='')
+    print(''.join(f'{100 * region["threshold"]:7g} %' for region in results[0]['sizes'][0]['regions']))
+    for result in results:
+        for entry in result['sizes']:
+            shape = '{} x {}'.format(*entry['shape'])
+            ratios = ''.join(f'{100 * region["ratio"]:9.3f}' for region in entry['regions'])
+            print(f'{result["name"]:{width}}  {shape:>11}{ratios}')
+
+
+if __name__ == '__main__':
+    main()
