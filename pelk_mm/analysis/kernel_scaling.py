@@ -1,0 +1,103 @@
+"""How the parameters of a network grow with its kernels (PeLK, Fig. 2 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from pelk_mm.ops import SharingGrid
+
+from .figures import COLORS
+
+
+def taps_per_channel(kernel_size: int, center: int = 5, stripe_width: int = 5) -> dict[str, int]:
+    """Weights that one channel of a depthwise convolution stores.
+
+    Args:
+        kernel_size (int): K, odd.
+        center (int): Side of the fine-grained centre of the peripheral convolution. Defaults to 5.
+        stripe_width (int): N of the two stripes, K x N and N x K, which replace a kernel in SLaK. Defaults to 5.
+
+    Returns:
+        dict[str, int]: ``dense``: K * K, ``stripe``: 2 * K * N, ``peripheral``: k' * k'.
+
+    Raises:
+        ValueError: If a size is even or not positive, or K is below ``center`` or ``stripe_width``.
+    """
+    if stripe_width < 1 or stripe_width % 2 == 0 or kernel_size < stripe_width:
+        raise ValueError(f'stripe_width must be odd and at most kernel_size, {kernel_size}, got {stripe_width}')
+    cells = SharingGrid.from_kernel_size(kernel_size, center).num_cells
+    return dict(dense=kernel_size**2, stripe=2 * kernel_size * stripe_width, peripheral=cells**2)
+
+
+def scale_kernels(model: nn.Module,
+                  kernel_sizes: Sequence[int],
+                  center: int = 5,
+                  stripe_width: int = 5) -> list[dict[str, int]]:
+    """Count the parameters of a model after every depthwise kernel were replaced by one of each size.
+
+    Args:
+        model (nn.Module): With depthwise ``nn.Conv2d``, for instance ConvNeXt; best on the meta device. It is left as
+            it is.
+        kernel_sizes (Sequence[int]): The K to try, odd.
+        center (int): See :func:`taps_per_channel`.
+        stripe_width (int): See :func:`taps_per_channel`.
+
+    Returns:
+        list[dict[str, int]]: For each K ``kernel_size``, and parameters with kernels of each kind of
+        :func:`taps_per_channel`. Biases stay one for each channel.
+
+    Raises:
+        ValueError: If a size is not allowed, or the model has no depthwise convolution.
+    """
+    kernels = [
+        module.weight for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+    ]
+    if not kernels:
+        raise ValueError(f'{type(model).__name__} has no depthwise convolution')
+    channels = sum(kernel.shape[0] for kernel in kernels)
+    rest = sum(parameter.numel() for parameter in model.parameters()) - sum(kernel.numel() for kernel in kernels)
+    return [
+        dict(
+            kernel_size=size,
+            **{kind: rest + channels * taps
+               for kind, taps in taps_per_channel(size, center, stripe_width).items()}) for size in kernel_sizes
+    ]
+
+
+def draw_scaling(rows: Sequence[dict[str, int]], name: str, center: int = 5, stripe_width: int = 5) -> Figure:
+    """Draw the parameters of a kernel and of the whole network against the kernel's size.
+
+    Args:
+        rows (Sequence[dict[str, int]]): From :func:`scale_kernels`.
+        name (str): What to call the network.
+        center (int): As for :func:`scale_kernels`.
+        stripe_width (int): As for :func:`scale_kernels`.
+    """
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    one, whole = figure.subplots(1, 2)
+    sizes = [row['kernel_size'] for row in rows]
+    kernels = [taps_per_channel(size, center, stripe_width) for size in sizes]
+    labels = dict(
+        dense='dense, K x K',
+        stripe=f'stripes, K x {stripe_width} and {stripe_width} x K',
+        peripheral=f'peripheral, centre {center} x {center}')
+    _draw_curves(one, sizes, labels, lambda kind: [kernel[kind] for kernel in kernels])
+    _draw_curves(whole, sizes, labels, lambda kind: [row[kind] / 1e6 for row in rows])
+    one.set_yscale('log')
+    one.set_ylabel('parameters of one channel')
+    whole.set_ylabel(f'parameters of {name} in millions')
+    whole.set_ylim(bottom=0)
+    one.legend()
+    return figure
+
+
+def _draw_curves(axis, sizes: list[int], labels: dict[str, str], values: Callable[[str], list]) -> None:
+    for (kind, label), color in zip(labels.items(), COLORS):
+        axis.plot(sizes, values(kind), color=color, label=label, marker='o', markersize=3)
+    axis.set_xlabel('kernel size K')
+    axis.grid(alpha=0.3)
+    axis.spines[['top', 'right']].set_visible(False)
