@@ -68,8 +68,8 @@ def keep_scope_of_inherited_configs() -> None:
 def find_base_configs_at_once() -> None:
     """Take ``_base_ = 'mmseg::_base_/...'`` from the folder of the toolbox's configs, where it is found in the end.
 
-    For every MMEngine: it first reads all metafiles of the toolbox, more than a second for each inherited file, although
-    they list no file of ``_base_``.
+    For every MMEngine: it first reads all metafiles of the toolbox, more than a second for each inherited file,
+    although they list no file of ``_base_``.
     """
     upstream = mmengine.config.config._get_external_cfg_path
     if hasattr(upstream, '__wrapped__'):
@@ -110,8 +110,9 @@ def _load_as_mmengine_does(file, map_location=None, weights_only=None):
 
 
 def load_safely(file, map_location=None):
-    """``torch.load`` of tensors, plain values and MMEngine's log history, and of nothing else, whatever else the
-    process has allowed.
+    """``torch.load`` of tensors, plain values and MMEngine's log history, and of nothing else.
+
+    Whatever else the process has allowed does not count.
 
     Args:
         file (str | Path | BinaryIO): As ``torch.load`` takes it.

@@ -281,3 +281,64 @@ def test_number_of_learning_rates(name, groups):
     with DefaultScope.overwrite_default_scope(load(name).default_scope):
         wrapper = build_optim_wrapper(model_of(name), copy.deepcopy(load(name).optim_wrapper))
     assert len({group['lr'] for group in wrapper.optimizer.param_groups}) == groups
+
+
+BASELINES = [name for name in CONFIGS if '/baselines/' in name]
+# Optimizer, drop path and layer-wise decay of T, S and B where they are not those of PeLK's dense variants.
+OWN_RECIPES = {
+    'baselines/imagenet/swin': (1e-3, 0.05, (0.2, 0.3, 0.5)),
+    'baselines/ade20k/swin': (6e-5, 0.01, (0.3, 0.3, 0.3)),
+    'baselines/coco/cascade-mask-rcnn_swin': (1e-4, 0.05, (0.2, 0.2, 0.3)),
+    'baselines/imagenet/replknet': (4e-3, 0.05, (None, None, 0.5)),
+    'baselines/ade20k/replknet': (1e-4, 0.05, (None, None, 0.5)),
+    'baselines/coco/cascade-mask-rcnn_replknet': (2e-4, 0.05, (None, None, 0.6)),
+}
+
+
+def pelk_beside(name: str) -> str:
+    """PeLK's config of the benchmark and size of a baseline: the sparse one for SLaK, else the dense one."""
+    size = next((size for size in ('tiny', 'small') if size in name), 'base')
+    kind = size if 'slak' in name else f'{size}_dense'
+    if '/coco/' in name:
+        return COCO.format(kind)
+    if '/ade20k/' in name:
+        return ADE20K.format(kind, '160k')
+    return IMAGENET.format(f'{kind}_32xb128', '-384px' if '384px' in name else '')
+
+
+@pytest.mark.parametrize('name', [name for name in BASELINES if '/imagenet/' not in name or 'slak' in name])
+def test_baseline_in_the_place_of_pelk(name):
+    """Data, heads and schedules are PeLK's."""
+    cfg, pelk = load(name), load(pelk_beside(name))
+    own = {'backbone', 'test_cfg'}
+    assert {key: value for key, value in cfg.model.items() if key not in own
+            } == {key: value for key, value in pelk.model.items() if key not in own}
+    for key in ('train_dataloader', 'val_dataloader', 'val_evaluator', 'param_scheduler', 'train_cfg', 'auto_scale_lr',
+                'custom_hooks'):
+        assert cfg[key] == pelk[key], key
+    assert cfg.model.backbone.drop_path_rate == pelk.model.backbone.drop_path_rate or 'swin' in name or 'repl' in name
+
+
+@pytest.mark.parametrize('name', [name for name in BASELINES if any(own in name for own in OWN_RECIPES)])
+def test_baseline_with_its_own_recipe(name):
+    lr, weight_decay, drop_paths = next(recipe for own, recipe in OWN_RECIPES.items() if own in name)
+    cfg = load(name)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (lr, weight_decay)
+    assert 'layer_decay_rate' not in cfg.optim_wrapper.paramwise_cfg
+    size = next((index for index, size in enumerate(('tiny', 'small')) if size in name), 2)
+    assert cfg.model.backbone.drop_path_rate == drop_paths[size]
+    if '/imagenet/' in name:
+        gpus = 32 if 'repl' in name else 16
+        assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == gpus * 64
+        assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == (10 if 'repl' in name else 20)
+
+
+@pytest.mark.parametrize('name', [name for name in BASELINES if 'convnext' in name and '/imagenet/' not in name])
+def test_learning_rates_of_convnext(name):
+    """They are PeLK's, whoever builds the groups."""
+    rates = []
+    for config in (name, pelk_beside(name)):
+        with DefaultScope.overwrite_default_scope(load(config).default_scope):
+            wrapper = build_optim_wrapper(model_of(config), copy.deepcopy(load(config).optim_wrapper))
+        rates.append(sorted({group['lr'] for group in wrapper.optimizer.param_groups}))
+    assert rates[0] == pytest.approx(rates[1])

@@ -9,32 +9,13 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from pelk_mm import compat
-from pelk_mm.analysis import build_model, count_complexity, default_shape, load_paper_tables
+from pelk_mm.analysis import build_model, count_complexity, default_shape
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK, SLaK
 
 ROOT = Path(__file__).parents[2]
 
-COCO = 'coco/cascade-mask-rcnn_{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
 CONVNEXT_CASCADE = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
-
-# Config, table of the paper, its row, and how far the multiply-adds may be off. The paper's T and S at 224 are below
-# what their widths give with any uniform density.
-PAPER = [
-    ('imagenet/pelk-tiny_32xb128_in1k.py', 'table4_imagenet', 'PeLK-T', 224, 0.05),
-    ('imagenet/pelk-small_32xb128_in1k.py', 'table4_imagenet', 'PeLK-S', 224, 0.05),
-    ('imagenet/pelk-base_32xb128_in1k.py', 'table4_imagenet', 'PeLK-B', 224, 0.01),
-    ('imagenet/pelk-base_32xb128_in1k-384px.py', 'table4_imagenet', 'PeLK-B', 384, 0.01),
-    ('imagenet/pelk-base-101_32xb128_in1k-384px.py', 'table4_imagenet', 'PeLK-B-101', 384, 0.01),
-    ('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-T', None, 0.005),
-    ('ade20k/pelk-small_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-S', None, 0.01),
-    ('ade20k/pelk-base_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-B', None, 0.005),
-    ('ade20k/pelk-base-101_upernet_8xb2-160k_ade20k-512x512.py', 'table2_ade20k', 'PeLK-B-101', None, 0.01),
-    (COCO.format('pelk-tiny'), 'table3_coco', 'PeLK-T', None, 0.01),
-    (COCO.format('pelk-small'), 'table3_coco', 'PeLK-S', None, 0.01),
-    (COCO.format('pelk-base'), 'table3_coco', 'PeLK-B', None, 0.01),
-    (COCO.format('pelk-base-101'), 'table3_coco', 'PeLK-B-101', None, 0.01),
-]
 
 # Models of the toolboxes, the shape, and the published parameters (M) and multiply-adds (G).
 UPSTREAM = [
@@ -64,15 +45,6 @@ def our_config(name):
 @lru_cache(None)
 def upstream_config(name):
     return Config.fromstring(f'_base_ = {name!r}', '.py')
-
-
-@pytest.mark.parametrize(('config', 'table', 'method', 'size', 'tolerance'), PAPER, ids=[case[0] for case in PAPER])
-def test_counts_of_the_paper(config, table, method, size, tolerance):
-    row = next(row for row in load_paper_tables()[table]['rows'] if row['method'] == method and row.get('size') == size)
-    cfg = our_config(config)
-    counts = count_complexity(build_model(cfg), default_shape(cfg), density=0.6).to_dict()
-    assert counts['gmacs'] == pytest.approx(row['flops'], rel=tolerance)
-    assert counts['mparams'] == pytest.approx(row['params'], rel=0.025)
 
 
 @pytest.mark.parametrize(('config', 'shape', 'mparams', 'gmacs'), UPSTREAM, ids=[case[0] for case in UPSTREAM])
