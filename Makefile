@@ -1,6 +1,7 @@
 # make quickstart   data, three trainings, tests of the trained models and pictures of their predictions, on the CPU
 # make test         every test
-# make lint         ruff and mypy
+# make lint         ruff, mypy and codespell
+# make docs         the documentation, docs/_build/html/index.html; a warning is an error
 # make env          only the environment, which the others make when it is missing
 # make clean        caches and build products; trained models, data and environments stay
 # Variables: STACK=onedl (default) or openmmlab, VENV=.venv; see tools/setup_env.sh for the rest.
@@ -9,7 +10,7 @@ STACK ?= onedl
 VENV ?= .venv
 PYTHON_BIN = $(abspath $(VENV))/bin/python
 
-.PHONY: env quickstart test lint clean
+.PHONY: env quickstart test lint docs clean
 
 env:
 	@STACK='$(STACK)' VENV='$(abspath $(VENV))' bash tools/setup_env.sh
@@ -23,7 +24,12 @@ test: env
 lint: env
 	$(PYTHON_BIN) -m ruff check .
 	$(PYTHON_BIN) -m mypy
+	$(PYTHON_BIN) -m codespell_lib
+
+docs: env
+	$(PYTHON_BIN) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo 'Built docs/_build/html/index.html'
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis docs/_build docs/repository
 	find pelk_mm tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

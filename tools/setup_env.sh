@@ -102,9 +102,7 @@ check_machine() {
 
 # What the environment is made of: changes when a pin, the stack or the place of the sources does.
 fingerprint() {
-    local files=()
-    for name in build torch "$STACK" digits tests dev constraints; do files+=("$ROOT/requirements/$name.txt"); done
-    { say "$STACK $ROOT" && cat "${files[@]}"; } | sha256sum | cut -c1-16
+    { say "$STACK $ROOT" && cat "$ROOT"/requirements/*.txt; } | sha256sum | cut -c1-16
 }
 
 stamp() { printf 'stack=%s\nfingerprint=%s\nstate=%s\n' "$STACK" "$(fingerprint)" "$1" >"$STAMP"; }

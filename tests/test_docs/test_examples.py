@@ -1,0 +1,62 @@
+"""Every Python block of the README and of the documentation runs, and prints what the page says it prints."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+# The forks print a line when they are first imported, which is not for a page to tell.
+import mmdet.datasets  # noqa: F401
+import mmpretrain.datasets  # noqa: F401
+import mmseg.datasets  # noqa: F401
+import pytest
+from markdown_it import MarkdownIt
+from mmengine.config import Config
+
+from pelk_mm.analysis import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')), *sorted((ROOT / 'pelk_mm').rglob('*.md'))]
+
+
+def python_blocks(page: Path) -> list:
+    """Of each block the line, the source, and what it prints: the block ``text`` right behind it, '' for none."""
+    blocks, previous = [], ''
+    for token in MarkdownIt('commonmark').parse(page.read_text(encoding='utf-8')):
+        kind = token.info.strip() if token.type == 'fence' else ''
+        if kind == 'python':
+            blocks.append([token.map[0] + 1, token.content, ''])
+        elif (previous, kind) == ('python', 'text'):
+            blocks[-1][2] = token.content
+        previous = kind
+    return blocks
+
+
+PAGES_WITH_PYTHON = [page for page in PAGES if '_build' not in page.parts and python_blocks(page)]
+
+
+def test_there_are_pages():
+    assert ROOT / 'README.md' in PAGES_WITH_PYTHON
+    assert len(PAGES_WITH_PYTHON) >= 6
+
+
+@pytest.mark.parametrize('page', PAGES_WITH_PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('PELK_MM_BACKEND', raising=False)
+    namespace: dict = {}
+    for line, source, expected in python_blocks(page):
+        # Line numbers of a traceback are those of the page.
+        code = compile('\n' * line + source, str(page), 'exec')
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            if '_base_' in code.co_names:
+                check_config(source, tmp_path / 'my_config.py')
+            else:
+                exec(code, namespace)
+        assert printed.getvalue() == expected, f'{page}, line {line}'
+
+
+def check_config(source: str, file: Path) -> None:
+    """Parse a config and build its model."""
+    file.write_text(source, encoding='utf-8')
+    build_model(Config.fromfile(file))
