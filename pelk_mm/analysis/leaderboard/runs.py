@@ -82,8 +82,10 @@ class Run:
 
     @property
     def hash(self) -> str:
-        """Digest of the config, the same for all runs of an experiment: seed, folders and launcher are left out, of the
-        checkpoints that it starts from only the names of the files count.
+        """Digest of the config, the same for all runs of an experiment.
+
+        Seed, folders and launcher are left out; of the checkpoints that it starts from only the names of the files
+        count.
         """
         text = json.dumps(_comparable(self.config), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

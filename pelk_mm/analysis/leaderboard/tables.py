@@ -140,6 +140,7 @@ class Table:
         note (str): How the numbers are meant.
         quantities (list[str]): Keys of ``QUANTITIES``.
         rows (list[Row]): The rows.
+        is_of_paper (bool): Whether it is one that the paper prints.
     """
 
     key: str
@@ -147,6 +148,7 @@ class Table:
     note: str
     quantities: list[str]
     rows: list[Row]
+    is_of_paper: bool = False
 
 
 class CostCounter:
@@ -221,8 +223,9 @@ class Leaderboard:
         return [*tables, _throughput_table(printed[THROUGHPUT_TABLE], throughput)]
 
     def own_tables(self) -> list[Table]:
-        """A table for each folder of configs that the paper's tables do not show, and one for each data set of runs of
-        configs from elsewhere.
+        """A table for each folder of configs that the paper's tables do not show.
+
+        And one for each data set of runs of configs from elsewhere.
         """
         shown = {entry.name for entry in self.entries if entry.table in PAPER_TABLES and entry.row}
         groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
