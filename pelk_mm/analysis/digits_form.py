@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 import pelk_mm
 
@@ -61,7 +61,7 @@ def to_digits(cfg: Config) -> Config:
         small.model.head.in_channels = channels[-1]
         if side != DIGITS_SIDE:
             for loader in (small.train_dataloader, small.test_dataloader):
-                loader.dataset.pipeline.insert(-1, dict(type='Resize', scale=side))
+                loader.dataset.pipeline.insert(-1, ConfigDict(type='Resize', scale=side))
     else:
         small.model.decode_head.in_channels = channels
         small.model.auxiliary_head.in_channels = channels[small.model.auxiliary_head.in_index]

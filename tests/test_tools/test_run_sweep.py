@@ -21,7 +21,7 @@ class FakeSteps:
         broken (str): Commands with this word fail.
     """
 
-    def __init__(self, broken: str = '-') -> None:
+    def __init__(self, broken: str = 'nothing') -> None:
         self.broken = broken
         self.commands: list[list[str]] = []
 
@@ -51,7 +51,7 @@ def sweep(tmp_path, monkeypatch, capsys):
     spec.loader.exec_module(tool)
     monkeypatch.chdir(ROOT)
 
-    def run(*args, broken='-'):
+    def run(*args, broken='nothing'):
         monkeypatch.setattr(tool, 'STEPS', FakeSteps(broken))
         monkeypatch.setattr(sys, 'argv', ['run_sweep.py', *args, '--work-dir', str(tmp_path)])
         try:
