@@ -19,7 +19,7 @@ quickstart: env
 	$(PYTHON_BIN) tools/quickstart.py
 
 test: env
-	$(PYTHON_BIN) -m pytest tests -q --durations=10
+	$(PYTHON_BIN) -m pytest tests -q -rs --durations=10
 
 lint: env
 	$(PYTHON_BIN) -m ruff check .

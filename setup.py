@@ -59,7 +59,7 @@ setup(
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
     packages=find_packages(include=['pelk_mm', 'pelk_mm.*']),
-    package_data={'pelk_mm': ['**/*.md', '**/*.json', '**/*.cpp']},
+    package_data={'pelk_mm': ['**/*.md', '**/*.json', '**/*.cpp', '**/*.html']},
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.10',
     # torch.library.custom_op and the device-generic autocast queries came with PyTorch 2.4.

@@ -53,6 +53,10 @@ def test_wheel_carries_every_module(wheel, root):
     assert modules == {name for name in wheel.namelist() if name.endswith('.py') and '/.mim/' not in name}
 
 
+def test_wheel_carries_what_modules_read(wheel):
+    assert {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/analysis/leaderboard/page.html'} <= set(wheel.namelist())
+
+
 def test_wheel_forces_no_stack(wheel):
     metadata = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
     lines = wheel.read(metadata).decode().splitlines()

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from mmengine.logging import MMLogger
 from rich.console import Console
 
 from pelk_mm import __version__, compat
@@ -69,6 +70,8 @@ def read_throughput(files: list[Path], problems: list[Problem]) -> list[tuple[Pa
 def main() -> None:
     args = parse_args()
     compat.setup()
+    # Every model that is counted would tell of itself.
+    MMLogger.get_instance('mmengine', log_level='WARNING')
     runs, problems = find_runs(args.work_dirs)
     entries, broken = read_catalogue(ROOT)
     problems += broken

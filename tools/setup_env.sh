@@ -295,6 +295,8 @@ main() {
     tail -n 1 "$LOG"
     stamp complete
     say "Ready in $(duration $SECONDS). Use it with: source $VENV/bin/activate"
+    command -v chromium chromium-browser google-chrome >/dev/null ||
+        say "No browser found: tests of the leaderboard's page are skipped. To run them: apt-get install chromium"
 }
 
 if [[ ${BASH_SOURCE[0]} = "$0" ]]; then

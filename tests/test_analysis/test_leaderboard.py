@@ -259,10 +259,16 @@ def test_commands(root, tmp_path, digits):
     from mmengine.config import DictAction
     override = {key: DictAction._parse_iterable(value) for key, value in (option.split('=') for option in options)}
     assert load_config(str(root / DIGITS), override).to_dict()['model'] == changed['model']
+    changed['train_dataloader']['num_workers'] = 9
+    run = Run(tmp_path, entry.name, dict(changed, model=digits['model'], optim_wrapper=digits['optim_wrapper']))
+    assert command_of(run, entry,
+                      root) == (f'python tools/train.py {root / DIGITS} --cfg-options train_dataloader.num_workers=9',
+                                [])
+    # What options cannot say starts from what the run left.
     del changed['train_dataloader']
     run = Run(tmp_path, entry.name, changed, environment=dict(launcher='slurm', processes='8'))
     assert command_of(run, entry,
-                      root) == (f'bash tools/slurm_train.sh PARTITION {entry.name} {tmp_path}/{entry.name}.py', [])
+                      root) == (f'bash tools/slurm_train.sh PARTITION {entry.name} {tmp_path}/{entry.name}.py', None)
 
 
 def test_values():
@@ -354,6 +360,24 @@ def test_own_tables(tables):
     assert swept.values['top1'].ours == (60.0, )
     planned = row_of(tables, 'ablations-table5_sharing_grid-top-1', 'pelk-33-tiny_8-4-2-1-1-1_32xb128-120e_in1k')
     assert (planned.status, planned.values['top1']) == ('not run', Value(81.4))
+
+
+def test_changed_settings_are_told_and_rows_of_their_own(root, tmp_path, digits):
+    end = digits['train_cfg']['max_epochs']
+    other = json.loads(json.dumps(digits, default=str))
+    other['optim_wrapper']['optimizer']['lr'] = 0.5
+    hashes = []
+    for name, config, accuracy in (('a', digits, 90.0), ('b', other, 80.0)):
+        write_start(tmp_path / name, 'pelk-atto_1xb64_digits', config, epochs(accuracy, start=end))
+        hashes.append(Run(None, '', config).hash)
+    entry = next(entry for entry in read_catalogue(root)[0] if entry.name == 'pelk-atto_1xb64_digits')
+    table, = Leaderboard(find_runs([tmp_path])[0], [entry], root).own_tables()
+    rows = {row.name: row for row in table.rows}
+    assert rows.keys() == {f'pelk-atto_1xb64_digits [{digest}]' for digest in hashes}
+    row = rows[f'pelk-atto_1xb64_digits [{hashes[1]}]']
+    assert (row.status, row.values['top1'].ours) == ('changed', (80.0, ))
+    assert 'changed: optim_wrapper.optimizer.lr=0.5' in row.remark
+    assert rows[f'pelk-atto_1xb64_digits [{hashes[0]}]'].status == 'run'
 
 
 def test_costs_are_those_of_the_paper_and_counted_once(root, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ ROWS = [
 ]
 OTHER = [Row('atto <b>', dict(top1=Value(None, (97.3, ))), 'run', command='python tools/train.py atto')]
 TABLES = [
-    Table('imagenet', 'ImageNet', 'A note.', ['top1', 'params', 'flops'], ROWS),
+    Table('imagenet', 'ImageNet', 'A note.', ['top1', 'params', 'flops'], ROWS, is_of_paper=True),
     Table('digits', 'Digits', 'Another.', ['top1'], OTHER)
 ]
 NAMES = ['Swin-T', 'PeLK-T', 'PeLK-S', 'ConvNeXt-T', 'PeLK-10']
@@ -72,6 +72,8 @@ def test_cells(page):
     assert cell(page, 'Swin-T', 'top1-ours') == 'no config'
     assert cell(page, 'PeLK-T', 'flops-difference') == '+0.2'
     assert names(page, 'digits') == ['atto <b>']
+    # Without a figure of the paper there is no column for it.
+    assert page.run('document.querySelectorAll("#digits thead [data-column]").length') == 1
     assert page.run('document.getElementById("count").textContent') == '6 of 6 rows'
     assert 'scalars.json, line 3' in page.run('document.body.innerText')
 
@@ -143,6 +145,7 @@ def test_plot(page):
     assert page.run('document.querySelectorAll("#imagenet svg polyline").length') == 1
     titles = page.run('[...document.querySelectorAll("#imagenet svg title")].map(title => title.textContent)')
     assert 'PeLK-T, ours: 82.4 % at 5.8 G' in titles
+    assert page.run('getComputedStyle(document.querySelector("#imagenet svg polyline")).fill') == 'none'
     # Higher is further up, costlier is further right.
     place = '''(name => { const mark = [...document.querySelectorAll("#imagenet circle.paper")].find(
         mark => mark.textContent.startsWith(name)).getBoundingClientRect(); return [mark.x, mark.y]; })'''

@@ -23,6 +23,9 @@ MAX_OPTIONS = 6
 _NOT_OPTIONS = re.compile(r'(work_dir|launcher|resume|load_from|log_level|experiment_name|randomness\..*|'
                           r'.*_dataloader\.(pin_memory|persistent_workers))')
 
+# Where things lie and how they are loaded changes no result.
+_OF_THE_MACHINE = re.compile(r'(.*\.)?(data_root|num_workers|init_cfg\.checkpoint)=')
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -69,8 +72,13 @@ def read_catalogue(root: Path) -> tuple[list[Entry], list[Problem]]:
     return entries, problems
 
 
-def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str]]:
-    """The command that trains this run again, from the root of the repository.
+def shown_path(path: Path) -> str:
+    """A path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str] | None]:
+    """The command that makes this run again, from the root of the repository.
 
     It is made from the config that the run left, so that whatever was overridden is in it, and so is the seed that was
     drawn.
@@ -81,29 +89,33 @@ def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str
         root (Path): The repository.
 
     Returns:
-        tuple[str, list[str]]: The command, and the settings in which the run differs from the present config, without
-        the seed; these are not told if the command starts from the config that the run left.
+        tuple[str, list[str] | None]: The command, and the settings in which the run differs from the present config.
+        None: it differs by more than options can say, and the command starts from the config that the run left.
     """
-    options = None
-    if entry is not None and (root / entry.path).is_file():
-        options = _options(load_config(str(root / entry.path)).to_dict(), run.config)
-    if options is None or len(options) > MAX_OPTIONS:
-        config, options = run.folder / f'{run.name}.py', []
-    else:
-        config = entry.path  # type: ignore[union-attr]
-    seed = [f'randomness.seed={run.seed}'] if run.seed else []
-    arguments = ['--cfg-options', *options, *seed] if options or seed else []
+    options: list[str] | None = []
+    config = shown_path(run.folder / f'{run.name}.py')
+    if entry is not None:
+        present = root / entry.path
+        options = _options(load_config(str(present)).to_dict(), run.config) if present.is_file() else None
+        if options is not None and len(options) > MAX_OPTIONS:
+            options = None
+        if options is not None:
+            config = str(entry.path)
     if run.measured.startswith('test') and run.progress is None:
-        return shlex.join(['python', 'tools/test.py', str(config), str(run.config.get('load_from'))]), options
+        return shlex.join(['python', 'tools/test.py', config, str(run.config.get('load_from'))]), options
     processes = run.environment.get('processes', '1')
     launcher = run.environment.get('launcher', 'none')
     if launcher == 'slurm':
-        words = ['bash', 'tools/slurm_train.sh', 'PARTITION', run.name, str(config)]
+        words = ['bash', 'tools/slurm_train.sh', 'PARTITION', run.name, config]
     elif launcher == 'none' and processes == '1':
-        words = ['python', 'tools/train.py', str(config)]
+        words = ['python', 'tools/train.py', config]
     else:
-        words = ['bash', 'tools/dist_train.sh', str(config), processes]
-    return shlex.join([*words, *arguments]), options
+        words = ['bash', 'tools/dist_train.sh', config, processes]
+    given = [*(options or ()), *([f'randomness.seed={run.seed}'] if run.seed else [])]
+    words += ['--cfg-options', *given] if given else []
+    return shlex.join(words), None if options is None else [
+        option for option in options if not _OF_THE_MACHINE.match(option)
+    ]
 
 
 def _entry(model: Mapping[str, Any]) -> Entry:

@@ -18,26 +18,28 @@ _CSV_COLUMNS = ('table', 'row', 'quantity', 'unit', 'paper', 'ours', 'difference
                 'config_hash', 'command', 'environment', 'remark', 'sources')
 
 
-def cells(row: Row, quantity: str) -> dict[str, tuple[str, float | None]]:
-    """What stands in the columns of a quantity: by column, the text and the number to sort by.
+def columns(table: Table, quantity: str) -> list[str]:
+    """The columns of a quantity in a table: ``paper``, ``ours``, ``difference``; without any figure, ours alone."""
+    if not any(row.values.get(quantity, Value()).paper is not None for row in table.rows):
+        return ['ours']
+    return ['paper', 'ours', *(['difference'] if QUANTITIES[quantity].has_difference else [])]
 
-    Columns are ``paper``, ``ours`` and, where it says something, ``difference``.
-    """
+
+def cells(row: Row, quantity: str) -> dict[str, tuple[str, float | None]]:
+    """What stands in the columns of a quantity: by column, the text and the number to sort by."""
     value, kind = row.values.get(quantity, Value()), QUANTITIES[quantity]
-    paper = '' if value.paper is None else f'{value.paper:g}' if kind.is_cost else f'{value.paper:.{kind.digits}f}'
+    # Costs are shown as the paper prints them, in whole numbers or not.
+    paper = '' if value.paper is None else str(value.paper) if kind.is_cost else f'{value.paper:.{kind.digits}f}'
     if value.mean is None:
-        ours = '' if kind.is_cost or row.status == 'run' else row.status
+        ours = '' if kind.is_cost or row.status in ('run', 'changed') else row.status
     else:
-        ours = f'{value.mean:.{kind.digits}f}'
+        ours = f'{value.mean:.2g}' if 0 < value.mean < 1 else f'{value.mean:.{kind.digits}f}'
         if value.spread is not None:
             ours += f' ± {value.spread:.{kind.digits + 1}f} ({len(value.ours)})'
-    shown = dict(paper=(paper, value.paper), ours=(ours, value.mean))
-    if kind.has_difference:
-        difference = value.difference
-        # Adding zero turns -0.0 to 0.0.
-        text = '' if difference is None else f'{round(difference, kind.digits) + 0:+.{kind.digits}f}'
-        shown['difference'] = (text, difference)
-    return shown
+    difference = value.difference
+    # Adding zero turns -0.0 to 0.0.
+    text = '' if difference is None else f'{round(difference, kind.digits) + 0:+.{kind.digits}f}'
+    return dict(paper=(paper, value.paper), ours=(ours, value.mean), difference=(text, difference))
 
 
 def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
@@ -50,21 +52,18 @@ def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str)
     """
     parts = ['# Leaderboard', made]
     for table in tables:
-        header = ['Model']
-        for name in table.quantities:
-            kind = QUANTITIES[name]
-            header += [f'{kind.name} ({kind.unit}), {column}' for column in cells(Row('', {}), name)]
-        text = PrettyTable([*header, 'Status'])
-        text.add_rows(
-            [[row.name, *(shown for name in table.quantities for shown, _ in cells(row, name).values()), row.status]
-             for row in table.rows])
+        shown = [(name, column) for name in table.quantities for column in columns(table, name)]
+        header = [f'{QUANTITIES[name].name} ({QUANTITIES[name].unit}), {column}' for name, column in shown]
+        text = PrettyTable(['Model', *header, 'Status'])
+        for row in table.rows:
+            text.add_row([row.name, *(cells(row, name)[column][0] for name, column in shown), row.status])
         text.set_style(TableStyle.MARKDOWN)
         text.align = 'r'
         text.align['Model'] = text.align['Status'] = 'l'
         parts += [f'## {table.title}', table.note, text.get_string()]
         runs = [
             f'- **{row.name}**: {row.remark}  \n  `{row.command}`  \n  config {row.config or "from elsewhere"}, hash '
-            f'{row.hash or "-"}; {row.environment}' for row in table.rows if row.status in ('run', 'unfinished')
+            f'{row.hash or "-"}; {row.environment}' for row in table.rows if row.hash or row.sources
         ]
         parts += ['\n'.join(runs)] if runs else []
     if problems:
@@ -114,11 +113,12 @@ def to_html(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> 
     template = environment.from_string(files(__package__).joinpath('page.html').read_text(encoding='utf-8'))
     return template.render(
         tables=tables,
-        plots={table.key: plot_table(table)
-               for table in tables},
+        plots={
+            table.key: plot_table(table)
+            for table in tables
+        },
         quantities=QUANTITIES,
-        columns={name: list(cells(Row('', {}), name))
-                 for name in QUANTITIES},
+        columns=columns,
         cells=cells,
         problems=problems,
         made=made)

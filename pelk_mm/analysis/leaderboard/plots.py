@@ -12,7 +12,7 @@ from .runs import METRICS
 from .tables import QUANTITIES, Row, Table
 
 WIDTH, HEIGHT = 420, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 42
 # How many colours the page defines.
 _COLORS = 8
 
@@ -40,12 +40,12 @@ def plot_table(table: Table) -> tuple[str, list[tuple[str, int]]]:
     """Draw the first metric of a table against FLOPs: hollow markers are the paper's, full ones ours.
 
     Returns:
-        tuple[str, list[tuple[str, int]]]: The SVG, '' if there are fewer than two points; and the legend, families and
-        the numbers of their colours.
+        tuple[str, list[tuple[str, int]]]: The SVG, '' if there are no two points with different FLOPs; and the legend,
+        families and the numbers of their colours.
     """
     metric = next((name for name in table.quantities if name in METRICS), None)
     points = [] if metric is None else [point for row in table.rows for point in _points(row, metric)]
-    if metric is None or len(points) < 2:
+    if metric is None or len({point.x for point in points}) < 2:
         return '', []
     families = list(dict.fromkeys(point.family.partition(',')[0] for point in points))
     colors = {family: index % _COLORS for index, family in enumerate(families)}

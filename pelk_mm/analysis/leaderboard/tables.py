@@ -19,7 +19,7 @@ from .. import complexity, mac_counter
 from ..complexity import count_complexity, default_shape
 from ..model_building import build_model
 from ..paper import load_paper_tables
-from .catalogue import Entry, command_of
+from .catalogue import Entry, command_of, shown_path
 from .runs import METRICS, Problem, Run
 
 # What configs without any figure are compared by.
@@ -29,6 +29,8 @@ _METRICS_OF_DATA = {
     'ADE20K': _METRICS_OF_SCOPE['mmseg'],
     'COCO': _METRICS_OF_SCOPE['mmdet']
 }
+
+_OWN_NOTE = 'The figures beside ours are those of the metafile, which names their source. Costs are counted for runs.'
 
 # Density of the sparse networks of the paper, for pretrained zeros whose number no log tells.
 PAPER_DENSITY = 0.6
@@ -110,7 +112,8 @@ class Row:
     Attributes:
         name (str): As the paper calls it, else the name of its config.
         values (dict[str, Value]): By keys of ``QUANTITIES``.
-        status (str): ``'run'``, ``'unfinished'``, ``'not run'`` or ``'no config'``.
+        status (str): ``'run'``; ``'changed'``: run with other settings than the config of that name has now;
+            ``'unfinished'``, ``'not run'`` or ``'no config'``.
         remark (str): What else to know about the status.
         config (str): Path of the config in the repository, '' if there is none.
         hash (str): Digest of the config that was run.
@@ -219,56 +222,51 @@ class Leaderboard:
         for number, (key, title) in PAPER_TABLES.items():
             quantities = [name for name in QUANTITIES if name in printed[key]['rows'][0]]
             rows = [row for line in printed[key]['rows'] for row in self._paper_rows(number, line, quantities)]
-            tables.append(Table(key, title, printed[key].get('note', 'FLOPs at the size in the row'), quantities, rows))
+            note = printed[key].get('note', 'FLOPs at the size in the row')
+            tables.append(Table(key, title, note, quantities, rows, is_of_paper=True))
         return [*tables, _throughput_table(printed[THROUGHPUT_TABLE], throughput)]
 
     def own_tables(self) -> list[Table]:
-        """A table for each folder of configs that the paper's tables do not show.
+        """A table for each folder of configs that the paper's tables do not show, those with runs first.
 
         And one for each data set of runs of configs from elsewhere.
         """
-        shown = {entry.name for entry in self.entries if entry.table in PAPER_TABLES and entry.row}
         groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
         for entry in self.entries:
-            if entry.name not in shown:
-                for runs in list(self._runs.get(entry.name, {}).values()) or [[]]:
-                    row = self._row(
-                        entry.name,
-                        entry,
-                        runs, {
-                            name: Value(figure)
-                            for name, figure in entry.figures.items()
-                        },
-                        count=bool(runs))
+            if entry.table not in PAPER_TABLES or not entry.row:
+                figures = {name: Value(figure) for name, figure in entry.figures.items()}
+                for runs in self._variants(entry.name):
+                    row = self._row(entry.name, entry, runs, figures, count=bool(runs))
                     groups.setdefault((entry.folder, self._metrics(entry, runs)), []).append(row)
         known = {entry.name: entry for entry in self.entries}
-        for name, variants in self._runs.items():
-            if name not in known:
-                # Sweeps add a digest to the name of the config that they derive theirs from.
-                origin = known.get(re.sub(r'_[0-9a-f]{10}$', '', name))
-                for runs in variants.values():
-                    data = _data(runs[0].config)
-                    group = f'{origin.folder}, on {data}' if origin else f'other configs, on {data}'
-                    row = self._row(origin.name if origin else name, None, runs, {}, count=True)
-                    groups.setdefault((group, self._metrics(None, runs)), []).append(row)
+        for name in self._runs.keys() - known.keys():
+            # Sweeps add a digest to the name of the config that they derive theirs from.
+            origin = known.get(re.sub(r'_[0-9a-f]{10}$', '', name))
+            for runs in self._variants(name):
+                group = f'{origin.folder if origin else "other configs"}, on {_data(runs[0].config)}'
+                row = self._row(origin.name if origin else name, None, runs, {})
+                groups.setdefault((group, self._metrics(None, runs)), []).append(row)
         tables = []
         for (group, metrics), rows in sorted(groups.items()):
-            quantities = [*metrics, 'params', 'flops']
+            quantities = [*metrics, *(name for name in ('params', 'flops') if any(name in row.values for row in rows))]
             what = ', '.join(QUANTITIES[name].name for name in metrics) or 'no metric yet'
             key = re.sub(r'\W+', '-', f'{group} {what}'.lower()).strip('-')
-            tables.append(
-                Table(key, f'{group}: {what}', 'Params and FLOPs are counted for what was run.', quantities, rows))
-        return tables
+            tables.append(Table(key, f'{group}: {what}', _OWN_NOTE, quantities, sorted(rows, key=lambda row: row.name)))
+        return sorted(tables, key=lambda table: all(row.status == 'not run' for row in table.rows))
 
     def _paper_rows(self, number: int, line: Mapping[str, Any], quantities: list[str]) -> list[Row]:
         name = f'{line["method"]}, {line["size"]}px' if 'size' in line else line['method']
         paper = {quantity: Value(line[quantity]) for quantity in quantities}
         metrics = [quantity for quantity in quantities if quantity in METRICS]
-        entry = next((entry for entry in self.entries if entry.table == number and entry.row == line['method'] and all(
-            entry.figures.get(metric) == line[metric] for metric in metrics)), None)
-        if entry is None:
-            return [Row(name, paper, 'no config')]
-        return [self._row(name, entry, runs, paper) for runs in self._runs.get(entry.name, {}).values() or [[]]]
+        for entry in self.entries:
+            if entry.table == number and entry.row == line['method'] and all(
+                    entry.figures.get(metric) == line[metric] for metric in metrics):
+                return [self._row(name, entry, runs, paper) for runs in self._variants(entry.name)]
+        return [Row(name, paper, 'no config')]
+
+    def _variants(self, name: str) -> list[list[Run]]:
+        """The runs of a config, those with the same settings together; one empty list if there are none."""
+        return list(self._runs.get(name, {}).values()) or [[]]
 
     def _row(self,
              name: str,
@@ -284,30 +282,37 @@ class Leaderboard:
             ours = tuple(run.metrics[metric] for run in finished if metric in run.metrics)
             if ours or metric in values:
                 values[metric] = Value(values.get(metric, Value()).paper, ours)
-        row = Row(name, values, config=str(entry.path) if entry else '')
         if count and self.counter is not None:
             for quantity, number in self._costs(entry, runs).items():
                 values[quantity] = Value(values.get(quantity, Value()).paper, (number, ))
-        if not runs:
+        row = Row(name, values, config=str(entry.path) if entry else '')
+        if runs:
+            self._tell(row, entry, runs, finished or runs)
+        else:
             row.command = f'python tools/train.py {row.config}'
-            return row
-        told = finished or list(runs)
-        row.status = 'run' if finished else 'unfinished'
-        row.hash = told[0].hash
-        row.command, changed = command_of(told[0], entry, self.root)
+        return row
+
+    def _tell(self, row: Row, entry: Entry | None, runs: Sequence[Run], told: Sequence[Run]) -> None:
+        """Say in a row how its runs were made, and where they stand."""
+        first = told[0]
+        row.hash = first.hash
+        if len(self._runs[first.name]) > 1:
+            row.name += f' [{row.hash}]'
+        row.command, changed = command_of(first, entry, self.root)
+        row.status = 'unfinished' if not first.is_finished else 'run' if changed == [] else 'changed'
         row.environment = '; '.join(dict.fromkeys(_environment(run) for run in told))
-        row.sources = [str(run.source or run.folder) for run in told]
+        row.sources = [shown_path(run.source or run.folder) for run in told]
         remarks = [f'{len(told)} runs, seeds {", ".join(run.seed or "?" for run in told)}'] if len(told) > 1 else []
         remarks += [', '.join(dict.fromkeys(run.measured for run in told if run.measured))]
-        left = [run for run in runs if not run.is_finished and run.progress]
         remarks += [
-            f'{run.folder.name} stands at {run.unit} {run.progress[0]} of {run.progress[1]}' for run in left
-            if run.progress
+            f'{run.folder.name} stands at {run.unit} {run.progress[0]} of {run.progress[1]}' for run in runs
+            if run.progress and not run.is_finished
         ]
-        if changed:
+        if changed is None:
+            remarks.append('its config is not the present one of that name')
+        elif changed:
             remarks.append(f'changed: {", ".join(changed)}')
         row.remark = '; '.join(filter(None, remarks))
-        return row
 
     def _costs(self, entry: Entry | None, runs: Sequence[Run]) -> dict[str, float]:
         assert self.counter is not None
@@ -349,7 +354,7 @@ def _throughput_table(printed: Mapping[str, Any], results: Iterable[tuple[Path, 
             row.environment = ', '.join(f'{name} {environment[name]}'
                                         for name in ('device_name', 'torch', 'python', 'commit')
                                         if environment.get(name))
-            row.sources = [str(path)]
+            row.sources = [shown_path(path)]
             rows.append(row)
     if not rows:
         rows = [
@@ -357,9 +362,13 @@ def _throughput_table(printed: Mapping[str, Any], results: Iterable[tuple[Path, 
                 dict(throughput=Value(paper), relative=Value(paper / papers['SLaK-T'])),
                 command='python tools/benchmarks/throughput.py --json FILE') for model, paper in papers.items()
         ]
-    return Table(THROUGHPUT_TABLE, 'Table 8: throughput of inference',
-                 f'Paper: {printed["note"]}. Images per second of different devices cannot be compared; ratios can.',
-                 ['throughput', 'relative'], rows)
+    return Table(
+        THROUGHPUT_TABLE,
+        'Table 8: throughput of inference',
+        f'Paper: {printed["note"]}. Images per second of different devices cannot be compared; ratios can.',
+        ['throughput', 'relative'],
+        rows,
+        is_of_paper=True)
 
 
 def _density(cfg: Config, runs: Sequence[Run]) -> float:
