@@ -66,7 +66,8 @@ def point_links_at_pages(app, page: str, source: list[str]) -> None:
         target = Path(os.path.normpath(folder / path))
         if target.is_dir():
             return match['text']
-        return f'[{match["text"]}]({os.path.relpath(pages.get(target, target), (DOCS / page).parent)}{hash_sign}{anchor})'
+        path = os.path.relpath(pages.get(target, target), (DOCS / page).parent)
+        return f'[{match["text"]}]({path}{hash_sign}{anchor})'
 
     source[0] = re.sub(r'\[(?P<text>[^\[\]]*)\]\((?P<target>[^)\s]+)\)', relocate, source[0])
 

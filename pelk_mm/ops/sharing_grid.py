@@ -156,7 +156,7 @@ class SharingGrid:
 
     @property
     def stored_ratio(self) -> float:
-        """Share of the K*K kernel that is stored: (k'/K)**2."""
+        """Share of the K*K kernel that is stored, (k'/K)**2."""
         return (self.num_cells / self.kernel_size)**2
 
 
