@@ -1,6 +1,6 @@
 """Every row of the paper's Tables 1 to 7 has a config, whose metafile says what the row says, or a written reason.
 
-The configs of Tables 2 to 4 are counted: at most 1.5 % off, parameters and multiply-adds, PeLK and baselines alike.
+The configs of Tables 2 to 4 are counted: parameters at most 1.5 % off, multiply-adds 1.5 %, PeLK's 1 %.
 """
 
 from functools import cache
@@ -32,9 +32,15 @@ LABELS = {
 # Rows that have no config, and why: {('5', 2): 'a reason'}.
 WITHOUT_CONFIG: dict = {}
 
-# Multiply-adds that are further off: above what the paper prints with 60 % of every layer. SNIP's densities differ from
-# layer to layer, which closes the gap of T (5.50 G), see configs/imagenet/README.md.
-TOLERANCES = {('PeLK-T', 224): 0.045, ('PeLK-S', 224): 0.025}
+# How far multiply-adds may be off, by table, method and size. T and S at 224 are above what the paper prints with 60 % of
+# every layer: SNIP's densities differ from layer to layer, which closes the gap of T (5.50 G), see
+# configs/imagenet/README.md.
+TOLERANCES = {
+    ('4', 'PeLK-T', 224): 0.045,
+    ('4', 'PeLK-S', 224): 0.025,
+    ('2', 'PeLK-T', None): 0.005,
+    ('2', 'PeLK-B', None): 0.005,
+}
 
 # The authors' parameters (M) and multiply-adds (G), which count the 5x5 branch too, and how far the latter may be off.
 SLAK = [('tiny', 30, 5.0, 0.06), ('small', 55, 9.8, 0.03), ('base', 95, 17.1, 0.02)]
@@ -103,7 +109,8 @@ def test_counts_of_the_paper(table, row):
     config = entries_of(table, row)[0]['Config']
     density = 0.6 if row['method'].startswith(('PeLK', 'SLaK')) else 1.0
     total = count_complexity(*model_of(config), density=density).total
-    tolerance = TOLERANCES.get((row['method'], row.get('size')), 0.015)
+    default = 0.01 if row['method'].startswith('PeLK') else 0.015
+    tolerance = TOLERANCES.get((table, row['method'], row.get('size')), default)
     assert total.macs / 1e9 == pytest.approx(row['flops'], rel=tolerance)
     assert total.params_counted / 1e6 == pytest.approx(row['params'], rel=0.015)
 
