@@ -160,11 +160,7 @@ def plan_sweep(table: Path,
     digests: dict[str, str] = {}
     folders: dict[str, Path] = {}
     for entry in yaml.safe_load(metafile.read_text(encoding='utf-8'))['Models']:
-        name, labels = entry['Name'], entry.get('Metadata', {}).get('Ablation')
-        if not labels:
-            raise ValueError(f'{metafile}: {name} must have Metadata.Ablation, the row of the table that it is')
-        labels = {column: str(label) for column, label in labels.items()}
-        config = Path(entry['Config'])
+        name, config, labels = entry['Name'], Path(entry['Config']), _labels(entry, metafile)
         cfg = Config.fromfile(config)
         scope = cfg.get('default_scope')
         if scope not in METRICS:
@@ -193,6 +189,13 @@ def plan_sweep(table: Path,
         trials.append(
             Trial(name, labels, METRICS[scope], paper, source, config, words, folders[key] / _last(cfg), start))
     return trials
+
+
+def _labels(entry: dict, metafile: Path) -> dict[str, str]:
+    labels = entry.get('Metadata', {}).get('Ablation')
+    if not labels:
+        raise ValueError(f'{metafile}: {entry["Name"]} must have Metadata.Ablation, the row of the table that it is')
+    return {column: str(label) for column, label in labels.items()}
 
 
 def _overrides(options: Sequence[str]) -> list[str]:
