@@ -26,6 +26,7 @@ napoleon_use_ivar = True
 
 html_theme = 'furo'
 html_title = f'PeLK-MM {release}'
+html_show_copyright = False
 
 # Files of the repository that are pages here too, by the name of the page.
 SHOWN = {
