@@ -31,7 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dirs', nargs='*', type=Path, help='work directories, or folders that contain such')
-    parser.add_argument('--out', type=Path, default=Path('leaderboard'), help='folder to write to, default leaderboard')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/leaderboard'),
+        help='folder to write to, default work_dirs/leaderboard')
     parser.add_argument('--overwrite', action='store_true', help='replace the leaderboard that the folder holds')
     parser.add_argument(
         '--throughput', nargs='+', type=Path, default=[], metavar='FILE', help='JSON of tools/benchmarks/throughput.py')

@@ -264,6 +264,10 @@ def test_commands(root, tmp_path, digits):
     assert command_of(run, entry,
                       root) == (f'python tools/train.py {root / DIGITS} --cfg-options train_dataloader.num_workers=9',
                                 [])
+    # A checkpoint to start from is a setting, one to go on from is not.
+    for resume, expected in ((False, ['load_from=x.pth']), (True, [])):
+        run = Run(tmp_path, entry.name, dict(digits, load_from='x.pth', resume=resume, visualizer=dict(type='Other')))
+        assert command_of(run, entry, root)[1] == expected
     # What options cannot say starts from what the run left.
     del changed['train_dataloader']
     run = Run(tmp_path, entry.name, changed, environment=dict(launcher='slurm', processes='8'))
@@ -287,7 +291,7 @@ def tables(root, tmp_path_factory, digits):
     tiny = load_config(str(root / TINY)).to_dict()
     end = tiny['train_cfg']['max_epochs']
     for seed, accuracy in ((1, 82.2), (2, 82.6)):
-        config = dict(tiny, work_dir=f'seed{seed}', randomness=dict(seed=seed))
+        config = dict(tiny, work_dir=f'seed{seed}', randomness=dict(tiny['randomness'], seed=seed))
         write_start(work_dirs / f'seed{seed}', 'pelk-tiny_32xb128_in1k', config, epochs(accuracy, start=end), seed=seed)
     write_start(work_dirs / 'seed3', 'pelk-tiny_32xb128_in1k', tiny, epochs(30.0, start=17), seed=3)
     end = digits['train_cfg']['max_epochs']

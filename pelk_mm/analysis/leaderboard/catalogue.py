@@ -19,12 +19,11 @@ from .runs import Problem, Run
 METAFILE_METRICS = {'Top 1 Accuracy': 'top1', 'mIoU': 'miou', 'box AP': 'ap_box', 'mask AP': 'ap_mask'}
 # A command with more overrides than this is not for people: the config of the run itself is then the better start.
 MAX_OPTIONS = 6
-# Differs from run to run, or is set by the machine.
-_NOT_OPTIONS = re.compile(r'(work_dir|launcher|resume|load_from|log_level|experiment_name|randomness\..*|'
-                          r'.*_dataloader\.(pin_memory|persistent_workers))')
-
-# Where things lie and how they are loaded changes no result.
-_OF_THE_MACHINE = re.compile(r'(.*\.)?(data_root|num_workers|init_cfg\.checkpoint)=')
+# Differs from run to run, or is set by the machine, or only tells how a run is watched.
+_NOT_OPTIONS = re.compile(r'work_dir|launcher|resume|log_level|experiment_name|randomness\.seed|'
+                          r'.*_dataloader\.(pin_memory|persistent_workers)|(vis_backends|visualizer)(\..*)?')
+# Where things lie, how they are loaded and what is saved changes no result.
+_WITHOUT_EFFECT = re.compile(r'((.*\.)?(data_root|num_workers|init_cfg\.checkpoint)|default_hooks\..*)=')
 
 
 @dataclass(frozen=True)
@@ -92,16 +91,14 @@ def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str
         tuple[str, list[str] | None]: The command, and the settings in which the run differs from the present config.
         None: it differs by more than options can say, and the command starts from the config that the run left.
     """
+    is_test = run.measured.startswith('test') and run.progress is None
     options: list[str] | None = []
     config = shown_path(run.folder / f'{run.name}.py')
     if entry is not None:
-        present = root / entry.path
-        options = _options(load_config(str(present)).to_dict(), run.config) if present.is_file() else None
-        if options is not None and len(options) > MAX_OPTIONS:
-            options = None
+        options = _options_of(run, root / entry.path, is_test) if (root / entry.path).is_file() else None
         if options is not None:
             config = str(entry.path)
-    if run.measured.startswith('test') and run.progress is None:
+    if is_test:
         return shlex.join(['python', 'tools/test.py', config, str(run.config.get('load_from'))]), options
     processes = run.environment.get('processes', '1')
     launcher = run.environment.get('launcher', 'none')
@@ -114,7 +111,7 @@ def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str
     given = [*(options or ()), *([f'randomness.seed={run.seed}'] if run.seed else [])]
     words += ['--cfg-options', *given] if given else []
     return shlex.join(words), None if options is None else [
-        option for option in options if not _OF_THE_MACHINE.match(option)
+        option for option in options if not _WITHOUT_EFFECT.match(option)
     ]
 
 
@@ -130,6 +127,16 @@ def _entry(model: Mapping[str, Any]) -> Entry:
         })
     return Entry(model['Name'], Path(model['Config']), metadata.get('Training Data', ''), figures,
                  tables.pop() if len(tables) == 1 else None, metadata.get('Row', ''))
+
+
+def _options_of(run: Run, path: Path, is_test: bool) -> list[str] | None:
+    """The overrides that make the run's config of the present one; None if that takes more than a few."""
+    present = load_config(str(path)).to_dict()
+    if is_test or run.config.get('resume'):
+        # Then it names the checkpoint to test or to go on from, not one to start from.
+        present['load_from'] = run.config.get('load_from')
+    options = _options(present, run.config)
+    return None if options is None or len(options) > MAX_OPTIONS else options
 
 
 def _options(present: Mapping[str, Any], run: Mapping[str, Any]) -> list[str] | None:
@@ -165,4 +172,5 @@ def _as_lists(value: Any) -> Any:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(isinstance(child, (int, float)) for child in value)
-    return value is None or isinstance(value, (str, int, float))
+    # Text with these would be taken for a list.
+    return value is None or isinstance(value, (int, float)) or isinstance(value, str) and not set(value) & set(',[]()')

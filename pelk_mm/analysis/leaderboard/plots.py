@@ -12,7 +12,7 @@ from .runs import METRICS
 from .tables import QUANTITIES, Row, Table
 
 WIDTH, HEIGHT = 420, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 14, 42
 # How many colours the page defines.
 _COLORS = 8
 

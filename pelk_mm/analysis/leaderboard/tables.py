@@ -30,7 +30,9 @@ _METRICS_OF_DATA = {
     'COCO': _METRICS_OF_SCOPE['mmdet']
 }
 
-_OWN_NOTE = 'The figures beside ours are those of the metafile, which names their source. Costs are counted for runs.'
+_OWN_NOTE = (
+    'The figures beside ours are those of the metafile, which names their source. Costs are counted for runs, for '
+    'the size of image at which papers count them: segmentation 2048x512, detection 1280x800.')
 
 # Density of the sparse networks of the paper, for pretrained zeros whose number no log tells.
 PAPER_DENSITY = 0.6
