@@ -130,7 +130,7 @@ TASKS = (
          {'accuracy/top1': ('top-1', 1, 95)}, (12, 14), draw_classification),
     Task('segmentation', 'configs/digits/pelk-atto_upernet_1xb8-1600it_digits-128x128.py', 'predictions',
          {'mIoU': ('mIoU', 1, 50)}, (7, 14), draw_segmentation),
-    Task('detection', 'configs/digits/cascade-mask-rcnn_pelk-atto_fpn_1xb4-5e_digits.py', 'predictions.pkl',
+    Task('detection', 'configs/digits/cascade-mask-rcnn_pelk-atto_fpn_1xb4-4e_digits.py', 'predictions.pkl',
          {'coco/bbox_mAP': ('box AP', 100, 20), 'coco/segm_mAP': ('mask AP', 100, 15)}, (7, 14), draw_detection),
 )
 
