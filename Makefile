@@ -4,9 +4,10 @@
 # make docs         the documentation, docs/_build/html/index.html; a warning is an error
 # make env          only the environment, which the others make when it is missing
 # make clean        caches and build products; trained models, data and environments stay
-# Variables: STACK=onedl (default) or openmmlab, VENV=.venv; see tools/setup_env.sh for the rest.
+# Variables: STACK=onedl (default) or openmmlab, VENV=.venv, JOBS=2 (processes that test); see tools/setup_env.sh for the rest.
 
 STACK ?= onedl
+JOBS ?= 2
 VENV ?= .venv
 PYTHON_BIN = $(abspath $(VENV))/bin/python
 
@@ -19,7 +20,7 @@ quickstart: env
 	$(PYTHON_BIN) tools/quickstart.py
 
 test: env
-	$(PYTHON_BIN) -m pytest tests -q -rs --durations=10
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest tests -q -rs --durations=10 -n $(JOBS) --dist loadfile
 
 lint: env
 	$(PYTHON_BIN) -m ruff check .
