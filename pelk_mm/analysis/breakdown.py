@@ -38,7 +38,7 @@ def draw_breakdown(complexity: Complexity) -> Figure:
 
 def _draw_bars(axis: Axes, costs: dict[str, Cost], complexity: Complexity) -> None:
     total = complexity.total
-    bars = {
+    bars: dict[str, tuple[list[float], float]] = {
         f'multiply-adds in dense form, weights x {complexity.density:g}':
         ([cost.macs for cost in costs.values()], total.macs),
         f'operations executed, backend {complexity.backend}':

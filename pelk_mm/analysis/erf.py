@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -210,7 +211,7 @@ def draw_receptive_fields(fields: Sequence[Sequence[ReceptiveField]], names: Seq
 def _draw_field(axis: Axes, field: ReceptiveField):
     contributions = field.contributions / field.contributions.max()
     decades = np.log10(np.maximum(contributions, 10.0**-_DECADES))
-    view = axis.imshow(decades, cmap='magma', vmin=-_DECADES, vmax=0, interpolation='nearest')
+    view = axis.imshow(decades, cmap='magma', vmin=-_DECADES, vmax=0)
     height, width = contributions.shape
     regions = field.regions()
     for region in regions:
@@ -225,7 +226,7 @@ def _draw_field(axis: Axes, field: ReceptiveField):
     return view
 
 
-def _return_maps(backbone: nn.Module) -> None:
+def _return_maps(backbone: Any) -> None:
     if getattr(backbone, 'gap_before_final_norm', False):
         backbone.gap_before_final_norm = False
     if hasattr(backbone, 'out_type'):

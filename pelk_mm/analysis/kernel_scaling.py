@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import nn
 
 from pelk_mm.ops import SharingGrid
@@ -77,7 +78,7 @@ def draw_scaling(rows: Sequence[dict[str, int]], name: str, center: int = 5, str
         center (int): As for :func:`scale_kernels`.
         stripe_width (int): As for :func:`scale_kernels`.
     """
-    figure = Figure(figsize=(10, 4), layout='constrained')
+    figure = Figure(figsize=(10, 4), layout=ConstrainedLayoutEngine(w_pad=0.12))
     one, whole = figure.subplots(1, 2)
     sizes = [row['kernel_size'] for row in rows]
     kernels = [taps_per_channel(size, center, stripe_width) for size in sizes]

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor, nn
 
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
@@ -91,6 +92,8 @@ def collect_kernels(model: nn.Module, least_side: int = _LEAST_SIDE) -> list[Sta
             layers.setdefault(stage, []).append(KernelLayer(name, _array(module.weight[:, 0]), None))
     stages = []
     for stage, found in layers.items():
+        # Not the small branch beside a peripheral convolution, even where it is as large.
+        found = [layer for layer in found if layer.grid is not None] or found
         largest = max(max(layer.kernel[0].shape) for layer in found)
         # The two stripes of SLaK differ in shape.
         shapes = dict.fromkeys(layer.kernel[0].shape for layer in found if max(layer.kernel[0].shape) == largest)
@@ -117,7 +120,7 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
         positional embedding's root mean square and its first of these channels.
     """
     columns = channels + 4
-    figure = Figure(figsize=(2.1 * columns, 2.4 * len(stages)), layout='constrained')
+    figure = Figure(figsize=(2.1 * columns, 2.6 * len(stages)), layout=ConstrainedLayoutEngine(h_pad=0.12))
     for row, stage in zip(figure.subplots(len(stages), columns, squeeze=False), stages):
         last = stage.layers[-1]
         if last.grid is None:
@@ -127,7 +130,7 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
             draw_grid(row[0], last.grid)
         height, width = last.kernel.shape[1:]
         row[0].set_title(f'{stage.name}: {height} x {width}', fontsize='small')
-        _draw_magnitude(row[1], stage.magnitude(), f'rms of {len(stage.layers)} layers')
+        _draw_magnitude(row[1], stage.magnitude(), 'rms of all layers')
         strongest = np.argsort(-np.square(last.kernel).sum((1, 2)))[:channels]
         for axis in row[2:]:
             axis.set_axis_off()
@@ -141,7 +144,7 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
 
 def draw_sharing_grids(grids: Sequence[SharingGrid]) -> Figure:
     """Draw grids side by side, each with the widths of its cells and what is stored (Fig. 1)."""
-    figure = Figure(figsize=(4.6 * len(grids), 5.2), layout='constrained')
+    figure = Figure(figsize=(4.6 * len(grids), 5.2), layout=ConstrainedLayoutEngine(w_pad=0.1))
     for axis, grid in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids):
         draw_grid(axis, grid)
         size, cells = grid.kernel_size, grid.num_cells
@@ -150,8 +153,9 @@ def draw_sharing_grids(grids: Sequence[SharingGrid]) -> Figure:
             # Numbers of unit cells would run into each other.
             if width > max(1, size // 40):
                 middle = start + size // 2 + (width - 1) / 2
-                axis.text(middle, size + 0.2, width, ha='center', va='top', fontsize='small')
-        axis.set_xlabel(f'half grid {", ".join(map(str, grid.half))}', labelpad=16)
+                axis.text(
+                    middle, -0.01, width, ha='center', va='top', fontsize='small', transform=axis.get_xaxis_transform())
+        axis.set_xlabel(f'half grid {", ".join(map(str, grid.half))}', labelpad=18)
     return figure
 
 

@@ -64,6 +64,8 @@ def test_stripes_and_plain_depthwise_convolutions():
     assert [stage.summary()['parameters_per_channel'] for stage in found] == [55, 55]
     assert all(stage.layers[0].grid is None and stage.embedding is None for stage in found)
     net = nn.Sequential(nn.Conv2d(4, 4, 7, groups=4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 9))
+    same = PeLK(dict(depths=(1, ), channels=(8, ), kernel_sizes=(5, )), out_indices=0)
+    assert [len(stage.layers) for stage in collect_kernels(same)] == [1]
     one, = collect_kernels(net)
     assert (one.name, one.layers[0].kernel.shape) == ('0', (4, 7, 7))
     assert len(collect_kernels(net, least_side=3)) == 2

@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
         type=size,
         default=[(1024, 1024)],
         metavar='SIZE',
-        help='sizes of the input, 512 or 512x1024 (height x width); default 1024, as published')
+        help='sizes of the input, 512 or 512x1024 (height x width); default 1024, as published. An odd multiple of the '
+        "backbone's stride puts the centre of the map into the centre of the input")
     parser.add_argument('--num-images', type=int, default=50, help='images to average over, default 50')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/erf'), help='folder to write to')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
