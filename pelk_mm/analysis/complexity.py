@@ -28,6 +28,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
+from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 from pelk_mm.ops.peripheral_conv2d.operations import Operations
 
 from .executed import count_operations, record_calls
@@ -218,7 +219,7 @@ def count_complexity(model: nn.Module,
         ValueError: If an argument is out of range.
         RuntimeError: If the model is on the meta device and cannot run there.
     """
-    _check(shape, density, num_rois, num_mask_rois)
+    _check(shape, density, num_rois, num_mask_rois, backend)
     model = copy.deepcopy(model).eval()
     if not hasattr(model, 'backbone'):
         model = _Bare(model)
@@ -304,7 +305,7 @@ class _Bare(nn.Module):
         return self.backbone(x)
 
 
-def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: int) -> None:
+def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: int, backend: str) -> None:
     if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ValueError(f'shape must be two positive ints, height and width, got {shape}')
     if not 0 < density <= 1:
@@ -312,6 +313,8 @@ def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: i
     for name, value in (('num_rois', num_rois), ('num_mask_rois', num_mask_rois)):
         if value < 0:
             raise ValueError(f'{name} must not be negative, got {value}')
+    if backend not in ('auto', *BACKENDS):
+        raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {backend!r}')
 
 
 def _task(model: nn.Module) -> str:

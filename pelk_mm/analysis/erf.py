@@ -95,7 +95,10 @@ def high_contribution_regions(scores: np.ndarray, thresholds: Sequence[float] = 
     ]
 
 
-def measure_receptive_field(model: nn.Module, images: Iterable[Tensor], description: str = 'ERF') -> ReceptiveField:
+def measure_receptive_field(model: nn.Module,
+                            images: Iterable[Tensor],
+                            description: str = 'ERF',
+                            num_images: int | None = None) -> ReceptiveField:
     """Measure which pixels the centre of the last feature map depends on.
 
     For each image the gradient of the sum over channels of the map's positive values at its centre is taken with
@@ -108,6 +111,7 @@ def measure_receptive_field(model: nn.Module, images: Iterable[Tensor], descript
             or return tokens, they are set to return maps.
         images (Iterable[Tensor]): Normalised images of one size, (1, 3, H, W) each, on the model's device.
         description (str): What the progress bar is called.
+        num_images (int, optional): How many images there are, for the progress bar, if ``images`` has no length.
 
     Raises:
         ValueError: If the module returns no feature map, there are no images, or no pixel contributes.
@@ -118,7 +122,7 @@ def measure_receptive_field(model: nn.Module, images: Iterable[Tensor], descript
     backbone.eval()
     backbone.requires_grad_(False)
     total, count = None, 0
-    for image in track(list(images), description=description):
+    for image in track(images, description=description, total=num_images):
         image = image.detach().requires_grad_()
         features = backbone(image)
         while isinstance(features, (tuple, list)):
@@ -142,7 +146,7 @@ def measure_receptive_field(model: nn.Module, images: Iterable[Tensor], descript
 
 
 def find_images(folder: Path, count: int) -> list[Path]:
-    """The first images of a folder and its subfolders, evenly spaced over all in the order of their names.
+    """Images of a folder and its subfolders, evenly spaced over all in the order of their names.
 
     Args:
         folder (Path): Searched for files with the suffixes :data:`IMAGE_SUFFIXES`.
@@ -176,7 +180,9 @@ def load_images(paths: Sequence[Path], shape: tuple[int, int], model: nn.Module)
     """
     preprocessor = model.data_preprocessor
     device = next(model.parameters()).device
-    to_rgb = getattr(preprocessor, 'to_rgb', False) or getattr(preprocessor, '_channel_conversion', False)
+    # mmpretrain, mmengine and mmdet, upstream's mmseg.
+    names = ('to_rgb', '_channel_conversion', 'channel_conversion')
+    to_rgb = any(getattr(preprocessor, name, False) for name in names)
     for path in paths:
         image = mmcv.imresize(mmcv.imread(path), shape[::-1], interpolation='bicubic')
         tensor = torch.from_numpy(image).to(device).permute(2, 0, 1).float()

@@ -70,7 +70,7 @@ def test_without_peripheral_convolutions_the_dense_form_is_executed():
 
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend must be .*got 'cuda'"):
-        count_complexity(Net(), (4, 3), backend='cuda')
+        count_complexity(nn.Conv2d(3, 3, 1), (4, 3), backend='cuda')
 
 
 def test_hooks_are_removed():

@@ -13,6 +13,7 @@ from pelk_mm import compat
 from pelk_mm.analysis import build_model, count_complexity, default_shape
 from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.analysis.figures import refuse_existing, save_figure
+from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,8 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backend',
         default='auto',
-        help='backend of the peripheral convolution whose operations count as executed: native, triton, boxes, '
-        'reference, available here or not, or auto for the choice on a CPU (default)')
+        choices=['auto', *BACKENDS],
+        help='backend of the peripheral convolution whose operations count as executed, available here or not; auto, '
+        'the default, is the choice on a CPU')
     parser.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the shares into a new picture, .png or .svg')
     parser.add_argument(

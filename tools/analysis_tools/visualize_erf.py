@@ -71,8 +71,8 @@ def main() -> None:
     for name, config, checkpoint in zip(args.names, args.configs, args.checkpoints):
         model = build_with_weights(load_config(config, args.cfg_options), checkpoint, args.device, args.seed)
         fields = [
-            measure_receptive_field(model, load_images(paths, shape, model), f'{name}, {shape[0]} x {shape[1]}')
-            for shape in args.sizes
+            measure_receptive_field(model, load_images(paths, shape, model), f'{name}, {shape[0]} x {shape[1]}',
+                                    len(paths)) for shape in args.sizes
         ]
         columns.append(fields)
         results.append(
