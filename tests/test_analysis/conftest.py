@@ -129,7 +129,7 @@ class Browser:
 
 @pytest.fixture(scope='session')
 def browser(tmp_path_factory):
-    """A :class:`Browser`. Without one tests are skipped, which ``make test`` tells; PELK_MM_NEEDS_BROWSER=1 fails them."""
+    """A :class:`Browser`. Without one tests are skipped, or with PELK_MM_NEEDS_BROWSER=1 they fail."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         (pytest.fail if os.environ.get('PELK_MM_NEEDS_BROWSER') else pytest.skip)(CURE)

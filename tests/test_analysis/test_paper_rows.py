@@ -32,8 +32,8 @@ LABELS = {
 # Rows that have no config, and why: {('5', 2): 'a reason'}.
 WITHOUT_CONFIG: dict = {}
 
-# How far multiply-adds may be off, by table, method and size. T and S at 224 are above what the paper prints with 60 % of
-# every layer: SNIP's densities differ from layer to layer, which closes the gap of T (5.50 G), see
+# How far multiply-adds may be off, by table, method and size. T and S at 224 are above what the paper prints with 60 %
+# of every layer: SNIP's densities differ from layer to layer, which closes the gap of T (5.50 G), see
 # configs/imagenet/README.md.
 TOLERANCES = {
     ('4', 'PeLK-T', 224): 0.045,

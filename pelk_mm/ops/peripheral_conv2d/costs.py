@@ -78,7 +78,7 @@ def cpu_cost(backend: str, function: str, shape: tuple[int, ...], channels_last:
 
 
 def kind(backend: str, channels_last: bool, grid: SharingGrid) -> str:
-    """The regime of a call: its layout, and for the dense path whether oneDNN has special code for the kernel's size."""
+    """The regime of a call: its layout, and for the dense path what code oneDNN has for the kernel's size."""
     layout = 'channels_last' if channels_last else 'planes'
     if backend != 'reference':
         return layout
