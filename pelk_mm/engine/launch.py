@@ -20,6 +20,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
+from .hooks import ClassCountHook
 
 # The environment variable that holds a process's rank, by launcher.
 RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
@@ -143,6 +144,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     if mode == 'train' and not cfg.get('resume'):
         keep_previous_run(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not any(isinstance(hook, ClassCountHook) for hook in runner.hooks):
+        runner.register_hook(ClassCountHook())
     result = getattr(runner, mode)()
     # Not after an error: the other processes would be waited for, which may never come.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
