@@ -20,6 +20,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
+from .annotation_files import check_annotation_files
 from .hooks import ClassCountHook
 
 # The environment variable that holds a process's rank, by launcher.
@@ -139,6 +140,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         dict | None: The metrics, if ``mode`` is ``'test'``.
     """
     cfg.launcher = launcher
+    if launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0:
+        check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
     if launcher != 'none' and get_device() == 'cpu':
         prepare_cpu_processes(cfg, launcher)
     if mode == 'train' and not cfg.get('resume'):

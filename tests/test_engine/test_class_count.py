@@ -49,7 +49,7 @@ def test_the_digit_configs_pass_and_a_class_too_many_does_not(root, name, number
      ['model.roi_head.bbox_head.1.num_classes', 'model.roi_head.mask_head.num_classes']),
 ])
 def test_every_head_is_named_with_its_cure(config, keys):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match='--cfg-options') as error:
         ClassCountHook().before_run(runner_of(Config(config), ('cat', 'dog', 'cow')))
     message = str(error.value)
     assert message.startswith('train_dataloader has 3 classes (cat, dog, cow; BaseDataset data/mine/instances.json), '
@@ -69,13 +69,14 @@ def test_a_difference_that_is_meant_is_a_warning(monkeypatch):
     warnings = []
     monkeypatch.setattr(runner.logger, 'warning', warnings.append)
     ClassCountHook(strict=False).before_run(runner)
-    assert len(warnings) == 1 and 'model.head.num_classes = 5' in warnings[0]
+    assert len(warnings) == 1
+    assert 'model.head.num_classes = 5' in warnings[0]
 
 
 def test_one_class_needs_its_comma():
+    runner = runner_of(Config(dict(model=dict(head=dict(num_classes=1)))), ('cat', ))
+    runner.train_dataloader.dataset._metainfo['classes'] = 'cat'
     with pytest.raises(ValueError, match=r"must be a tuple of names, got the string 'cat': .* \('cat', \)"):
-        runner = runner_of(Config(dict(model=dict(head=dict(num_classes=1)))), ('cat', ))
-        runner.train_dataloader.dataset._metainfo['classes'] = 'cat'
         ClassCountHook().before_run(runner)
 
 
