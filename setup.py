@@ -64,6 +64,9 @@ setup(
     python_requires='>=3.10',
     # torch.library.custom_op and the device-generic autocast queries came with PyTorch 2.4.
     install_requires=['torch>=2.4', 'numpy'],
-    extras_require={name: read_requirements(name) for name in ('onedl', 'openmmlab', 'digits', 'tests', 'dev')},
+    extras_require={
+        name: read_requirements(name)
+        for name in ('onedl', 'openmmlab', 'deploy', 'digits', 'tests', 'dev')
+    },
     zip_safe=False,
 )

@@ -17,6 +17,7 @@ BELOW = {
     'models': {'ops', 'layers', 'models', 'registry'},
     'datasets': {'datasets', 'registry'},
     'engine': {'compat', 'engine', 'registry'},
+    'deploy': {'analysis', 'deploy', 'engine', 'layers', 'ops'},
 }
 
 

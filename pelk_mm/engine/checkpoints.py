@@ -13,7 +13,7 @@ import torch
 from mmengine.fileio import get_local_path
 from torch import Tensor
 
-from .. import compat
+from .. import __version__, compat
 
 # Regular expressions of whole names and what they become. A segmentor or detector has the backbone's names behind
 # ``backbone.``, a classifier has them bare.
@@ -51,6 +51,9 @@ BACKBONE_NAMES = {r'(?:module\.)?backbone\.(.+)': r'\1'}
 
 # What a published checkpoint keeps.
 PUBLISHED = ('meta', 'state_dict')
+
+# Without these entries of its meta data a published checkpoint does not tell what it is.
+EXPECTED_META = ('cfg', 'dataset_meta', 'mmengine_version')
 
 
 def safe_load(source: str, map_location: str = 'cpu'):
@@ -138,17 +141,20 @@ def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dic
     return converted, unmatched
 
 
-def publish_file(source: str, target: str) -> tuple[Path, list[str]]:
+def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
     """Save the weights and the meta data of a checkpoint of MMEngine alone, with a hash of the file in its name.
 
-    Zeros stay zeros. Where EMA was used, MMEngine's ``state_dict`` holds the averaged weights, and these are kept.
+    Zeros stay zeros. Where EMA was used, MMEngine's ``state_dict`` holds the averaged weights, and these are kept. The
+    versions of this package and of PyTorch join the meta data, in which MMEngine puts its own, the config and the
+    classes.
 
     Args:
         source (str): Path or URL.
         target (str): File to write, to which ``-<hash>`` is added before its suffix.
 
     Returns:
-        tuple[Path, list[str]]: The file written, and the entries that were left out.
+        tuple[Path, list[str], list[str]]: The file written, the entries that were left out, and what its meta data
+        lacks of :data:`EXPECTED_META`.
 
     Raises:
         FileExistsError: If that file exists.
@@ -160,14 +166,15 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str]]:
     # Clones, as a view would be saved with all that it is a view of.
     weights = {name: value.detach().clone() for name, value in content['state_dict'].items()}
     buffer = io.BytesIO()
-    torch.save(dict(meta=content.get('meta', {}), state_dict=weights), buffer)
+    meta = dict(pelk_mm_version=__version__, torch_version=str(torch.__version__), **content.get('meta', {}))
+    torch.save(dict(meta=meta, state_dict=weights), buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
     path = Path(target)
     path = path.with_name(f'{path.stem}-{digest}{path.suffix or ".pth"}')
     _refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(buffer.getvalue())
-    return path, sorted(set(content) - set(PUBLISHED))
+    return path, sorted(set(content) - set(PUBLISHED)), [key for key in EXPECTED_META if not meta.get(key)]
 
 
 def _refuse_existing(path: Path) -> None:

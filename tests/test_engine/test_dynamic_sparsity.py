@@ -386,7 +386,7 @@ def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_left_alone(tmp_path,
     sparsity = dict(init='uniform', sparsity=0.5, update_interval=3)
     runner = make_runner(tmp_path, sparsity, steps=8, optimizer=optimizer, ema=True, watch=watch)
     runner.train()
-    path, dropped = publish_file(str(tmp_path / 'iter_8.pth'), str(tmp_path / 'published.pth'))
+    path, dropped, _ = publish_file(str(tmp_path / 'iter_8.pth'), str(tmp_path / 'published.pth'))
     assert dropped == ['dynamic_sparsity', 'ema_state_dict', 'message_hub', 'optimizer', 'param_schedulers']
     published = torch.load(path, weights_only=True)['state_dict']
     saved = torch.load(tmp_path / 'iter_8.pth', weights_only=False)['state_dict']

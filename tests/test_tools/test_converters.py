@@ -13,6 +13,7 @@ from torch import nn
 
 from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, rename
 from pelk_mm.models import SLaK
+from pelk_mm.version import __version__
 
 TOOLS = Path(__file__).parents[2] / 'tools/model_converters'
 DEPTHS, WIDTHS, KERNELS = (1, 2, 1, 1), (8, 12, 16, 20), (11, 9, 9, 7)
@@ -210,7 +211,7 @@ def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, run_tool):
     # A view, as slicing leaves it: only what it shows is published.
     large = torch.zeros(1000, 1000)
     checkpoint = dict(
-        meta=dict(epoch=3, dataset_meta=dict(classes=('a', 'b'))),
+        meta=dict(epoch=3, cfg='a = 1', mmengine_version='0.10.7', dataset_meta=dict(classes=('a', 'b'))),
         state_dict=dict(weight=weight, view=large[:2]),
         optimizer=dict(state={}),
         param_schedulers=[],
@@ -224,8 +225,13 @@ def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, run_tool):
     assert path.stem == f'pelk-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}'
     published = torch.load(path, weights_only=True)
     assert set(published) == {'meta', 'state_dict'}
-    assert published['meta'] == checkpoint['meta']
+    versions = dict(pelk_mm_version=__version__, torch_version=str(torch.__version__))
+    assert published['meta'] == dict(checkpoint['meta'], **versions)
+    assert 'lacks' not in done
     assert torch.equal(published['state_dict']['weight'], weight)
     assert path.stat().st_size < 100_000
     with pytest.raises(FileExistsError, match='exists and is not overwritten'):
         run_tool('publish_model.py', tmp_path / 'epoch_3.pth', tmp_path / 'pelk.pth')
+    torch.save(dict(state_dict=dict(weight=weight)), tmp_path / 'bare.pth')
+    done = run_tool('publish_model.py', tmp_path / 'bare.pth', tmp_path / 'bare.pth')
+    assert 'its meta data lacks cfg, dataset_meta, mmengine_version' in done

@@ -10,8 +10,10 @@ def main() -> None:
     parser.add_argument('source', help='checkpoint of a training run, file or URL')
     parser.add_argument('target', help='file to write; -<hash> is added to its name')
     args = parser.parse_args()
-    path, dropped = publish_file(args.source, args.target)
+    path, dropped, missing = publish_file(args.source, args.target)
     print(f'{path} written, without {", ".join(dropped) or "leaving anything out"}')
+    if missing:
+        print(f'its meta data lacks {", ".join(missing)}, which MMEngine puts into the checkpoints of a training run')
 
 
 if __name__ == '__main__':

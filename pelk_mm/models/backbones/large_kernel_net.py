@@ -127,6 +127,7 @@ class LargeKernelNet(BaseModule):
         gap_before_final_norm (bool): Average each output over its pixels before its norm and return (N, C), for
             classification; False returns (N, C, H, W), for dense prediction.
         with_cp (bool): Gradient checkpointing of every block.
+        deploy (bool): Build the form that :meth:`switch_to_deploy` makes, for its checkpoints; it is not for training.
         init_cfg (dict | list[dict], optional): MMEngine's initialisation; ``dict(type='Pretrained', ...)`` loads.
     """
 
@@ -148,6 +149,7 @@ class LargeKernelNet(BaseModule):
                  frozen_stages: int = 0,
                  gap_before_final_norm: bool = True,
                  with_cp: bool = False,
+                 deploy: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths = _positive_ints('depths', depths)
@@ -191,6 +193,8 @@ class LargeKernelNet(BaseModule):
                 self.add_module(f'norm{stage}', norm(width))
         self._init_own_weights()
         self._freeze_stages()
+        if deploy:
+            self.switch_to_deploy()
 
     @classmethod
     def _arch(cls, arch: str | dict, optional: Sequence[str] = ()) -> dict:

@@ -46,7 +46,7 @@ class PeLK(LargeKernelNet):
         branch_norm_cfg (dict, optional): Norm after each convolution. Defaults to BatchNorm; None for a bias instead.
         **kwargs: ``depths``, ``channels`` (in place of the arch's), ``in_channels``, ``ffn_ratio``, ``norm_cfg``,
             ``act_cfg``, ``drop_path_rate``, ``layer_scale_init_value``, ``out_indices``, ``frozen_stages``,
-            ``gap_before_final_norm``, ``with_cp`` and ``init_cfg``: see :class:`LargeKernelNet`.
+            ``gap_before_final_norm``, ``with_cp``, ``deploy`` and ``init_cfg``: see :class:`LargeKernelNet`.
 
     Raises:
         ValueError: If the arch is unknown, a kernel is even, a grid does not sum to its kernel, the centre exceeds a

@@ -1,0 +1,204 @@
+"""Two forms of one model on the same images: errors of every merged layer, of the stages and parts, of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+
+@dataclass
+class Difference:
+    """Errors of one output over all images.
+
+    Attributes:
+        name (str): Name of the module, or ``output``.
+        alone (bool): Whether the module was given the reference's input, so that errors before it do not count.
+        maximum (float): Largest absolute error.
+        mean (float): Mean absolute error.
+        magnitude (float): Largest absolute value of the reference.
+    """
+
+    name: str
+    alone: bool
+    maximum: float = 0.0
+    magnitude: float = 0.0
+    total: float = field(default=0.0, repr=False)
+    count: int = field(default=0, repr=False)
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.count, 1)
+
+    @property
+    def relative(self) -> float:
+        """``maximum`` as a share of ``magnitude``."""
+        return self.maximum / max(self.magnitude, torch.finfo(torch.float32).tiny)
+
+    def add(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
+        """Compare the outputs for one more image. What is no number, or has another shape, is an infinite error."""
+        if [value.shape for value in expected] != [value.shape for value in got]:
+            self.maximum = float('inf')
+            return
+        for reference, value in zip(expected, got):
+            error = (reference - value).abs().double().nan_to_num(float('inf'), float('inf'))
+            if error.numel():
+                self.maximum = max(self.maximum, error.max().item())
+                self.magnitude = max(self.magnitude, reference.abs().max().item())
+                self.total += error.sum().item()
+                self.count += error.numel()
+
+
+@dataclass
+class Detections:
+    """Final detections before and after, over all images. Not judged: a tie may fall either way in NMS.
+
+    Attributes:
+        before (int): Number of detections of the reference.
+        after (int): Number of detections of the other model.
+        matched (int): Those of the reference for which the other has one of the same class with an IoU above 0.9.
+        score_error (float): Largest difference of the scores of matched ones.
+    """
+
+    before: int = 0
+    after: int = 0
+    matched: int = 0
+    score_error: float = 0.0
+
+    def add(self, expected: Any, got: Any) -> None:
+        """Add one image's ``pred_instances`` of both."""
+        self.before += len(expected)
+        self.after += len(got)
+        if not len(expected) or not len(got):
+            return
+        overlap = box_iou(expected.bboxes, got.bboxes) * (expected.labels[:, None] == got.labels)
+        best, index = overlap.max(1)
+        close = best > 0.9
+        self.matched += int(close.sum())
+        if close.any():
+            self.score_error = max(self.score_error, (expected.scores - got.scores[index])[close].abs().max().item())
+
+
+@torch.no_grad()
+def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
+            batches: Iterable[dict]) -> tuple[list[Difference], Detections | None]:
+    """Run both models on the same images.
+
+    Args:
+        reference (nn.Module): The model as it was trained, in eval mode, on the CPU or a GPU.
+        other (nn.Module): Its deployed form, on the same device.
+        layers (Sequence[str]): Modules of both whose outputs must be equal for equal inputs. Each is given the input
+            that the reference's has; so are the heads of a two-stage detector, as the proposals that reach them may
+            differ by ties.
+        batches (Iterable[dict]): What the models' data preprocessors take.
+
+    Returns:
+        tuple[list[Difference], Detections | None]: Layers alone; then stages, backbone, neck and heads in place; then
+        for all but two-stage detectors the ``output`` in ``mode='tensor'``. And the final detections of detectors.
+    """
+    two_stage = hasattr(reference, 'roi_head')
+    alone = [*layers, *(_roi_heads(reference) if two_stage else ())]
+    differences = {name: Difference(name, True) for name in alone}
+    in_place = [name for name in _parts(other) if name not in differences]
+    output = Difference('output', False)
+    detections = Detections() if two_stage or hasattr(reference, 'bbox_head') else None
+    placed = {name: Difference(name, False) for name in in_place}
+    for batch in batches:
+        batch = reference.data_preprocessor(batch, False)
+        kept: dict[str, list[Tensor]] = {}
+        with _each_alone(reference, other, alone, differences), _keep(reference, in_place, kept):
+            expected = _run(reference, batch, two_stage)
+        others: dict[str, list[Tensor]] = {}
+        with _keep(other, in_place, others):
+            got = _run(other, batch, two_stage)
+        for name, values in kept.items():
+            placed[name].add(values, others.get(name, []))
+        if not two_stage:
+            output.add(_tensors(expected), _tensors(got))
+        if detections is not None:
+            predictions = (expected, got) if two_stage else (_predict(reference, batch), _predict(other, batch))
+            for before, after in zip(*predictions):
+                detections.add(before.pred_instances, after.pred_instances)
+    found = [*differences.values(), *placed.values(), *(() if two_stage else (output, ))]
+    return [difference for difference in found if difference.count or difference.maximum], detections
+
+
+def _run(model: nn.Module, batch: dict, predict: bool) -> Any:
+    return _predict(model, batch) if predict else model(batch['inputs'], batch.get('data_samples'), mode='tensor')
+
+
+def _predict(model: nn.Module, batch: dict) -> list:
+    # Results are written into the samples.
+    samples = [sample.clone() for sample in batch['data_samples']]
+    return model(batch['inputs'], samples, mode='predict')
+
+
+def _roi_heads(model: nn.Module) -> list[str]:
+    """Box and mask heads of a two-stage detector, one or a list of each."""
+    names = []
+    for name, head in model.roi_head.named_children():
+        if name.endswith('_head'):
+            several = isinstance(head, nn.ModuleList)
+            names += [f'roi_head.{name}.{i}' for i in range(len(head))] if several else [f'roi_head.{name}']
+    return names
+
+
+def _parts(model: nn.Module) -> list[str]:
+    """The backbone's stages and the model's parts, in the order of computation."""
+    stages = getattr(model.backbone, 'stages', ())
+    return [f'backbone.stages.{i}' for i in range(len(stages))] + [
+        name for name, _ in model.named_children() if name != 'data_preprocessor'
+    ]
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Every tensor of a nest."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
+@contextmanager
+def _keep(model: nn.Module, names: Sequence[str], kept: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Keep the outputs of modules in ``kept``."""
+
+    def keep(name: str):
+        return lambda module, args, output: kept.setdefault(name, []).extend(_tensors(output))
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _each_alone(reference: nn.Module, other: nn.Module, names: Sequence[str],
+                differences: dict[str, Difference]) -> Iterator[None]:
+    """Whenever a module of ``reference`` runs, run that of ``other`` on its first input and compare."""
+
+    def run(name: str):
+        module = other.get_submodule(name)
+
+        def hook(_, args, kwargs, output):
+            # Further arguments are what was merged, as the sums of the embedding.
+            differences[name].add(_tensors(output), _tensors(module(args[0], **kwargs)))
+
+        return hook
+
+    handles = [reference.get_submodule(name).register_forward_hook(run(name), with_kwargs=True) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,216 @@
+"""switch_to_deploy, export and image_demo, run as a user runs them, on tiny models of each task."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from pelk_mm import layers
+from pelk_mm.deploy import OnnxModel, merging
+from pelk_mm.engine.launch import configure_testing, load_config
+from pelk_mm.engine.launch import run as run_mmengine
+from pelk_mm.testing.tiny_models import CLASSES, tiny_config, write_pictures, write_tiny_model
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+TASKS = ('classification', 'segmentation', 'detection')
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capfd):
+    """Runs a tool with arguments and returns its exit code and what it prints."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(TOOLS / name), run_name='__main__')
+        except SystemExit as exit:
+            code = exit.code
+        finally:
+            torch.set_grad_enabled(True)
+        out, err = capfd.readouterr()
+        return code, out + err
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp('images'))
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_switching_is_proven_and_saved(task, tmp_path, images, run_tool):
+    config, checkpoint = write_tiny_model(task, tmp_path)
+    out = tmp_path / 'new' / 'deployed.pth'
+    switch = ('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
+    code, printed = run_tool(*switch)
+    assert code == 0, printed
+    assert '3 images through both forms' in printed
+    assert 'backbone.stages.3.blocks.0.mixer.mixer  same' in printed
+    assert 'equal within 0.0001 (worst: ' in printed
+    saved = torch.load(out, weights_only=True)
+    assert set(saved) == {'meta', 'state_dict'}
+    assert saved['meta']['dataset_meta']['classes'] == CLASSES
+    assert saved['meta']['epoch'] == 3
+    cfg = Config.fromfile(out.with_suffix('.py'))
+    assert cfg.model.backbone.deploy is True
+    assert saved['meta']['cfg'] == cfg.pretty_text
+    before = out.read_bytes()
+    code, printed = run_tool(*switch)
+    assert (code, out.read_bytes()) == (2, before)
+    assert 'exists and is not overwritten' in printed
+
+
+def without_constant(monkeypatch):
+    switch = layers.DepthwiseBranches.switch_to_deploy
+    monkeypatch.setattr(layers.DepthwiseBranches, 'switch_to_deploy', lambda self, *sums: switch(self))
+
+
+def without_shift(monkeypatch):
+
+    def forget(conv, bias):
+        conv.bias = torch.nn.Parameter(torch.zeros_like(bias))
+
+    monkeypatch.setattr('pelk_mm.layers.branches._add_bias', forget)
+
+
+def off_centre(monkeypatch):
+    pad = layers.branches._pad_center
+    monkeypatch.setattr('pelk_mm.layers.branches._pad_center', lambda *args: pad(*args).roll(1, -1))
+
+
+def wrong_head(monkeypatch):
+    fuse = merging.fuse_conv_bn_eval
+
+    def fuse_wrongly(conv, norm):
+        fused = fuse(conv, norm)
+        fused.bias.data *= 1.01
+        return fused
+
+    monkeypatch.setattr(merging, 'fuse_conv_bn_eval', fuse_wrongly)
+
+
+@pytest.mark.parametrize('corrupt', [without_constant, without_shift, off_centre, wrong_head])
+def test_a_corrupted_merge_exits_1_and_writes_nothing(corrupt, tmp_path, images, run_tool, monkeypatch):
+    config, checkpoint = write_tiny_model('segmentation', tmp_path)
+    corrupt(monkeypatch)
+    out = tmp_path / 'deployed.pth'
+    code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
+    assert code == 1, printed
+    assert 'NOT equal' in printed
+    assert 'above the tolerance' in printed
+    assert not out.exists()
+    assert not out.with_suffix('.py').exists()
+
+
+def test_a_layer_that_never_ran_is_not_proven(tmp_path, images, run_tool, monkeypatch):
+    config, checkpoint = write_tiny_model('segmentation', tmp_path)
+    monkeypatch.setattr(merging, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
+    monkeypatch.setattr('mmseg.models.EncoderDecoder._forward', lambda self, x, samples=None: x)
+    out = tmp_path / 'deployed.pth'
+    code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
+    assert code == 1, printed
+    assert 'NOT proven: nothing reached ' in printed
+    assert not out.exists()
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, images, run_tool):
+    config, _ = write_tiny_model('classification', tmp_path)
+    _, checkpoint = write_tiny_model('segmentation', tmp_path)
+    with pytest.raises(ValueError, match='segmentation.pth does not fit the config'):
+        run_tool('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'out.pth', '--images', images)
+
+
+def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
+    """Through MMEngine's runner, as tools/test.py tests, on pictures sorted into folders."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / 'pictures' / name).mkdir(parents=True)
+        for i in range(3):
+            cv2.imwrite(str(tmp_path / 'pictures' / name / f'{i}.png'), rng.integers(0, 255, (64, 64, 3), np.uint8))
+    cfg = tiny_config('classification')
+    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='pictures')
+    cfg.test_evaluator = dict(type='Accuracy', topk=(1, 2))
+    config, checkpoint = write_tiny_model('classification', tmp_path, cfg)
+    code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'deployed.pth')
+    assert code == 0, printed
+    metrics = []
+    for path in (config, tmp_path / 'deployed.py'):
+        cfg = load_config(str(path), work_dir=str(tmp_path / path.stem))
+        configure_testing(cfg, str(path.with_suffix('.pth')))
+        metrics.append(run_mmengine(cfg, 'test'))
+    assert metrics[0] == metrics[1]
+    assert 0 < metrics[0]['accuracy/top2'] < 100
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_export_and_demo(task, tmp_path, images, run_tool):
+    config, checkpoint = write_tiny_model(task, tmp_path)
+    out = tmp_path / 'new' / 'model.onnx'
+    forms = ['fast', 'dense'] if task == 'classification' else ['fast']
+    export = ('model_converters/export.py', config, checkpoint, out, '--images', images, '--form')
+    code, printed = run_tool(*export, 'both' if len(forms) == 2 else 'fast')
+    assert code == 0, printed
+    files = {'fast': out, 'dense': out.with_stem('model-dense')}
+    for form in forms:
+        for line in (f'{files[form]}: {form} form', f'{files[form].with_suffix(".pt2")}: {form} form', '1x3x64x64',
+                     '2x3x80x96', 'max difference', 'latency of 1x3x64x64', f'onnxruntime, {form} form'):
+            assert line in printed
+    assert len(list(out.parent.iterdir())) == 2 * len(forms)
+    before = out.read_bytes()
+    code, printed = run_tool(*export, 'fast')
+    assert (code, out.read_bytes()) == (2, before)
+    assert 'exists and is not overwritten' in printed
+
+    drawings = tmp_path / 'drawings'
+    code, printed = run_tool('image_demo.py', images, out, '--out-dir', drawings)
+    assert code == 0, printed
+    assert sorted(file.name for file in drawings.iterdir()) == ['0.png', '1.png', '2.png']
+    picture, drawn = (mmcv.imread(str(folder / '0.png')) for folder in (images, drawings))
+    assert drawn.shape == (384, 480 * (5 if task == 'detection' else 1), 3)
+    assert np.abs(drawn[:, -480:] - mmcv.imresize(picture, (480, 384)).astype(int)).max() > 50
+
+    code, printed = run_tool('image_demo.py', images / '0.png', config, checkpoint, '--out-dir', tmp_path / 'other',
+                             '--score-thr', 0)
+    assert code == 0, printed
+    assert mmcv.imread(str(tmp_path / 'other' / '0.png')).shape == (384, 480, 3)
+    found = printed.partition('0.png: ')[2]
+    assert any(name in found for name in CLASSES)
+    if task == 'classification':
+        assert f'{CLASSES[OnnxModel(out).classify(picture).argmax()]} (' in found
+
+
+def test_demo_on_a_video(tmp_path, run_tool):
+    config, checkpoint = write_tiny_model('segmentation', tmp_path)
+    source = tmp_path / 'film.avi'
+    writer = cv2.VideoWriter(str(source), cv2.VideoWriter.fourcc(*'MJPG'), 5, (96, 64))
+    for i in range(3):
+        writer.write(np.full((64, 96, 3), 60 * i, np.uint8))
+    writer.release()
+    demo = ('image_demo.py', source, config, checkpoint, '--out-dir', tmp_path / 'out')
+    code, printed = run_tool(*demo)
+    assert code == 0, printed
+    video = mmcv.VideoReader(str(tmp_path / 'out' / 'film.mp4'))
+    assert (len(video), video.fps, video.resolution) == (3, 5, (576, 384))
+    code, printed = run_tool(*demo)
+    assert code == 2
+    assert 'exists and is not overwritten' in printed
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    (('IMAGES', 'model.onnx', 'weights.pth'), 'an ONNX file takes no checkpoint'),
+    (('IMAGES', 'config.py'), 'a config needs a checkpoint'),
+    (('nowhere', 'model.onnx'), 'inputs: no such file or folder, nowhere'),
+])
+def test_wrong_arguments_of_the_demo(arguments, message, images, tmp_path, run_tool):
+    arguments = [images if argument == 'IMAGES' else argument for argument in arguments]
+    code, printed = run_tool('image_demo.py', *arguments, '--out-dir', tmp_path / 'out')
+    assert code == 2
+    assert message in printed

@@ -1,0 +1,74 @@
+"""Merge the branches, norms and embedding of a trained model, prove that it computes the same, save it and its config.
+
+The exit code is 1, and nothing is written, if an output differs by more than the tolerance, or if a merged layer did
+not run on any of the images.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from pelk_mm.deploy import TestImages, compare, deploy, load_trained, save_deployment
+from pelk_mm.engine.launch import load_config
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config of the trained model')
+    parser.add_argument('checkpoint', help='its checkpoint, file or URL')
+    parser.add_argument('out', help='checkpoint to write, .pth; the config goes beside it, .py. Neither must exist')
+    parser.add_argument('--images', help="folder of images to compare on; by default the config's test dataset")
+    parser.add_argument('--num-images', type=int, default=8, help='number of images, default 8')
+    parser.add_argument(
+        '--tolerance',
+        type=float,
+        default=1e-4,
+        help='largest error allowed, as a share of the largest value of the same output; default 1e-4')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
+    args = parser.parse_args()
+    out = Path(args.out)
+    for path in (out, out.with_suffix('.py')):
+        if path.exists():
+            parser.error(f'{path} exists and is not overwritten: choose another name')
+    if out.suffix != '.pth':
+        parser.error(f'out must end with .pth, got {out}')
+
+    cfg = load_config(args.config, args.cfg_options)
+    images = TestImages(cfg, args.num_images, args.images)
+    model, meta = load_trained(cfg, args.checkpoint)
+    deployment = deploy(model, cfg)
+    print(f'{len(deployment.layers)} layers merged; {len(images)} images through both forms, in fp32')
+    differences, detections = compare(model, deployment.model, deployment.layers, images.batches())
+
+    width = max(len(difference.name) for difference in differences)
+    print(f'{"":{width}}  {"input":9}  {"max |y|":>9}  {"max error":>9}  {"mean error":>10}  {"relative":>9}')
+    for difference in differences:
+        print(f'{difference.name:{width}}  {"same" if difference.alone else "own":9}  {difference.magnitude:9.3g}  '
+              f'{difference.maximum:9.2e}  {difference.mean:10.2e}  {difference.relative:9.2e}'
+              f'{"" if difference.relative <= args.tolerance else "  above the tolerance"}')
+    if detections is not None:
+        print(f'detections: {detections.before} before, {detections.after} after, {detections.matched} the same with '
+              f'scores that differ by at most {detections.score_error:.1e}')
+    worst = max(differences, key=lambda difference: difference.relative)
+    if not worst.relative <= args.tolerance:
+        print(f'NOT equal: {worst.name} differs by {worst.relative:.2e} of its largest value, more than '
+              f'{args.tolerance:g}. Nothing is written.')
+        sys.exit(1)
+    unproven = sorted(set(deployment.layers) - {difference.name for difference in differences})
+    if unproven:
+        print(f'NOT proven: nothing reached {", ".join(unproven)}. Choose other --images or more, --num-images.')
+        sys.exit(1)
+    counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (model, deployment.model)]
+    save_deployment(deployment, meta, out)
+    print(f'equal within {args.tolerance:g} (worst: {worst.name}, {worst.relative:.2e}); '
+          f'{counts[0] / 1e6:.3f} M parameters became {counts[1] / 1e6:.3f} M')
+    print(f'written: {out}, {out.with_suffix(".py")}')
+
+
+if __name__ == '__main__':
+    torch.set_grad_enabled(False)
+    main()
