@@ -30,7 +30,7 @@ def inputs():
     return [rng.uniform(0, 255, shape).astype(np.float32) for shape in SHAPES]
 
 
-@pytest.fixture(scope='module', params=['classification-dense', 'segmentation-fast', 'detection-fast'])
+@pytest.fixture(scope='module', params=['segmentation-fast', 'detection-dense'])
 def exported(request, tmp_path_factory):
     """Task, reference model and file of a task in a form."""
     task, form = request.param.split('-')
