@@ -1,0 +1,139 @@
+"""Training that is asked to end saves what it has, and ends."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from mmengine import dist
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from pelk_mm.registry import HOOKS
+
+# "Temporary failure, try again" of sysexits.h: what a process returns that was asked to end and saved a checkpoint.
+EXIT_CODE = 75
+
+# torchrun hands on a SIGTERM that its processes may get from the cluster as well: both are the same request.
+SAME_REQUEST_SECONDS = 5.0
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM, as clusters send it before they take a machine away, saves a checkpoint and ends with exit code 75.
+
+    The running iteration is finished, and with gradient accumulation the step of the optimiser. All processes stop
+    after the same iteration, whichever of them got the signal. The checkpoint is one of the config's checkpoint hook,
+    in the middle of an epoch ``epoch_<epochs>_iter_<iterations>.pth``; with our resumable loops ``--resume`` then goes
+    on as if there had been no stop. A validation is not finished, nor is it repeated. A second SIGTERM, five seconds
+    later or more, ends the process at once. Our tools add this hook to every training.
+    """
+
+    # After all that changes or saves the state.
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self._previous_handler: Callable | int | None = None
+        self._common_val_iters = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Listen."""
+        self._asked_at = None
+        self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
+        loader = runner.train_dataloader
+        loader.worker_init_fn = partial(_outlive_one_signal, loader.worker_init_fn)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stop here, unless the epoch is over: then the hooks that follow an epoch come first."""
+        last = self._by_epoch(runner) and self.end_of_epoch(runner.train_dataloader, batch_idx)
+        if self._shall_stop(runner) and not last:
+            self._stop(runner, runner.epoch, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop here. For an iteration-based loop it is the end of training."""
+        if self._by_epoch(runner) and self._shall_stop(runner):
+            self._stop(runner, runner.epoch + 1, runner.iter)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Find out how many iterations of the validation all processes have."""
+        if self._previous_handler is not None:
+            self._common_val_iters = _reduce(len(runner.val_dataloader), 'min')
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stop here, with the training state as it was before the validation."""
+        if batch_idx < self._common_val_iters and self._shall_stop(runner):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    # It has put the averaged weights in the place of the trained ones.
+                    hook.after_val_epoch(runner)
+            self._stop(runner, runner.epoch, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Listen no more."""
+        signal.signal(signal.SIGTERM, self._previous_handler)
+        self._previous_handler = None
+        self._common_val_iters = 0
+
+    def _on_signal(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif now - self._asked_at >= SAME_REQUEST_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def _shall_stop(self, runner: Runner) -> bool:
+        """Whether any process was asked to, and no gradient is waiting for the step of the optimiser."""
+        asked = _reduce(int(self._asked_at is not None), 'max')
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        return bool(asked) and all(each.should_update() for each in wrappers if isinstance(each, OptimWrapper))
+
+    def _stop(self, runner: Runner, epoch: int, iteration: int) -> None:
+        saved = self._save(runner, epoch, iteration)
+        # No process ends before the first one has written: that would end it, too.
+        dist.barrier()
+        runner.logger.warning(f'SIGTERM: training stops after iteration {iteration}. {saved} Go on with --resume. Exit '
+                              f'code {EXIT_CODE}')
+        raise SystemExit(EXIT_CODE)
+
+    def _save(self, runner: Runner, epoch: int, iteration: int) -> str:
+        hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        if hook is None:
+            return 'Nothing is saved, as the config has no checkpoint hook.'
+        within_epoch = self._by_epoch(runner) and iteration != epoch * len(runner.train_dataloader)
+        step: int | str = epoch if hook.by_epoch else iteration
+        if hook.by_epoch and within_epoch:
+            step = f'{epoch}_iter_{iteration}'
+        if hook.last_ckpt != hook.file_backend.join_path(hook.out_dir, hook.filename_tmpl.format(step)):
+            hook._save_checkpoint_with_step(runner, step, dict(epoch=epoch, iter=iteration))
+        if within_epoch and type(runner.train_loop) is EpochBasedTrainLoop:
+            return (f"{hook.last_ckpt} is saved, but MMEngine's loop will start its epoch again; "
+                    'pelk_mm.ResumableEpochBasedTrainLoop would go on in it.')
+        return f'{hook.last_ckpt} is saved.'
+
+    @staticmethod
+    def _by_epoch(runner: Runner) -> bool:
+        return isinstance(runner.train_loop, EpochBasedTrainLoop)
+
+
+def _reduce(value: int, operation: str) -> int:
+    """Of all processes."""
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, operation)
+    return int(tensor)
+
+
+def _outlive_one_signal(init: Callable[[int], None] | None, worker: int) -> None:
+    """Start a data loading worker that goes on loading when its whole process group is asked to end.
+
+    PyTorch ends such a worker by the same signal, but then more than once.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    if init is not None:
+        init(worker)
