@@ -42,7 +42,8 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     """Build ``cfg.model`` in eval mode, without loading a checkpoint.
 
     Args:
-        cfg (Config): A config with ``model`` and, for models of a toolbox, ``default_scope``. It is not changed.
+        cfg (Config): A config with ``model`` and, for models of a toolbox, ``default_scope``. A ``data_preprocessor``
+            beside the model goes into it, as MMEngine's runner does it. It is not changed.
         device (str): ``'meta'``, the default, costs no memory and next to no time; the model then computes shapes from
             tensors on the meta device. A real device gives PyTorch's default initialisation.
 
@@ -51,9 +52,12 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     """
     if cfg.get('model') is None:
         raise ValueError(f'cfg must have a model, got a config with the keys {sorted(cfg)}')
+    content = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor') is not None:
+        content.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     weights = WeightsOnMeta() if torch.device(device).type == 'meta' else nullcontext()
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), weights:
-        model = MODELS.build(copy.deepcopy(cfg.model))
+        model = MODELS.build(content)
     return model.to(device).eval()
 
 
@@ -78,9 +82,6 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
     cfg = copy.deepcopy(cfg)
     if cfg.get('model') is not None:
         _forget_pretrained(cfg.model)
-        if cfg.get('data_preprocessor') is not None:
-            # As MMEngine's runner does.
-            cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = build_model(cfg, 'cpu')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,11 @@ class Difference:
     def relative(self) -> float:
         """``maximum`` as a share of ``magnitude``."""
         return self.maximum / max(self.magnitude, torch.finfo(torch.float32).tiny)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers by name."""
+        names = ('name', 'alone', 'maximum', 'mean', 'magnitude', 'relative')
+        return {name: getattr(self, name) for name in names}
 
     def add(self, expected: Sequence[Tensor], got: Sequence[Tensor]) -> None:
         """Compare the outputs for one more image. What is no number, or has another shape, is an infinite error."""
@@ -141,19 +147,17 @@ def _predict(model: nn.Module, batch: dict) -> list:
 def _roi_heads(model: nn.Module) -> list[str]:
     """Box and mask heads of a two-stage detector, one or a list of each."""
     names = []
-    for name, head in model.roi_head.named_children():
+    for name, head in model.get_submodule('roi_head').named_children():
         if name.endswith('_head'):
             several = isinstance(head, nn.ModuleList)
-            names += [f'roi_head.{name}.{i}' for i in range(len(head))] if several else [f'roi_head.{name}']
+            names += [f'roi_head.{name}.{i}' for i, _ in head.named_children()] if several else [f'roi_head.{name}']
     return names
 
 
 def _parts(model: nn.Module) -> list[str]:
     """The backbone's stages and the model's parts, in the order of computation."""
-    stages = getattr(model.backbone, 'stages', ())
-    return [f'backbone.stages.{i}' for i in range(len(stages))] + [
-        name for name, _ in model.named_children() if name != 'data_preprocessor'
-    ]
+    stages = [name for name, _ in model.named_modules() if re.fullmatch(r'backbone\.(stages\.|layer)\d+', name)]
+    return stages + [name for name, _ in model.named_children() if name != 'data_preprocessor']
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -41,16 +41,18 @@ class AveragePoolByProducts(nn.Module):
     """``nn.AdaptiveAvgPool2d`` as two matrix products, for maps of any size.
 
     Args:
-        output_size (int | tuple[int, int]): Height and width of the result.
+        output_size (int | tuple[int | None, int | None], optional): Height and width of the result; None is that of
+            the map.
     """
 
-    def __init__(self, output_size: int | tuple[int, int]) -> None:
+    def __init__(self, output_size: int | tuple[int | None, int | None] | None) -> None:
         super().__init__()
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else output_size
+        self.output_size = output_size if isinstance(output_size, tuple) else (output_size, output_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, *output_size)."""
-        rows, cols = (self._shares(count, size, x) for count, size in zip(self.output_size, x.shape[-2:]))
+        counts = (size if count is None else count for count, size in zip(self.output_size, x.shape[-2:]))
+        rows, cols = (self._shares(count, size, x) for count, size in zip(counts, x.shape[-2:]))
         return rows @ x @ cols.transpose(0, 1)
 
     @staticmethod

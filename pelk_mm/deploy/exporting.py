@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -44,10 +45,10 @@ class ImageModel(nn.Module):
         normalised = getattr(preprocessor, '_enable_normalize', False)
         self.register_buffer('mean', preprocessor.mean.clone() if normalised else torch.zeros(3, 1, 1))
         self.register_buffer('std', preprocessor.std.clone() if normalised else torch.ones(3, 1, 1))
-        model = model.backbone if task == 'detection' else model
-        self.model = model if form is None else prepare_for_export(model, form)
+        exported = model.get_submodule('backbone') if task == 'detection' else model
+        self.model = exported if form is None else prepare_for_export(exported, form)
         self.task = task
-        self.align_corners = task == 'segmentation' and model.decode_head.align_corners
+        self.align_corners = task == 'segmentation' and bool(model.align_corners)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the outputs.
@@ -147,9 +148,14 @@ def save_package(program: ExportedProgram, path: str | Path) -> None:
 def describe(cfg: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
     """What running an exported model needs to know besides its graph, JSON-ready.
 
+    The pipeline is a Python literal: JSON would turn its tuples into lists, which transforms take for something else.
+
     Args:
         cfg (Config): The model's config.
         meta (Mapping[str, Any]): The checkpoint's.
+
+    Raises:
+        ValueError: If a transform of the pipeline has an argument that is no plain value.
     """
     dataset = meta.get('dataset_meta') or {}
     return dict(
@@ -157,9 +163,20 @@ def describe(cfg: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
         scope=cfg.default_scope,
         classes=list(dataset.get('classes') or ()),
         palette=[list(color) for color in dataset.get('palette') or ()],
-        pipeline=Config(dict(pipeline=test_pipeline(cfg))).to_dict()['pipeline'],
+        pipeline=_literal(Config(dict(pipeline=test_pipeline(cfg))).to_dict()['pipeline']),
         input='(N, 3, H, W), float32, 0 ... 255, RGB',
         pelk_mm_version=__version__)
+
+
+def _literal(pipeline: list[dict]) -> str:
+    for transform in pipeline:
+        for key, value in transform.items():
+            try:
+                ast.literal_eval(repr(value))
+            except (SyntaxError, ValueError) as error:
+                raise ValueError(f'the test pipeline must hold plain values to be saved in an ONNX file, got {key}='
+                                 f'{value!r} of {transform["type"]}') from error
+    return repr(pipeline)
 
 
 def _new_file(path: str | Path) -> Path:

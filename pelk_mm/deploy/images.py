@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmcv.image import imread
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+
+from ..engine.image_files import check_pipeline, check_when_loading, read_image
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -69,12 +70,14 @@ class TestImages:
         with DefaultScope.overwrite_default_scope(self.scope):
             if folder is None:
                 dataset = DATASETS.build(cfg.test_dataloader.dataset)
+                check_when_loading(dataset)
                 step = max(len(dataset) / count, 1)
                 self._items: list[Any] = [int(i * step) for i in range(min(count, len(dataset)))]
                 self._get = dataset.__getitem__
                 self._path = lambda index: dataset.get_data_info(index)['img_path']
             else:
                 pipeline = Compose([TRANSFORMS.build(transform) for transform in test_pipeline(cfg)])
+                check_pipeline(pipeline)
                 self._items = list_images(folder)[:count]
                 self._get = lambda file: pipeline(dict(img_path=str(file), img_id=0))
                 self._path = str
@@ -92,4 +95,4 @@ class TestImages:
     def arrays(self) -> Iterator[Any]:
         """The pictures as the files hold them: (H, W, 3) uint8, BGR."""
         for item in self._items:
-            yield imread(self._path(item))
+            yield read_image(self._path(item))

@@ -17,6 +17,8 @@ from ..analysis import build_model
 # What only training needs. Hooks of the config average or mask weights.
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'custom_hooks',
              'load_from', 'resume', 'work_dir')
+# Names of config types, without their scope.
+BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'AllReduceBN')
 
 
 @dataclass
@@ -61,7 +63,8 @@ def deploy(model: nn.Module, cfg: Config) -> Deployment:
     merged = copy.deepcopy(model).cpu().eval()
     deployed_cfg = _without_training(cfg)
     if cfg.model.get('auxiliary_head'):
-        merged.auxiliary_head = deployed_cfg.model.auxiliary_head = None
+        merged.register_module('auxiliary_head', None)
+        deployed_cfg.model.auxiliary_head = None
     layers = []
     if hasattr(backbone, 'switch_to_deploy'):
         layers += [f'backbone.{name}' for name in _mergeable(backbone)]
@@ -128,7 +131,7 @@ def _without_norms(node: Any) -> Any:
     if isinstance(node, dict):
         node = {key: _without_norms(value) for key, value in node.items()}
         norm = node.get('norm_cfg')
-        if isinstance(norm, dict) and str(norm.get('type', '')).rpartition('.')[2] in ('BN', 'BN2d', 'SyncBN'):
+        if isinstance(norm, dict) and str(norm.get('type', '')).rpartition('.')[2] in BATCH_NORMS:
             node['norm_cfg'] = None
         return node
     if isinstance(node, (list, tuple)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import mmcv
 import numpy as np
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
+
+from .exporting import TASKS
 
 
 class OnnxModel:
@@ -42,9 +45,10 @@ class OnnxModel:
         meta = self._session.get_modelmeta().custom_metadata_map.get('pelk_mm')
         if meta is None:
             raise ValueError(f'{path} has no metadata of pelk_mm: export it with tools/model_converters/export.py')
-        self.meta: dict[str, Any] = json.loads(meta)
+        self.meta = _read_meta(meta, path)
         self.outputs = [output.name for output in self._session.get_outputs()]
         with DefaultScope.overwrite_default_scope(self.meta['scope']):
+            _refuse_strangers(self.meta['pipeline'], path)
             # The image is there already.
             self._pipeline = Compose([
                 TRANSFORMS.build(transform) for transform in self.meta['pipeline']
@@ -93,3 +97,40 @@ class OnnxModel:
     def features(self, image: np.ndarray) -> list[np.ndarray]:
         """Feature maps (C, h, w) of a picture (H, W, 3), uint8, BGR."""
         return [feature[0] for feature in self.run(self.prepare(image))]
+
+
+def _read_meta(text: str, path: str | Path) -> dict[str, Any]:
+    """What :func:`pelk_mm.deploy.describe` wrote, its pipeline as a list of dicts."""
+    try:
+        meta = json.loads(text)
+        if meta['task'] != TASKS[meta['scope']]:
+            raise ValueError(f'{meta["scope"]} has the task {meta["task"]}')
+        meta['pipeline'] = ast.literal_eval(meta['pipeline'])
+        if not all(isinstance(transform['type'], str) for transform in meta['pipeline']):
+            raise ValueError('its transforms must have names')
+    except (KeyError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f'{path} has damaged metadata of pelk_mm ({type(error).__name__}: {error}): export it again '
+                         'with tools/model_converters/export.py') from error
+    return meta
+
+
+def _refuse_strangers(node: Any, path: str | Path) -> None:
+    """Let a file name registered transforms alone: MMEngine would call any function by its dotted name."""
+    if isinstance(node, dict):
+        kind = node.get('type')
+        if kind is not None and not _is_registered(kind) or node.get('_scope_', 'mmengine') not in ('mmengine', *TASKS):
+            raise ValueError(f'{path} names {kind!r} in its pipeline, which is no registered transform, and is not '
+                             'called: the file was not written by tools/model_converters/export.py')
+        node = list(node.values())
+    for child in node if isinstance(node, (list, tuple)) else ():
+        _refuse_strangers(child, path)
+
+
+def _is_registered(name: Any) -> bool:
+    scope, _, bare = str(name).rpartition('.')
+    if scope not in ('', 'mmengine', 'pelk_mm', *TASKS) or not bare.replace('/', '').isidentifier():
+        return False
+    with TRANSFORMS.switch_scope_and_registry(None) as registry:
+        found = registry.get(str(name))
+    return any(found is known for each in (TRANSFORMS, *TRANSFORMS.children.values())
+               for known in each.module_dict.values())

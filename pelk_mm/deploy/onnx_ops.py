@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -25,12 +25,17 @@ def translations() -> dict[Callable, Callable]:
 
 def _peripheral_conv2d() -> Callable:
     try:
+        from onnxscript import INT64
         from onnxscript import opset20 as op
     except ImportError as error:
         raise ImportError('export to ONNX needs onnxscript: pip install -r requirements/deploy.txt') from error
 
+    def ints(*numbers: int) -> INT64:
+        # By its type, a constant may be anything.
+        return cast(INT64, op.Constant(value_ints=numbers))
+
     def cut(value, axes: list[int], starts: list[int], ends: list[int]):
-        return op.Slice(value, *(op.Constant(value_ints=numbers) for numbers in (starts, ends, axes)))
+        return op.Slice(value, ints(*starts), ints(*ends), ints(*axes))
 
     def box_pairs(value, axis: int, size: int):
         """Sums over ``2 * size`` from those over ``size``."""
@@ -52,10 +57,10 @@ def _peripheral_conv2d() -> Callable:
         def pad(value, axis: int):
             pads = [0] * 10
             pads[axis] = pads[axis + 5] = radius
-            return op.Pad(value, op.Constant(value_ints=pads))
+            return op.Pad(value, ints(*pads))
 
         # Rows: (N, C, 1, H + 2 radius, W) -> (N, C, k', H, W).
-        box, size = pad(op.Unsqueeze(x, op.Constant(value_ints=[2])), 3), 1
+        box, size = pad(op.Unsqueeze(x, ints(2)), 3), 1
         rows: dict[int, Any] = {}
         while True:
             for cell, first in pieces.get(size, ()):
@@ -66,9 +71,10 @@ def _peripheral_conv2d() -> Callable:
             box, size = box_pairs(box, 3, size), 2 * size
         stacked = op.Concat(*(rows[cell] for cell in range(grid.num_cells)), axis=2)
         mixed = op.MatMul(
-            op.Transpose(theta, perm=[0, 2, 1]), op.Reshape(stacked, op.Constant(value_ints=[0, 0, 0, -1])))
+            op.Transpose(theta, perm=[0, 2, 1]), op.Reshape(stacked, ints(0, 0, 0, -1)))
         # Columns: (N, C, k', H, W + 2 radius) -> (N, C, 1, H, W), the largest boxes first.
-        mixed, total = pad(op.Reshape(mixed, op.Shape(stacked)), 4), None
+        mixed = pad(op.Reshape(mixed, op.Shape(stacked)), 4)
+        total: Any = None
         while True:
             for cell, first in pieces.get(size, ()):
                 part = cut(mixed, [2, 4], [cell, first], [cell + 1, end(first, size)])
@@ -77,8 +83,8 @@ def _peripheral_conv2d() -> Callable:
                 break
             size //= 2
             total = box_pairs(total, 4, size)
-        out = op.Squeeze(total, op.Constant(value_ints=[2]))
-        return out if bias is None else op.Add(out, op.Reshape(bias, op.Constant(value_ints=[-1, 1, 1])))
+        out = op.Squeeze(total, ints(2))
+        return out if bias is None else op.Add(out, op.Reshape(bias, ints(-1, 1, 1)))
 
     return peripheral_conv2d
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import errno
 import os
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine import dist
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -21,7 +25,13 @@ from mmengine.runner import Runner
 
 from .. import compat
 from .annotation_files import check_annotation_files
-from .hooks import ClassCountHook
+from .checkpoint_files import check_whole, find_last_whole_checkpoint
+from .checkpoints import add_trust_option
+from .hooks import ClassCountHook, PreemptionHook
+from .image_files import build_checked_dataloader
+
+# What the system says when nothing more can be written: no space, no quota, no larger file.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The environment variable that holds a process's rank, by launcher.
 RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
@@ -39,24 +49,35 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         '--launcher', choices=['none', *RANK_VARIABLES], default='none', help='what starts several processes')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by some launchers')
+    add_trust_option(parser)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
+
+
+def read_config(path: str) -> Config:
+    """Parse a config as it is.
+
+    Args:
+        path (str): A file, or a config of an installed toolbox, such as ``mmseg::deeplabv3/<name>.py``.
+    """
+    compat.setup()
+    # As MMEngine finds what configs inherit.
+    return Config.fromfile(Config._get_cfg_path(path, '')[0] if '::' in path else path)
 
 
 def load_config(path: str, options: dict | None = None, work_dir: str | None = None) -> Config:
     """Parse a config and decide on its ``work_dir``: the argument, else the config's, else ``./work_dirs/<name>``.
 
     Args:
-        path (str): Config file.
+        path (str): As for :func:`read_config`.
         options (dict, optional): Values to override, by dotted key, as ``--cfg-options`` gives them.
         work_dir (str, optional): Folder for logs and checkpoints.
 
     Returns:
         Config: The config, with the defaults that mmpretrain's own tools give its data loaders.
     """
-    compat.setup()
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     cfg.merge_from_dict(options or {})
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(path).stem)
     if cfg.get('default_scope') == 'mmpretrain':
@@ -138,29 +159,62 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
 
     Returns:
         dict | None: The metrics, if ``mode`` is ``'test'``.
+
+    Raises:
+        SystemExit: After SIGTERM in training, as :class:`PreemptionHook` says.
+        OSError: If the disk is full, or anything else cannot be read or written.
     """
     cfg.launcher = launcher
+    resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
     if launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0:
         check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
+        if resumed and os.path.isfile(resumed):
+            check_whole(resumed)
     if launcher != 'none' and get_device() == 'cpu':
         prepare_cpu_processes(cfg, launcher)
-    if mode == 'train' and not cfg.get('resume'):
-        keep_previous_run(cfg)
+    if mode == 'train':
+        use_whole_checkpoint_hook(cfg)
+        if not cfg.get('resume'):
+            keep_previous_run(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if not any(isinstance(hook, ClassCountHook) for hook in runner.hooks):
-        runner.register_hook(ClassCountHook())
-    result = getattr(runner, mode)()
+    for hook in (ClassCountHook, *([PreemptionHook] if mode == 'train' else [])):
+        if not any(isinstance(present, hook) for present in runner.hooks):
+            runner.register_hook(hook())
+    # The run builds its loops, and these their loaders by this method.
+    runner.build_dataloader = partial(build_checked_dataloader, runner.build_dataloader)
+    if mode == 'train' and cfg.get('resume') and not resumed:
+        _resume_from_whole_checkpoint(runner, cfg.work_dir)
+    try:
+        result = getattr(runner, mode)()
+    except SystemExit:
+        _leave_processes()
+        raise
+    except OSError as error:
+        if mode == 'train' and error.errno in DISK_FULL:
+            raise OSError(error.errno, _disk_full_message(error, cfg.work_dir)) from error
+        raise
     # Not after an error: the other processes would be waited for, which may never come.
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    _leave_processes()
     return result if mode == 'test' else None
+
+
+def use_whole_checkpoint_hook(cfg: Config) -> None:
+    """Let :class:`pelk_mm.engine.WholeCheckpointHook` stand in for MMEngine's ``CheckpointHook``.
+
+    Args:
+        cfg (Config): Changed in place. ``default_hooks.checkpoint`` stays if it is None, or a hook of another type.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
+    if hook is not None and hook.get('type', 'CheckpointHook') in ('CheckpointHook', 'mmengine.CheckpointHook'):
+        cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.WholeCheckpointHook'))
 
 
 def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
     """Join a gloo process group and make the config run in it: MMEngine by itself assumes a GPU for every process.
 
-    SyncBN has no CPU kernel and becomes BN, whose weights have the same names and shapes: each process then normalises
-    with the statistics of its own part of the batch.
+    SyncBN has no CPU kernel and becomes AllReduceBN, which computes the same with plain collectives and whose weights
+    have the same names and shapes.
 
     Args:
         cfg (Config): Changed in place.
@@ -185,11 +239,11 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
     replaced = 0
     for layer in _dicts(cfg.model):
         if layer.get('type') in ('SyncBN', 'MMSyncBN'):
-            layer['type'] = 'BN'
+            layer['type'] = 'pelk_mm.AllReduceBN'
             replaced += 1
     print_log(
         f'No GPU: {torch.distributed.get_world_size()} processes on the CPU with gloo; {replaced} SyncBN '
-        'of the model become BN.',
+        'of the model become AllReduceBN.',
         logger='current')
 
 
@@ -221,6 +275,27 @@ def keep_previous_run(cfg: Config) -> None:
             f'{work_dir} held {len(files)} checkpoints of an earlier run, now in {target}. To go on with that run, '
             'move them back and use --resume.',
             logger='current')
+
+
+def _resume_from_whole_checkpoint(runner: Runner, work_dir: str) -> None:
+    """MMEngine by itself takes what ``last_checkpoint`` names, whole or not, each process for itself."""
+    found = [find_last_whole_checkpoint(work_dir) if dist.is_main_process() else None]
+    dist.broadcast_object_list(found)
+    runner._load_from, runner._resume = found[0], found[0] is not None
+
+
+def _disk_full_message(error: OSError, work_dir: str) -> str:
+    folder = os.path.dirname(error.filename) if error.filename else work_dir
+    free = shutil.disk_usage(folder or '.').free / 2**20
+    last = find_last_whole_checkpoint(work_dir)
+    kept = f'The last checkpoint, {last}, is whole' if last else 'There is no checkpoint yet'
+    return (f'{error.strerror}. {error.filename or "A file of this training"} could not be written; {free:.1f} MiB are '
+            f'free in {folder}. {kept}. Make room, and go on with --resume')
+
+
+def _leave_processes() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _dicts(node) -> Iterator[dict]:

@@ -34,7 +34,7 @@ _DETECTION = dict(
     backbone=_DENSE,
     neck=_FPN)
 
-_MODELS = dict(
+_MODELS: dict[str, dict] = dict(
     classification=dict(
         type='ImageClassifier',
         data_preprocessor=dict(_NORMALISATION, num_classes=4, to_rgb=True),
@@ -104,7 +104,7 @@ _MODELS = dict(
 )
 
 _SCOPES = dict(classification='mmpretrain', segmentation='mmseg', detection='mmdet', one_stage_detection='mmdet')
-_DATASETS = dict(
+_DATASETS: dict[str, dict] = dict(
     mmpretrain=dict(type='CustomDataset', data_root='', data_prefix='nowhere'),
     mmseg=dict(type='BaseSegDataset', metainfo=dict(classes=CLASSES, palette=PALETTE)),
     mmdet=dict(type='CocoDataset', ann_file='nowhere.json', metainfo=dict(classes=CLASSES, palette=PALETTE)))

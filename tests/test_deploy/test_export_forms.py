@@ -63,7 +63,7 @@ def test_the_dense_form_is_the_peripheral_convolution():
         torch.testing.assert_close(dense(x), model(x))
 
 
-@pytest.mark.parametrize('bins', [2, 3, 6, (3, 5)], ids=str)
+@pytest.mark.parametrize('bins', [2, 3, 6, (3, 5), (None, 4)], ids=str)
 def test_pooling_by_products(bins):
     pool = AveragePoolByProducts(bins)
     for size in SIZES:

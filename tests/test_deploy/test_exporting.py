@@ -1,9 +1,12 @@
 """ONNX files and packages: standard operations, every size, PyTorch's numbers, and metadata enough to run alone."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from mmengine.registry import TRANSFORMS, DefaultScope
 
 from pelk_mm.deploy import (
     ImageModel,
@@ -92,6 +95,44 @@ def test_files_know_how_to_run(exported):
     np.testing.assert_array_equal(model.prepare(square)[0].transpose(1, 2, 0)[..., ::-1], square)
 
 
+def write_stub(path, meta):
+    """An ONNX file that computes nothing of use and holds ``meta``."""
+    node = onnx.helper.make_node('Relu', ['image'], ['y'])
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('image', 'y')]
+    graph = onnx.helper.make_graph([node], 'g', value[:1], value[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 20)], ir_version=10)
+    onnx.helper.set_model_props(model, meta)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(('transform', 'shape'), [
+    (dict(type='Resize', scale=(96, 64), keep_ratio=True), (64, 80)),
+    (dict(type='Resize', scale=(96, 48)), (48, 96)),
+    (dict(type='Pad', size=(70, 60), pad_val=dict(img=(9, 8, 7))), (60, 70)),
+], ids=str)  # yapf: disable
+def test_the_pipeline_comes_back_as_it_was(transform, shape, tmp_path):
+    """Tuples too: as lists, transforms refuse them or take them for something else."""
+    cfg = tiny_config('segmentation')
+    cfg.test_dataloader.dataset.pipeline[1] = transform
+    meta = dict(pelk_mm=json.dumps(describe(cfg, META)))
+    model = OnnxModel(write_stub(tmp_path / 'stub.onnx', meta))
+    assert model.meta['pipeline'][1] == transform
+    picture = np.full((40, 50, 3), 200, np.uint8)
+    prepared = model.prepare(picture)
+    assert prepared.shape == (1, 3, *shape)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        expected = TRANSFORMS.build(transform)(dict(img=picture, img_shape=(40, 50)))['img']
+    np.testing.assert_array_equal(prepared[0].transpose(1, 2, 0)[..., ::-1], expected)
+
+
+def test_a_pipeline_that_cannot_be_saved_is_refused():
+    cfg = tiny_config('segmentation')
+    cfg.test_dataloader.dataset.pipeline[1].scale_factor = np.float32
+    with pytest.raises(ValueError, match='must hold plain values .* got scale_factor=.*float32.* of Resize'):
+        describe(cfg, META)
+
+
 @pytest.mark.parametrize('task', ['classification', 'segmentation'])
 def test_images_are_normalised_as_the_preprocessor_does(task):
     """The classifier takes RGB, the segmentor BGR; the exported graph takes RGB for both."""
@@ -117,11 +158,7 @@ def test_nothing_is_overwritten_and_strangers_are_refused(tmp_path):
     cfg.default_scope = 'mmrotate'
     with pytest.raises(ValueError, match="default_scope .* got 'mmrotate'"):
         task_of(cfg)
-    node = onnx.helper.make_node('Relu', ['image'], ['y'])
-    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('image', 'y')]
-    graph = onnx.helper.make_graph([node], 'g', value[:1], value[1:])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 20)], ir_version=10),
-              tmp_path / 'other.onnx')
+    write_stub(tmp_path / 'other.onnx', {})
     with pytest.raises(ValueError, match='no metadata of pelk_mm'):
         OnnxModel(tmp_path / 'other.onnx')
     with pytest.raises(FileNotFoundError, match='no such ONNX file'):

@@ -7,18 +7,18 @@ import argparse
 import json
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
-from pelk_mm import compat
 from pelk_mm.analysis import build_model, count_complexity, default_shape
 from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.analysis.figures import refuse_existing, save_figure
+from pelk_mm.engine.launch import read_config
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of a classifier, segmentor or detector')
+    parser.add_argument('config', help='config of a classifier, segmentor or detector, a file or TOOLBOX::NAME')
     parser.add_argument(
         '--shape',
         type=int,
@@ -60,10 +60,8 @@ def main() -> None:
     args = parse_args()
     if args.plot is not None:
         refuse_existing([args.plot])
-    compat.setup()
-    cfg = Config.fromfile(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
     complexity = count_complexity(
         build_model(cfg, args.device),
         args.shape or default_shape(cfg),

@@ -7,12 +7,10 @@ import argparse
 import csv
 from pathlib import Path
 
-from mmengine.config import Config
-
-from pelk_mm import compat
 from pelk_mm.analysis import build_model
 from pelk_mm.analysis.figures import refuse_existing, save_figure
 from pelk_mm.analysis.kernel_scaling import draw_scaling, scale_kernels
+from pelk_mm.engine.launch import read_config
 
 CONVNEXT_TINY = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
 
@@ -38,11 +36,7 @@ def main() -> None:
     args = parse_args()
     table, picture = args.out / 'kernel_scaling.csv', args.out / 'kernel_scaling.png'
     refuse_existing([table, picture])
-    compat.setup()
-    is_upstream = '::' in args.config
-    cfg = Config.fromstring(f'_base_ = {args.config!r}', '.py') if is_upstream else Config.fromfile(args.config)
-    model = build_model(cfg)
-    rows = scale_kernels(model, args.kernels, args.center, args.stripe_width)
+    rows = scale_kernels(build_model(read_config(args.config)), args.kernels, args.center, args.stripe_width)
     print(f'{"K":>4}  {"dense M":>9}  {"stripe M":>9}  {"peripheral M":>12}')
     for row in rows:
         print(f'{row["kernel_size"]:4}  {row["dense"] / 1e6:9.2f}  {row["stripe"] / 1e6:9.2f}  '

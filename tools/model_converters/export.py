@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
+from pelk_mm.analysis.figures import save_json
 from pelk_mm.deploy import (
     ImageModel,
     OnnxModel,
@@ -26,8 +27,9 @@ from pelk_mm.deploy import (
     verify_onnx,
     verify_package,
 )
+from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.benchmark import time_paired
+from pelk_mm.testing.benchmark import environment, time_paired
 
 
 def main() -> None:
@@ -50,18 +52,20 @@ def main() -> None:
         help='first size to check and the one to time, at least 64; by default that of the first image in the test '
         'pipeline. The second is five quarters as high and three halves as wide')
     parser.add_argument('--tolerance', type=float, default=1e-3, help='largest relative difference, default 1e-3')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='new file for sizes, differences and latencies')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
+    add_trust_option(parser)
     args = parser.parse_args()
     out = Path(args.out)
     if out.suffix != '.onnx':
         parser.error(f'out must end with .onnx, got {out}')
     forms = ('fast', 'dense') if args.form == 'both' else (args.form, )
     files = {form: out if form == forms[0] else out.with_stem(f'{out.stem}-dense') for form in forms}
-    for file in files.values():
-        for path in (file, file.with_suffix('.pt2')):
-            if path.exists():
-                parser.error(f'{path} exists and is not overwritten: choose another name')
+    written = [file.with_suffix(suffix) for file in files.values() for suffix in ('.onnx', '.pt2')]
+    for path in (*written, *filter(None, [args.json])):
+        if path.exists():
+            parser.error(f'{path} exists and is not overwritten: choose another name')
 
     cfg = load_config(args.config, args.cfg_options)
     images = TestImages(cfg, 2, args.images)
@@ -76,14 +80,16 @@ def main() -> None:
     inputs = [stack_images(pictures[:count], size) for count, size in zip((1, len(pictures)), sizes)]
 
     reference = ImageModel(model, task_of(cfg)).eval()
-    agreed, runs = True, {'PyTorch': lambda x: reference(torch.from_numpy(x))}
+    agreed, numbers, runs = True, [], {'PyTorch': lambda x: reference(torch.from_numpy(x))}
     for form, file in files.items():
         program = capture(ImageModel(model, task_of(cfg), form))
         save_onnx(program, file, reference.output_names(), describe(cfg, meta))
         save_package(program, file.with_suffix('.pt2'))
         for path, verify in ((file, verify_onnx), (file.with_suffix('.pt2'), verify_package)):
-            print(f'{path}: {form} form, {path.stat().st_size / 1e6:.2f} MB')
-            for agreement in verify(reference, path, inputs):
+            size, agreements = path.stat().st_size, verify(reference, path, inputs)
+            print(f'{path}: {form} form, {size / 1e6:.2f} MB')
+            numbers.append(dict(file=str(path), form=form, bytes=size, agreements=[vars(each) for each in agreements]))
+            for agreement in agreements:
                 bad = not agreement.relative <= args.tolerance
                 agreed &= not bad
                 print(f'    {"x".join(map(str, agreement.shape)):>14}  {agreement.output:7}  '
@@ -91,8 +97,18 @@ def main() -> None:
                       f'{"  above the tolerance" if bad else ""}')
         runs[f'onnxruntime, {form} form'] = OnnxModel(file, torch.get_num_threads()).run
     print(f'latency of {"x".join(map(str, inputs[0].shape))} on {torch.get_num_threads()} CPU threads:')
-    for name, time in time_paired(runs, inputs[:1], 'cpu').items():
+    times = time_paired(runs, inputs[:1], 'cpu')
+    for name, time in times.items():
         print(f'    {name:26} {1e3 * time.median:8.2f} ms ({1e3 * time.low:.2f} ... {1e3 * time.high:.2f})')
+    if args.json is not None:
+        latency = dict(shape=inputs[0].shape, seconds={name: vars(time) for name, time in times.items()})
+        save_json(
+            dict(
+                config=args.config,
+                checkpoint=args.checkpoint,
+                environment=environment('cpu'),
+                files=numbers,
+                latency=latency), args.json)
     if not agreed:
         sys.exit(f'NOT equal within {args.tolerance:g}')
 

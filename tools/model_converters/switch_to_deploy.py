@@ -10,8 +10,11 @@ from pathlib import Path
 
 import torch
 from mmengine.config import DictAction
+from rich.progress import track
 
+from pelk_mm.analysis.figures import save_json
 from pelk_mm.deploy import TestImages, compare, deploy, load_trained, save_deployment
+from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
 
 
@@ -27,11 +30,13 @@ def main() -> None:
         type=float,
         default=1e-4,
         help='largest error allowed, as a share of the largest value of the same output; default 1e-4')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='new file for the errors as numbers, equal or not')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
+    add_trust_option(parser)
     args = parser.parse_args()
     out = Path(args.out)
-    for path in (out, out.with_suffix('.py')):
+    for path in (out, out.with_suffix('.py'), *filter(None, [args.json])):
         if path.exists():
             parser.error(f'{path} exists and is not overwritten: choose another name')
     if out.suffix != '.pth':
@@ -42,7 +47,19 @@ def main() -> None:
     model, meta = load_trained(cfg, args.checkpoint)
     deployment = deploy(model, cfg)
     print(f'{len(deployment.layers)} layers merged; {len(images)} images through both forms, in fp32')
-    differences, detections = compare(model, deployment.model, deployment.layers, images.batches())
+    batches = track(images.batches(), 'Images', len(images))
+    differences, detections = compare(model, deployment.model, deployment.layers, batches)
+    counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (model, deployment.model)]
+    if args.json is not None:
+        save_json(
+            dict(
+                config=args.config,
+                checkpoint=args.checkpoint,
+                images=len(images),
+                tolerance=args.tolerance,
+                parameters=counts,
+                differences=[difference.to_dict() for difference in differences],
+                detections=detections and vars(detections)), args.json)
 
     width = max(len(difference.name) for difference in differences)
     print(f'{"":{width}}  {"input":9}  {"max |y|":>9}  {"max error":>9}  {"mean error":>10}  {"relative":>9}')
@@ -62,7 +79,6 @@ def main() -> None:
     if unproven:
         print(f'NOT proven: nothing reached {", ".join(unproven)}. Choose other --images or more, --num-images.')
         sys.exit(1)
-    counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (model, deployment.model)]
     save_deployment(deployment, meta, out)
     print(f'equal within {args.tolerance:g} (worst: {worst.name}, {worst.relative:.2e}); '
           f'{counts[0] / 1e6:.3f} M parameters became {counts[1] / 1e6:.3f} M')
