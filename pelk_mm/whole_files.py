@@ -27,16 +27,15 @@ def write_whole(content: bytes | memoryview, path: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         part = _free_name(path + PARTIAL)
-        file = open(part, 'xb')
-        try:
-            with file:
+        with open(part, 'xb') as file:
+            try:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+                os.replace(part, path)
+            except BaseException:
+                os.unlink(part)
+                raise
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     _sync_folder(os.path.dirname(path))
