@@ -41,7 +41,7 @@ class SharingGrid:
 
     Raises:
         ValueError: If ``half`` is empty, a width is below 1, or the centre's width is even.
-        TypeError: If a width is not an int.
+        TypeError: If ``half`` is no sequence, or a width is not an int.
     """
 
     half: tuple[int, ...]
@@ -54,6 +54,8 @@ class SharingGrid:
     cells: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.half, str) or not isinstance(self.half, Sequence):
+            raise TypeError(f'half grid must be a sequence of ints, got {self.half!r}')
         half = tuple(_as_int('every width of a sharing grid', width) for width in self.half)
         if not half:
             raise ValueError('half grid must hold at least the centre cell, got an empty sequence')
@@ -85,7 +87,7 @@ class SharingGrid:
         Raises:
             ValueError: If the widths are no grid, or do not sum to ``kernel_size``.
         """
-        grid = cls(tuple(widths))
+        grid = cls(cast('tuple[int, ...]', widths))
         if kernel_size is not None and grid.kernel_size != kernel_size:
             raise ValueError(f'grid {list(grid.half)} covers a kernel of {grid.kernel_size}, but kernel_size is '
                              f'{kernel_size}: 2 * sum(widths) - centre must equal kernel_size')
@@ -182,8 +184,8 @@ def expand_kernel(theta: Tensor, grid: SharingGrid) -> Tensor:
         ValueError: If ``theta`` does not fit the grid.
     """
     check_theta(theta, grid)
-    index = torch.tensor(grid.cells, device=theta.device)
-    return theta.index_select(-2, index).index_select(-1, index)
+    size = grid.kernel_size
+    return theta.flatten(1).index_select(1, _cell_of_tap(grid, theta.device)).unflatten(1, (size, size))
 
 
 def sum_over_cells(kernel: Tensor, grid: SharingGrid) -> Tensor:
@@ -203,6 +205,11 @@ def sum_over_cells(kernel: Tensor, grid: SharingGrid) -> Tensor:
     if kernel.ndim != 3 or kernel.shape[-2:] != (size, size):
         raise ValueError(f'kernel must have shape (C, {size}, {size}) for the grid {list(grid.half)}, got '
                          f'{tuple(kernel.shape)}')
-    index = torch.tensor(grid.cells, device=kernel.device)
-    rows = kernel.new_zeros(kernel.shape[0], cells, size).index_add(1, index, kernel)
-    return rows.new_zeros(kernel.shape[0], cells, cells).index_add(2, index, rows)
+    sums = kernel.new_zeros(kernel.shape[0], cells * cells)
+    return sums.index_add(1, _cell_of_tap(grid, kernel.device), kernel.flatten(1)).unflatten(1, (cells, cells))
+
+
+def _cell_of_tap(grid: SharingGrid, device: torch.device) -> Tensor:
+    """For each of the K * K taps, row by row, which of the k' * k' cells it lies in."""
+    index = torch.tensor(grid.cells, device=device)
+    return (index.unsqueeze(1) * grid.num_cells + index).flatten()

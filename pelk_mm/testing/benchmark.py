@@ -9,6 +9,7 @@ Typical use, on any device::
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -27,6 +28,9 @@ T = TypeVar('T')
 
 # Of a spin kernel; only has to be at least the real clock for the spin to be at least as long as asked.
 _SPIN_CYCLES_PER_SECOND = 2e9
+
+# Seconds: a call that takes longer is warm after one.
+_SLOW_CALL = 0.5
 
 
 @dataclass(frozen=True)
@@ -103,11 +107,13 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
     timer = _CudaTimer(device, hide_launches) if device.type == 'cuda' else _WallTimer()
     calls = {}
     for name, run in runs.items():
-        timer.round(run, inputs, 1)
-        once = timer.round(run, inputs, 2) / 2
+        once = timer.round(run, inputs, 1)
+        if once < _SLOW_CALL:
+            once = timer.round(run, inputs, 2) / 2
         # A round is long against the timer's resolution, yet short enough to be queued as a whole.
         calls[name] = max(1, min(100, round(timer.shortest_round / max(once, 1e-9))))
-        timer.round(run, inputs, calls[name])
+        if calls[name] > 1:
+            timer.round(run, inputs, calls[name])
     rounds = {name: [] for name in runs}
     end = time.perf_counter() + seconds * len(runs)
     while len(next(iter(rounds.values()), ())) < max_rounds:
@@ -119,16 +125,30 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
 
 
 def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | None:
-    """Largest number of bytes allocated on a CUDA device during ``run``, on top of what was there; None elsewhere."""
+    """Largest number of bytes in use during ``run``, its result included, on top of what was in use before.
+
+    On CUDA what PyTorch allocates; on the CPU what the process holds in memory, which Linux tells. None elsewhere.
+    """
     device = torch.device(device)
-    if device.type != 'cuda':
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != 'cpu' or platform.system() != 'Linux':
         return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    # What was freed, but not given back, would not be counted when it is used again.
+    if hasattr(libc := ctypes.CDLL(None), 'malloc_trim'):
+        libc.malloc_trim(0)
+    Path('/proc/self/clear_refs').write_text('5')
+    before = _process_bytes('VmRSS')
+    # Held until the peak is read.
+    result = run()
+    peak = _process_bytes('VmHWM')
+    del result
+    return peak - before
 
 
 def environment(device: str | torch.device) -> dict[str, Any]:
@@ -209,6 +229,12 @@ def _timing(times: list[float], calls: int) -> Timing:
         return Timing(times[0], times[0], times[0], 1, calls)
     low, median, high = statistics.quantiles(times, n=4, method='inclusive')
     return Timing(median, low, high, len(times), calls)
+
+
+def _process_bytes(name: str) -> int:
+    """``VmRSS``, what the process holds in memory now, or ``VmHWM``, the most it held since that was reset."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def _nbytes(nest: Any) -> int:

@@ -91,16 +91,8 @@ def test_memory(backend, shape, kernel):
     """Extra peak: forward at most the larger of 4x the input and 32 MiB; with gradients of 8x and 64 MiB."""
     script = f'''
 import torch
-from pathlib import Path
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
-def status(name):
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-def peak(function):
-    Path('/proc/self/clear_refs').write_text('5')
-    before = status('VmRSS')
-    result = function()
-    return status('VmHWM') - before
+from pelk_mm.testing.benchmark import peak_memory
 grid = SharingGrid.from_kernel_size({kernel})
 def run(shape, backward):
     x = torch.randn(shape, requires_grad=backward)
@@ -109,7 +101,7 @@ def run(shape, backward):
     def call():
         out = peripheral_conv2d(x, theta, grid, backend='{backend}')
         return torch.autograd.grad(out, (x, theta), grad) if backward else out
-    return peak(call), x.numel() * 4
+    return peak_memory(call, 'cpu'), x.numel() * 4
 for backward, times, floor in ((False, 4, 32), (True, 8, 64)):
     # The first call loads libraries and starts threads.
     run((1, {shape[1]}, 7, 7), backward)
