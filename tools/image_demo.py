@@ -11,6 +11,8 @@ from rich.progress import track
 
 from pelk_mm.deploy import list_images
 from pelk_mm.deploy.demo import ModelDemo, OnnxDemo
+from pelk_mm.engine.checkpoints import add_trust_option
+from pelk_mm.engine.image_files import find_damage, read_image
 from pelk_mm.engine.launch import load_config
 
 VIDEOS = ('.avi', '.mkv', '.mov', '.mp4', '.webm')
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument('--device', help='where a config runs, e.g. cpu or cuda:1; by default a GPU if there is one')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
+    add_trust_option(parser)
     args = parser.parse_args()
     is_onnx = args.model.endswith('.onnx')
     if is_onnx and args.checkpoint:
@@ -44,6 +47,10 @@ def main() -> None:
         if target.exists():
             parser.error(f'{target} exists and is not overwritten: choose another --out-dir')
 
+    for file in () if is_video else files:
+        if damage := find_damage(str(file)):
+            parser.error(f'inputs: {file} {damage}')
+
     demo = OnnxDemo(args.model) if is_onnx else ModelDemo(
         load_config(args.model, args.cfg_options), args.checkpoint, args.device, args.score_thr)
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -51,10 +58,7 @@ def main() -> None:
         draw_video(demo, source, targets[0])
         return
     for file, target in track(list(zip(files, targets)), 'Images', disable=len(files) == 1):
-        image = mmcv.imread(str(file))
-        if image is None:
-            sys.exit(f'{file} is no image')
-        drawn, found = demo(image)
+        drawn, found = demo(read_image(str(file)))
         mmcv.imwrite(drawn[..., ::-1], str(target))
         print(f'{target}: {found}')
 

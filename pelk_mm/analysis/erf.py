@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.progress import track
 from torch import Tensor, nn
+
+from pelk_mm.engine.image_files import read_image
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
@@ -184,7 +187,7 @@ def load_images(paths: Sequence[Path], shape: tuple[int, int], model: nn.Module)
     names = ('to_rgb', '_channel_conversion', 'channel_conversion')
     to_rgb = any(getattr(preprocessor, name, False) for name in names)
     for path in paths:
-        image = mmcv.imresize(mmcv.imread(path), shape[::-1], interpolation='bicubic')
+        image = mmcv.imresize(read_image(str(path)), shape[::-1], interpolation='bicubic')
         tensor = torch.from_numpy(image).to(device).permute(2, 0, 1).float()
         if to_rgb:
             tensor = tensor.flip(0)
@@ -208,7 +211,7 @@ def draw_receptive_fields(fields: Sequence[Sequence[ReceptiveField]], names: Seq
     for row, fields_of_size in zip(axes, fields):
         for axis, field, name in zip(row, fields_of_size, names):
             height, width = field.contributions.shape
-            axis.set_title(f'{name}, {height} x {width}', fontsize='medium')
+            axis.set_title(textwrap.fill(f'{name}, {height} x {width}', 36), fontsize='medium')
             view = _draw_field(axis, field)
     figure.colorbar(view, ax=axes, shrink=0.7, label='log10 of the contribution over its maximum')
     return figure

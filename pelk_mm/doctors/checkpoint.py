@@ -21,6 +21,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pelk_mm.analysis.model_building import WeightsOnMeta, build_model
+from pelk_mm.compat import UnsafeCheckpoint
 from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, SLAK_NAMES, rename, safe_load
 from pelk_mm.engine.sparsity import unpack_mask
 
@@ -213,15 +214,14 @@ def match_config(path: Path, tensors: Mapping[str, Tensor], cfg: Config, key: st
 def _load_or_refuse(path: Path) -> Any:
     try:
         return safe_load(str(path))
+    except UnsafeCheckpoint as error:
+        return Finding(
+            'fault', 'code', f'{path} refused: to load it would {error.needs}. Nothing of it was run',
+            'Do not load it by other means, unless you know who made it. Ask its author for the state_dict alone:\n'
+            "torch.save(dict(state_dict=model.state_dict()), 'weights.pth')")
     except (ValueError, OSError) as error:
         # Files that end at once raise an EOFError without a word.
         message = str(error.__cause__ or error) or 'truncated at its very start'
-    code = re.search(r'GLOBAL ([\w.]+)', message)
-    if code:
-        return Finding(
-            'fault', 'code', f'{path} refused: to load it would call {code.group(1)}. Nothing of it was run',
-            'Do not load it by other means, unless you know who made it. Ask its author for the state_dict alone:\n'
-            "torch.save(dict(state_dict=model.state_dict()), 'weights.pth')")
     if re.search(r'unexpected EOF|truncated|Ran out of input', message):
         return Finding('fault', 'file', f'{path} is truncated: {message}', _AGAIN)
     return Finding('fault', 'file', f'{path} is not a checkpoint of PyTorch: {message.splitlines()[0]}',

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.fileio import get_local_path
 from torch import Tensor
 
 from .. import __version__, compat
+from ..whole_files import write_whole
 
 # Regular expressions of whole names and what they become. A segmentor or detector has the backbone's names behind
 # ``backbone.``, a classifier has them bare.
@@ -71,14 +73,26 @@ def safe_load(source: str, map_location: str = 'cpu'):
         ValueError: If it holds anything else, or is no checkpoint.
     """
     with get_local_path(source) as path:
+        return compat.load_safely(path, map_location, source)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint FILE``, without which no checkpoint can run code, to a tool that loads checkpoints."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action=_TrustCheckpoint,
+        metavar='FILE',
+        help='RUN whatever code is in this checkpoint, if it needs more than tensors and plain values. Only for a file '
+        'whose author you know and trust')
+
+
+class _TrustCheckpoint(argparse.Action):
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
-            return compat.load_safely(path, map_location)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f'{source!r} holds more than tensors and plain values, or is no checkpoint, and is not '
-                             'loaded, as that could run any code. If you trust its source, save its state_dict alone '
-                             'and load that') from error
-        except (EOFError, RuntimeError) as error:
-            raise ValueError(f'{source!r} is no checkpoint, or a part of one: {error}') from error
+            compat.trust_checkpoint(values)
+        except FileNotFoundError as error:
+            parser.error(str(error))
 
 
 def convert_file(source: str, target: str, names: Mapping[str, str], key: str | None = None) -> tuple[int, list[str]]:
@@ -100,17 +114,20 @@ def convert_file(source: str, target: str, names: Mapping[str, str], key: str | 
     """
     path = Path(target)
     _refuse_existing(path)
-    content = safe_load(source)
+    content = _entries(safe_load(source), source)
     if key is None:
         key = next((name for name in ('state_dict', 'model') if isinstance(content.get(name), Mapping)), None)
-    elif key not in content:
-        raise ValueError(f'key must be an entry of {source}, got {key!r}, it has {sorted(content)}')
-    tensors = {name: value for name, value in (content[key] if key else content).items() if isinstance(value, Tensor)}
+    elif not isinstance(content.get(key), Mapping):
+        found = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+        raise ValueError(f'key must be an entry of {source} that holds tensors by name, got {key!r}, there are '
+                         f'{sorted(found)}')
+    tensors = _named_tensors(content[key] if key else content)
     converted, unmatched = rename(tensors, names)
     if not converted:
         raise ValueError(f'no name in {source} matches; its first are {list(tensors)[:3]}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state_dict=converted), path)
+    buffer = io.BytesIO()
+    torch.save(dict(state_dict=converted), buffer)
+    write_whole(buffer.getbuffer(), str(path))
     return len(converted), unmatched
 
 
@@ -160,21 +177,41 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
         FileExistsError: If that file exists.
         ValueError: If the checkpoint has no ``state_dict``.
     """
-    content = safe_load(source)
-    if 'state_dict' not in content:
-        raise ValueError(f'{source} must be a checkpoint with a state_dict, it has {sorted(content)[:5]}')
+    content = _entries(safe_load(source), source)
+    if not isinstance(content.get('state_dict'), Mapping):
+        raise ValueError(f'{source} must be a checkpoint with a state_dict, it has {sorted(map(str, content))[:5]}')
+    weights = content['state_dict']
+    others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if others:
+        raise ValueError(f'{source} must have tensors alone in its state_dict, {others[0]!r} is a '
+                         f'{type(weights[others[0]]).__name__}: save the state_dict of a model')
+    meta = content.get('meta') or {}
+    if not isinstance(meta, Mapping):
+        raise ValueError(f'{source} must have a dict as its meta data, got a {type(meta).__name__}')
     # Clones, as a view would be saved with all that it is a view of.
-    weights = {name: value.detach().clone() for name, value in content['state_dict'].items()}
+    weights = {name: value.detach().clone() for name, value in weights.items()}
     buffer = io.BytesIO()
-    meta = dict(pelk_mm_version=__version__, torch_version=str(torch.__version__), **content.get('meta', {}))
+    # Of what was published or deployed before, its own versions stay.
+    meta = {'pelk_mm_version': __version__, 'torch_version': str(torch.__version__), **meta}
     torch.save(dict(meta=meta, state_dict=weights), buffer)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
     path = Path(target)
     path = path.with_name(f'{path.stem}-{digest}{path.suffix or ".pth"}')
     _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
-    return path, sorted(set(content) - set(PUBLISHED)), [key for key in EXPECTED_META if not meta.get(key)]
+    write_whole(buffer.getbuffer(), str(path))
+    dropped = sorted(str(name) for name in content if name not in PUBLISHED)
+    return path, dropped, [key for key in EXPECTED_META if not meta.get(key)]
+
+
+def _entries(content: Any, source: str) -> Mapping:
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{source} must hold a dict of tensors, or of dicts of tensors, got a '
+                         f'{type(content).__name__}: it is no checkpoint of a model')
+    return content
+
+
+def _named_tensors(content: Mapping) -> dict[str, Tensor]:
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _refuse_existing(path: Path) -> None:

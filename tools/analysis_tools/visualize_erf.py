@@ -13,12 +13,13 @@ from mmengine.config import DictAction
 from pelk_mm.analysis import build_with_weights
 from pelk_mm.analysis.erf import draw_receptive_fields, find_images, load_images, measure_receptive_field
 from pelk_mm.analysis.figures import refuse_existing, save_figure, save_json
+from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('configs', nargs='+', help='configs of classifiers, segmentors or detectors')
+    parser.add_argument('configs', nargs='+', help='configs of classifiers, segmentors or detectors, files or TOOLBOX::NAME')
     parser.add_argument('--images', type=Path, required=True, metavar='FOLDER', help='images, in subfolders too')
     parser.add_argument(
         '--checkpoints',
@@ -40,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings of every config, key=value')
+    add_trust_option(parser)
     args = parser.parse_args()
     for name in ('checkpoints', 'names'):
         values = getattr(args, name)

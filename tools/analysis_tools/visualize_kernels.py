@@ -11,18 +11,20 @@ from mmengine.config import DictAction
 from pelk_mm.analysis import build_with_weights
 from pelk_mm.analysis.figures import refuse_existing, save_figure, save_json
 from pelk_mm.analysis.kernels import collect_kernels, draw_kernels, draw_sharing_grids
+from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config of a classifier, segmentor or detector with depthwise convolutions')
+    parser.add_argument('config', help='config of a classifier, segmentor or detector, a file or TOOLBOX::NAME')
     parser.add_argument('checkpoint', nargs='?', help='its checkpoint; by default the weights are random')
     parser.add_argument('--channels', type=int, default=3, help='kernels of single channels to draw, default 3')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/kernels'), help='folder to write to')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings of the config, key=value')
+    add_trust_option(parser)
     args = parser.parse_args()
     if args.channels < 1:
         parser.error(f'--channels must be positive, got {args.channels}')

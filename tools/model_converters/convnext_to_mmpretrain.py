@@ -2,7 +2,7 @@
 
 import argparse
 
-from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, convert_file
+from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, add_trust_option, convert_file
 
 
 def main() -> None:
@@ -13,6 +13,7 @@ def main() -> None:
         '--key',
         help='entry that holds the weights, e.g. model_ema; by default state_dict, else model, else the '
         'checkpoint itself')
+    add_trust_option(parser)
     args = parser.parse_args()
     converted, unmatched = convert_file(args.source, args.target, CONVNEXT_NAMES, args.key)
     print(f'{converted} tensors written to {args.target}')
