@@ -8,6 +8,9 @@ import sys
 import zipfile
 
 import pytest
+from packaging.requirements import Requirement
+
+PYTHONS = ('3.10', '3.11', '3.12')
 
 
 @pytest.fixture(scope='module')
@@ -64,6 +67,10 @@ def test_wheel_forces_no_stack(wheel):
     assert [line for line in required if 'extra ==' not in line] == ['torch>=2.4', 'numpy']
     for stack, package in (('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')):
         assert any(line.startswith(package) and f'extra == "{stack}"' in line for line in required)
+    for python, package in zip(PYTHONS, ('scikit-learn==1.7.2', 'scikit-learn==1.9.1', 'scikit-learn==1.9.1')):
+        environment = dict(extra='digits', python_version=python)
+        chosen = [str(item) for item in map(Requirement, required) if item.marker and item.marker.evaluate(environment)]
+        assert [name.partition(';')[0] for name in chosen] == [package]
 
 
 def test_links_of_the_source_tree_lead_to_the_configs(root):
@@ -86,8 +93,18 @@ def test_pins_of_the_requirement_files_do_not_contradict(root):
     for file in (root / 'requirements').glob('*.txt'):
         stack = 'openmmlab' if 'openmmlab' in file.name else 'onedl' if 'onedl' in file.name else None
         for line in file.read_text().splitlines():
-            name, separator, version = line.partition('==')
-            if separator and not line.startswith('#'):
+            if '==' not in line or line.startswith('#'):
+                continue
+            requirement = Requirement(line)
+            for python in PYTHONS:
+                if requirement.marker and not requirement.marker.evaluate(dict(python_version=python)):
+                    continue
                 for key in [stack] if stack else ['onedl', 'openmmlab']:
-                    pins.setdefault((key, name.lower().replace('_', '-')), set()).add(version)
+                    name = requirement.name.lower().replace('_', '-')
+                    pins.setdefault((key, python, name), set()).add(str(requirement.specifier))
     assert {key: versions for key, versions in pins.items() if len(versions) > 1} == {}
+    # What is pinned for one Python is for the others, but for what only the dependencies of one ask for.
+    names = {python: {name for _, other, name in pins if other == python} for python in PYTHONS}
+    assert names['3.11'] == names['3.12']
+    assert names['3.10'] - names['3.11'] == {'coloredlogs', 'exceptiongroup', 'humanfriendly', 'tomli'}
+    assert names['3.11'] - names['3.10'] == {'lazy-importer'}

@@ -6,7 +6,8 @@
 # Run it as often as you like: what is done already is not done again. Environment variables:
 #   STACK           onedl (default, the maintained forks) or openmmlab (upstream's last releases)
 #   VENV            folder of the environment, default .venv beside this script's repository
-#   PYTHON          Python 3.11 to make it from, default the first of python3.11, python3 and python that fits
+#   PYTHON          Python 3.10, 3.11 or 3.12 to make it from, default the first that fits of python3.11, python3.12,
+#                   python3.10, python3 and python
 #   CXX             C++17 compiler, default c++
 #   MAX_JOBS        compile jobs, default one per core and 2 GB of memory
 #   MIN_FREE_GB     free disk space asked for, default 12, and a third of it for temporary files (TMPDIR)
@@ -42,12 +43,13 @@ import os
 import sys
 import sysconfig
 
-if sys.version_info[:2] != (3, 11):
-    print('is Python %d.%d, the tested wheels are for 3.11' % sys.version_info[:2])
+version = '%d.%d' % sys.version_info[:2]
+if version not in ('3.10', '3.11', '3.12'):
+    print('is Python ' + version + ', the pins of requirements/ are for 3.10 to 3.12')
 elif not all(importlib.util.find_spec(name) for name in ('venv', 'ensurepip')):
-    print('cannot make virtual environments (Debian, Ubuntu: install python3.11-venv)')
+    print('cannot make virtual environments (Debian, Ubuntu: install python' + version + '-venv)')
 elif not os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')):
-    print('has no Python.h to compile mmcv with (Debian, Ubuntu: install python3.11-dev)')
+    print('has no Python.h to compile mmcv with (Debian, Ubuntu: install python' + version + '-dev)')
 PY
 }
 
@@ -79,7 +81,7 @@ disk_problem() {
 
 # Sets PYTHON, or refuses with everything that is in the way.
 check_machine() {
-    local problems=() candidates=(python3.11 python3 python) candidate problem found=
+    local problems=() candidates=(python3.11 python3.12 python3.10 python3 python) candidate problem found=
     [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
         problem=$(python_problem "$candidate")
@@ -90,7 +92,7 @@ check_machine() {
         problems+=("Python: $candidate $problem")
     done
     [[ -z $found ]] || problems=()
-    ((${#problems[@]} == 0)) || problems+=("Python: set PYTHON to a Python 3.11")
+    ((${#problems[@]} == 0)) || problems+=("Python: set PYTHON to a Python 3.10, 3.11 or 3.12")
     # pip unpacks downloads where temporary files go.
     for problem in "$(compiler_problem)" "$(disk_problem "$VENV" "$MIN_FREE_GB")" \
         "$(disk_problem "${TMPDIR:-/tmp}" $((MIN_FREE_GB / 3)))"; do

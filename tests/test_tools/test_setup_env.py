@@ -41,10 +41,45 @@ def check_refusal(result, tmp_path, *messages: str):
     assert not (tmp_path / '.cache').exists()
 
 
-def test_refuses_another_python(setup_env, tmp_path):
-    old = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1); exec(sys.stdin.read())"'
-    python = stub(tmp_path, 'python', old)
-    check_refusal(setup_env(PYTHON=python), tmp_path, f'{python} is Python 3.9', 'set PYTHON to a Python 3.11')
+def stub_python(tmp_path, version: str, more: str = 'pass') -> str:
+    """This Python under the name and version number of another, after running ``more``."""
+    # sysconfig looks at the version when it is imported; the headers are those of the Python that is there.
+    change = f'sys.version_info = ({version.replace(".", ", ")}, 1)'
+    code = f'import sys, sysconfig; {change}; {more}; exec(sys.stdin.read())'
+    return stub(tmp_path, f'python{version}', f'exec {sys.executable} -c "{code}"')
+
+
+@pytest.mark.parametrize('version', ['3.9', '3.13'])
+def test_refuses_another_python(setup_env, tmp_path, version):
+    python = stub_python(tmp_path, version)
+    check_refusal(
+        setup_env(PYTHON=python), tmp_path, f'{python} is Python {version}', 'for 3.10 to 3.12',
+        'set PYTHON to a Python 3.10, 3.11 or 3.12')
+
+
+@pytest.mark.parametrize('version', ['3.10', '3.11', '3.12'])
+def test_takes_every_python_that_there_are_pins_for(setup_env, tmp_path, version):
+    result = setup_env('check_machine; say "$PYTHON"', PYTHON=stub_python(tmp_path, version))
+    assert (result.returncode, result.stdout, result.stderr) == (0, f'{tmp_path}/python{version}\n', '')
+
+
+def test_chooses_the_python_that_is_tested_most(setup_env, tmp_path):
+    for version in ('3.12', '3.11', '3.10'):
+        stub_python(tmp_path, version)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    chosen = [setup_env('check_machine; say "$PYTHON"', PATH=path).stdout]
+    for version in ('3.11', '3.12'):
+        stub(tmp_path, f'python{version}', 'exit 1')
+        chosen.append(setup_env('check_machine; say "$PYTHON"', PATH=path).stdout)
+    assert chosen == ['python3.11\n', 'python3.12\n', 'python3.10\n']
+
+
+@pytest.mark.parametrize(('more', 'message'), [
+    ('import importlib.util; importlib.util.find_spec = lambda name: None', 'install python3.12-venv'),
+    ("import sysconfig; sysconfig.get_path = lambda name: '/nowhere'", 'install python3.12-dev'),
+])
+def test_names_the_package_that_a_python_lacks(setup_env, tmp_path, more, message):
+    check_refusal(setup_env(PYTHON=stub_python(tmp_path, '3.12', more)), tmp_path, message)
 
 
 def test_refuses_a_missing_python(setup_env, tmp_path):
