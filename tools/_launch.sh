@@ -19,7 +19,7 @@ usage() {
 
 # by_torchrun SCRIPT GPUS ARGUMENTS...
 by_torchrun() {
-    exec "$PYTHON" -m torch.distributed.run \
+    exec "$PYTHON" "$TOOLS/_torchrun.py" \
         --nnodes="${NNODES:-1}" \
         --node_rank="${NODE_RANK:-0}" \
         --master_addr="${MASTER_ADDR:-127.0.0.1}" \

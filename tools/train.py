@@ -2,9 +2,13 @@
 
 import argparse
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from pelk_mm.engine.launch import configure_training, load_config, parse_args, run
 
 
+# For torchrun to print the error of the process that failed first.
+@record
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')

@@ -51,7 +51,7 @@ def test_dist_train_hands_everything_on_to_torchrun(echo):
     variables = dict(PYTHON=str(echo('python')), NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='1234')
     result = run('bash', ROOT / 'tools/dist_train.sh', 'my config.py', '8', '--cfg-options', 'a=[1, 2]', **variables)
     assert result.stdout.splitlines() == [
-        '-m', 'torch.distributed.run', '--nnodes=2', '--node_rank=1', '--master_addr=10.0.0.1', '--master_port=1234',
+        f'{ROOT}/tools/_torchrun.py', '--nnodes=2', '--node_rank=1', '--master_addr=10.0.0.1', '--master_port=1234',
         '--nproc_per_node=8', f'{ROOT}/tools/train.py', 'my config.py', '--cfg-options', 'a=[1, 2]', '--launcher',
         'pytorch'
     ]
@@ -59,7 +59,7 @@ def test_dist_train_hands_everything_on_to_torchrun(echo):
 
 def test_dist_test_runs_on_this_machine_by_default(echo):
     result = run('bash', ROOT / 'tools/dist_test.sh', 'c.py', 'w.pth', '4', '--tta', PYTHON=str(echo('python')))
-    assert result.stdout.splitlines()[2:] == [
+    assert result.stdout.splitlines()[1:] == [
         '--nnodes=1', '--node_rank=0', '--master_addr=127.0.0.1', '--master_port=29500', '--nproc_per_node=4',
         f'{ROOT}/tools/test.py', 'c.py', 'w.pth', '--tta', '--launcher', 'pytorch'
     ]

@@ -49,15 +49,9 @@ class PreemptionHook(Hook):
         loader.worker_init_fn = partial(_outlive_one_signal, loader.worker_init_fn)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Stop here, unless the epoch is over: then the hooks that follow an epoch come first."""
-        last = self._by_epoch(runner) and self.end_of_epoch(runner.train_dataloader, batch_idx)
-        if self._shall_stop(runner) and not last:
+        """Stop here."""
+        if self._shall_stop(runner):
             self._stop(runner, runner.epoch, runner.iter + 1)
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        """Stop here. For an iteration-based loop it is the end of training."""
-        if self._by_epoch(runner) and self._shall_stop(runner):
-            self._stop(runner, runner.epoch + 1, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Find out how many iterations of the validation all processes have."""
@@ -106,7 +100,8 @@ class PreemptionHook(Hook):
         hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
         if hook is None:
             return 'Nothing is saved, as the config has no checkpoint hook.'
-        within_epoch = self._by_epoch(runner) and iteration != epoch * len(runner.train_dataloader)
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        within_epoch = by_epoch and iteration != epoch * len(runner.train_dataloader)
         step: int | str = epoch if hook.by_epoch else iteration
         if hook.by_epoch and within_epoch:
             step = f'{epoch}_iter_{iteration}'
@@ -116,10 +111,6 @@ class PreemptionHook(Hook):
             return (f"{hook.last_ckpt} is saved, but MMEngine's loop will start its epoch again; "
                     'pelk_mm.ResumableEpochBasedTrainLoop would go on in it.')
         return f'{hook.last_ckpt} is saved.'
-
-    @staticmethod
-    def _by_epoch(runner: Runner) -> bool:
-        return isinstance(runner.train_loop, EpochBasedTrainLoop)
 
 
 def _reduce(value: int, operation: str) -> int:
