@@ -16,7 +16,7 @@ BELOW = {
     'layers': {'ops', 'layers'},
     'models': {'ops', 'layers', 'models', 'registry'},
     'datasets': {'datasets', 'registry'},
-    'engine': {'compat', 'engine', 'registry'},
+    'engine': {'compat', 'engine', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'layers', 'ops'},
 }
 

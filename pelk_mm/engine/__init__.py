@@ -1,11 +1,11 @@
 """Registered engine parts; configs name them with the prefix ``pelk_mm.``."""
 
-from .hooks import ClassCountHook, DynamicSparsityHook
+from .hooks import ClassCountHook, DynamicSparsityHook, PreemptionHook, WholeCheckpointHook
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
 
 __all__ = [
-    'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor', 'PretrainedBackbone',
-    'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop'
+    'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor', 'PreemptionHook',
+    'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook'
 ]

@@ -183,7 +183,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     # The run builds its loops, and these their loaders by this method.
     runner.build_dataloader = partial(build_checked_dataloader, runner.build_dataloader)
     if mode == 'train' and cfg.get('resume') and not resumed:
-        _resume_from_whole_checkpoint(runner, cfg.work_dir)
+        _resume_from_whole_checkpoint(runner)
     try:
         result = getattr(runner, mode)()
     except SystemExit:
@@ -191,7 +191,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         raise
     except OSError as error:
         if mode == 'train' and error.errno in DISK_FULL:
-            raise OSError(error.errno, _disk_full_message(error, cfg.work_dir)) from error
+            raise OSError(error.errno, _disk_full_message(error, runner.work_dir)) from error
         raise
     # Not after an error: the other processes would be waited for, which may never come.
     _leave_processes()
@@ -277,9 +277,9 @@ def keep_previous_run(cfg: Config) -> None:
             logger='current')
 
 
-def _resume_from_whole_checkpoint(runner: Runner, work_dir: str) -> None:
+def _resume_from_whole_checkpoint(runner: Runner) -> None:
     """MMEngine by itself takes what ``last_checkpoint`` names, whole or not, each process for itself."""
-    found = [find_last_whole_checkpoint(work_dir) if dist.is_main_process() else None]
+    found = [find_last_whole_checkpoint(runner.work_dir) if dist.is_main_process() else None]
     dist.broadcast_object_list(found)
     runner._load_from, runner._resume = found[0], found[0] is not None
 

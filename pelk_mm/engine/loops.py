@@ -163,8 +163,9 @@ class ResumableEpochBasedTrainLoop(_SeededLoop, EpochBasedTrainLoop):
     def run(self) -> Any:
         """Launch training."""
         # Of the first epoch only, and only if it can be: the checkpoint may be of a run with epochs of another length.
+        # A checkpoint of an epoch's last iteration has all of it trained, but nothing of what follows an epoch done.
         trained = self.iter - self.epoch * len(self.dataloader)
-        self._trained = trained if 0 < trained < len(self.dataloader) else 0
+        self._trained = trained if 0 < trained <= len(self.dataloader) else 0
         return super().run()
 
     def run_epoch(self) -> None:
