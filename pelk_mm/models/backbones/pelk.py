@@ -12,7 +12,7 @@ from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, PartialMi
 from pelk_mm.ops import SharingGrid
 from pelk_mm.registry import MODELS
 
-from .large_kernel_net import SIZES, LargeKernelNet
+from .large_kernel_net import SIZES, LargeKernelNet, check_number, positive_ints
 
 _KERNELS = {
     '': dict(kernel_sizes=(51, 49, 47, 13), center=5),
@@ -79,26 +79,32 @@ class PeLK(LargeKernelNet):
                  branch_norm_cfg: Mapping | None = MappingProxyType(dict(type='BN')),
                  **kwargs) -> None:
         settings = self._arch(arch, optional=('center', ))
-        depths = kwargs.pop('depths', settings['depths'])
+        depths = positive_ints('depths', kwargs.pop('depths', settings['depths']))
         channels = kwargs.pop('channels', settings['channels'])
         kernel_sizes = settings['kernel_sizes'] if kernel_sizes is None else kernel_sizes
         center = settings.get('center', 5) if center is None else center
-        stage_grids: Sequence[Sequence[int] | SharingGrid | None]
-        if grids == 'dense':
-            # dense() itself refuses an explicit grid in the place of a size.
-            stage_grids = [SharingGrid.dense(cast(int, size)) for size in kernel_sizes]
-        elif isinstance(grids, str):
+        if isinstance(grids, str) and grids != 'dense':
             raise ValueError(f"grids must be 'dense' or one half grid or None per stage, got {grids!r}")
-        else:
-            stage_grids = [None] * len(kernel_sizes) if grids is None else grids
+        stage_grids = [None] * len(depths) if grids is None or isinstance(grids, str) else grids
         for name, values in (('kernel_sizes', kernel_sizes), ('grids', stage_grids)):
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise ValueError(f'{name} must be a sequence of one entry per stage, got {values!r}')
             if len(values) != len(depths):
-                raise ValueError(f'{name} must have one entry per stage ({len(depths)}), got {len(values)}: {values}')
-        if not 0 < conv_ratio <= 1:
-            raise ValueError(f'conv_ratio must be in (0, 1], got {conv_ratio}')
-        if small_kernel is not None and (small_kernel < 1 or small_kernel % 2 == 0):
-            raise ValueError(f'small_kernel must be None or a positive odd number, got {small_kernel}')
-        self.grids = [SharingGrid.create(size, grid, center, base) for size, grid in zip(kernel_sizes, stage_grids)]
+                raise ValueError(f'{name} must have one entry per stage ({len(depths)}, as depths has), got '
+                                 f'{len(values)}: {values}')
+        check_number('conv_ratio', conv_ratio, 'in (0, 1]', lambda ratio: 0 < ratio <= 1)
+        if small_kernel is not None:
+            check_number('small_kernel', small_kernel, 'None or a positive odd number',
+                         lambda size: size > 0 and size % 2 == 1, kinds=int)
+        self.grids: list[SharingGrid] = []
+        for stage, (size, grid) in enumerate(zip(kernel_sizes, stage_grids)):
+            try:
+                # dense() itself refuses an explicit grid in the place of a size.
+                self.grids.append(SharingGrid.dense(cast(int, size)) if grids == 'dense' else
+                                  SharingGrid.create(size, grid, center, base))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f'kernel_sizes, grids, center and base make no grid for stage {stage}: '
+                                  f'{error}') from error
         self.conv_ratio = conv_ratio
         self.small_kernel = small_kernel
         self.use_position_embedding = position_embedding

@@ -10,7 +10,7 @@ from torch import nn
 from pelk_mm.layers import DepthwiseBranches
 from pelk_mm.registry import MODELS
 
-from .large_kernel_net import SIZES, LargeKernelNet
+from .large_kernel_net import SIZES, LargeKernelNet, check_number, positive_ints
 
 
 @MODELS.register_module()
@@ -58,14 +58,12 @@ class SLaK(LargeKernelNet):
                  branch_norm_cfg: Mapping | None = MappingProxyType(dict(type='BN')),
                  **kwargs) -> None:
         settings = self._arch(arch)
-        depths = kwargs.pop('depths', settings['depths'])
+        depths = positive_ints('depths', kwargs.pop('depths', settings['depths']))
         channels = kwargs.pop('channels', settings['channels'])
-        kernel_sizes = tuple(settings['kernel_sizes'] if kernel_sizes is None else kernel_sizes)
-        if len(kernel_sizes) != len(depths):
-            raise ValueError(f'kernel_sizes must have one entry per stage ({len(depths)}), got {len(kernel_sizes)}: '
-                             f'{kernel_sizes}')
-        if stripe_width < 1 or stripe_width % 2 == 0:
-            raise ValueError(f'stripe_width must be a positive odd number, got {stripe_width}')
+        kernel_sizes = positive_ints(
+            'kernel_sizes', settings['kernel_sizes'] if kernel_sizes is None else kernel_sizes, length=len(depths))
+        check_number('stripe_width', stripe_width, 'a positive odd number',
+                     lambda size: size > 0 and size % 2 == 1, kinds=int)
         if any(size % 2 == 0 or size <= stripe_width for size in kernel_sizes):
             raise ValueError(f'kernel_sizes must be odd and above stripe_width ({stripe_width}), got {kernel_sizes}')
         self.kernel_sizes = kernel_sizes
