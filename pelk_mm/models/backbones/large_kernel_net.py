@@ -5,9 +5,11 @@ Block, stage, network, read from the top. What a backbone mixes tokens with is s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
+from math import ceil, inf
+from typing import Any
 
 import torch
 import torch.utils.checkpoint as cp
@@ -152,17 +154,21 @@ class LargeKernelNet(BaseModule):
                  deploy: bool = False,
                  init_cfg: dict | list[dict] | None = None) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.depths = _positive_ints('depths', depths)
+        self.depths = positive_ints('depths', depths)
         self.num_stages = len(self.depths)
-        base_channels = _positive_ints('channels', channels, length=self.num_stages)
-        if width_factor <= 0:
-            raise ValueError(f'width_factor must be positive, got {width_factor}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        base_channels = positive_ints('channels', channels, length=self.num_stages)
+        check_number('width_factor', width_factor, 'positive', lambda factor: 0 < factor < inf)
         self.channels = tuple(int(width * width_factor) for width in base_channels)
+        if not all(self.channels):
+            raise ValueError(f'width_factor must leave every stage a channel, got {width_factor} for {base_channels}')
+        check_number('in_channels', in_channels, 'a positive int', lambda number: number > 0, kinds=int)
+        check_number('ffn_ratio', ffn_ratio, f'positive and give {min(self.channels)} channels a hidden one',
+                     lambda ratio: 0 < ratio < inf and min(self.channels) * ratio >= 1)
+        check_number('drop_path_rate', drop_path_rate, 'in [0, 1)', lambda rate: 0 <= rate < 1)
+        check_number('layer_scale_init_value', layer_scale_init_value, 'at least 0', lambda value: 0 <= value < inf)
         self.out_indices = _stage_indices(out_indices, self.num_stages)
-        if not 0 <= frozen_stages <= self.num_stages:
-            raise ValueError(f'frozen_stages must be in 0 ... {self.num_stages}, got {frozen_stages}')
+        check_number('frozen_stages', frozen_stages, f'in 0 ... {self.num_stages}',
+                     lambda number: 0 <= number <= self.num_stages, kinds=int)
         self.frozen_stages = frozen_stages
         self.gap_before_final_norm = gap_before_final_norm
         # A plain dict of our own: a read-only default could not be deep-copied, which EMA does.
@@ -268,8 +274,9 @@ class LargeKernelNet(BaseModule):
         """Depth of a parameter for learning-rate decay, as ConvNeXt groups it.
 
         Layer-wise: the stem is 0, stages 1 and 2 are one group each, stage 3 is cut into groups of three blocks, the
-        last stage is the last group: 6 groups in all, 12 where the third stage has more than 9 blocks. Stage-wise: all
-        downsampling is 0, stage i is i + 1. Output norms and what lies outside the backbone are not decayed.
+        last stage is the last group: 6 groups in all, 12 where the third stage has more than 9 blocks, and as many as
+        it takes where that is not enough. Stage-wise: all downsampling is 0, stage i is i + 1. Output norms and what
+        lies outside the backbone are not decayed.
 
         Args:
             param_name (str): Full name, e.g. ``'backbone.stages.0.blocks.1.gamma'``.
@@ -279,7 +286,8 @@ class LargeKernelNet(BaseModule):
         Returns:
             tuple[int, int]: The depth, and the number of depths; a scale is ``rate ** (number - depth - 1)``.
         """
-        last = 12 if self.depths[-2] > 9 else 6
+        cut = self.depths[-2] if self.num_stages > 1 else 0
+        last = max(12 if cut > 9 else 6, self.num_stages - 1 + ceil(cut / 3))
         outside = (last + 1, last + 2)
         if not param_name.startswith(prefix):
             return outside
@@ -289,10 +297,12 @@ class LargeKernelNet(BaseModule):
         stage, is_downsample = int(parts[1]), parts[0] == 'downsample_layers'
         if stage_wise:
             return (0 if is_downsample else stage + 1), last + 2
+        if is_downsample and stage == 0:
+            return 0, last + 2
         if stage == self.num_stages - 1:
             return last, last + 2
         if is_downsample:
-            return (stage + 1 if stage else 0), last + 2
+            return stage + 1, last + 2
         first_block = 0 if parts[2] != 'blocks' else int(parts[3])
         return stage + 1 + (first_block // 3 if stage == self.num_stages - 2 else 0), last + 2
 
@@ -311,18 +321,30 @@ class LargeKernelNet(BaseModule):
                 parameter.requires_grad = False
 
 
-def _positive_ints(name: str, values: Sequence[int], length: int | None = None) -> tuple[int, ...]:
+def check_number(name: str,
+                 value: Any,
+                 expected: str,
+                 holds: Callable[[Any], bool],
+                 kinds: type | tuple[type, ...] = (int, float)) -> None:
+    """Raise unless an argument is a number of one of the ``kinds`` for which ``holds`` is true."""
+    if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
+        raise ValueError(f'{name} must be {expected}, got {value!r}')
+
+
+def positive_ints(name: str, values: Sequence[int], length: int | None = None) -> tuple[int, ...]:
+    """The values of an argument, checked: whole numbers from 1, ``length`` of them."""
     if isinstance(values, str) or not isinstance(values, Sequence) or not all(
             isinstance(value, int) and value > 0 for value in values) or not values:
         raise ValueError(f'{name} must be a sequence of positive ints, got {values!r}')
     if length is not None and len(values) != length:
-        raise ValueError(f'{name} must have one entry per stage ({length}), got {len(values)}: {list(values)}')
+        raise ValueError(f'{name} must have one entry per stage ({length}, as depths has), got {len(values)}: '
+                         f'{list(values)}')
     return tuple(values)
 
 
 def _stage_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-    for index in indices:
-        if not isinstance(index, int) or not -num_stages <= index < num_stages:
-            raise ValueError(f'out_indices must be in {-num_stages} ... {num_stages - 1}, got {out_indices}')
+    indices = [out_indices] if isinstance(out_indices, int) else out_indices
+    if not isinstance(indices, Sequence) or not indices or not all(
+            isinstance(index, int) and -num_stages <= index < num_stages for index in indices):
+        raise ValueError(f'out_indices must be one or more of {-num_stages} ... {num_stages - 1}, got {out_indices!r}')
     return tuple(sorted({index % num_stages for index in indices}))
