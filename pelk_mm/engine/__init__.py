@@ -1,11 +1,12 @@
 """Registered engine parts; configs name them with the prefix ``pelk_mm.``."""
 
-from .hooks import ClassCountHook, DynamicSparsityHook, PreemptionHook, WholeCheckpointHook
+from .hooks import CheckFiniteHook, ClassCountHook, DynamicSparsityHook, PreemptionHook, WholeCheckpointHook
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
 
 __all__ = [
-    'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor', 'PreemptionHook',
-    'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook'
+    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
+    'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop',
+    'WholeCheckpointHook'
 ]

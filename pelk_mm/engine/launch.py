@@ -27,7 +27,7 @@ from .. import compat
 from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
-from .hooks import ClassCountHook, PreemptionHook
+from .hooks import CheckFiniteHook, ClassCountHook, PreemptionHook
 from .image_files import build_checked_dataloader
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
@@ -177,7 +177,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         if not cfg.get('resume'):
             keep_previous_run(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (ClassCountHook, *([PreemptionHook] if mode == 'train' else [])):
+    for hook in (ClassCountHook, *([CheckFiniteHook, PreemptionHook] if mode == 'train' else [])):
         if not any(isinstance(present, hook) for present in runner.hooks):
             runner.register_hook(hook())
     # The run builds its loops, and these their loaders by this method.

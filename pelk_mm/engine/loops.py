@@ -2,10 +2,10 @@
 
 MMEngine restores weights, optimiser, schedules and the order of the samples, but not the random generators, and an
 epoch that was stopped in its middle starts again from its first batch. These loops seed every sample's random
-transforms by (seed, rank, epoch, position) and every training step by (seed, rank, iteration). Training that was
-stopped after any step and resumed then equals, bit for bit, training that was not, whatever the number of data loading
-workers, as long as the operators themselves are deterministic and, with gradient accumulation, the stop is between two
-optimiser steps.
+transforms by (seed, epoch, position among the samples of all ranks) and every training step by (seed, rank,
+iteration). Training that was stopped after any step and resumed then equals, bit for bit, training that was not,
+whatever the number of data loading workers, as long as the operators themselves are deterministic and, with gradient
+accumulation, the stop is between two optimiser steps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mmengine.dist import get_rank
+from mmengine.dist import get_dist_info, get_rank
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import Dataset, Sampler
@@ -58,8 +58,12 @@ class SeededSampler(Sampler):
 
     def __iter__(self) -> Iterator[SeededIndex]:
         first, self._skipped = self._skipped, 0
+        rank, world_size = get_dist_info()
         for position, index in enumerate(self.sampler, first):
-            yield SeededIndex(index, derive_seed('sample', self.sample_seed, get_rank(), self.epoch, position))
+            # MMEngine's samplers deal the samples out to the ranks in turn, so this is the position before that: the
+            # same sample is transformed in the same way, however many ranks there are.
+            position = position * world_size + rank
+            yield SeededIndex(index, derive_seed('sample', self.sample_seed, self.epoch, position))
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -24,14 +24,27 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def get_rng_state() -> tuple:
+    """The states of the generators of Python, NumPy and PyTorch (CPU and current GPU)."""
+    gpu_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu_state  # noqa: NPY002
+
+
+def set_rng_state(state: tuple) -> None:
+    """Set what :func:`get_rng_state` gave."""
+    python_state, numpy_state, cpu_state, gpu_state = state
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    torch.set_rng_state(cpu_state)
+    if gpu_state is not None:
+        torch.cuda.set_rng_state(gpu_state)
+
+
 @contextmanager
 def preserved_rng() -> Iterator[None]:
     """Restore the generators of Python, NumPy and PyTorch (CPU and current GPU) afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    state = get_rng_state()
     try:
-        with torch.random.fork_rng(devices):
-            yield
+        yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
+        set_rng_state(state)

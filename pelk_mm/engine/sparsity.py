@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from mmengine import dist
 from torch import Tensor, nn
 
 # A layer of at least this density stays dense: its mask would cost more than it saves.
@@ -90,13 +91,15 @@ def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, fl
 def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """SNIP's saliency \\|w * dL/dw\\| of every weight; zero where the loss does not depend on a weight.
 
-    ``.grad`` is left alone.
+    ``.grad`` is left alone. In distributed training L is the mean of the ranks' losses.
     """
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {
-        name: torch.zeros_like(weight) if gradient is None else (weight * gradient).abs().detach()
-        for (name, weight), gradient in zip(weights.items(), gradients)
-    }
+    found = {}
+    for (name, weight), gradient in zip(weights.items(), gradients):
+        gradient = torch.zeros_like(weight) if gradient is None else gradient.contiguous()
+        dist.all_reduce(gradient, 'mean')
+        found[name] = (weight * gradient).abs().detach()
+    return found
 
 
 def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, float]:

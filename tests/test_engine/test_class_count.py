@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
 from pelk_mm.engine import ClassCountHook
@@ -15,13 +16,22 @@ DIGITS = ('pelk-atto_1xb64_digits', 'pelk-atto_upernet_1xb8-1600it_digits-128x12
           'cascade-mask-rcnn_pelk-atto_fpn_1xb4-4e_digits')
 
 
+class Loop(BaseLoop):
+
+    def __init__(self, dataloader):
+        self.dataloader = dataloader
+
+    def run(self):
+        """Never called."""
+
+
 def runner_of(cfg: Config, classes, wrap=lambda dataset: dataset) -> SimpleNamespace:
     """As much of a runner as the hook looks at, its test loader not built."""
     dataset = BaseDataset('instances.json', metainfo=dict(classes=classes), data_root='data/mine', lazy_init=True)
     return SimpleNamespace(
         cfg=cfg,
-        train_dataloader=DataLoader(wrap(dataset)),
-        test_dataloader=dict(),
+        _train_loop=Loop(DataLoader(wrap(dataset))),
+        _test_loop=dict(),
         logger=MMLogger.get_instance('class_count'))
 
 
@@ -75,7 +85,7 @@ def test_a_difference_that_is_meant_is_a_warning(monkeypatch):
 
 def test_one_class_needs_its_comma():
     runner = runner_of(Config(dict(model=dict(head=dict(num_classes=1)))), ('cat', ))
-    runner.train_dataloader.dataset._metainfo['classes'] = 'cat'
+    runner._train_loop.dataloader.dataset._metainfo['classes'] = 'cat'
     with pytest.raises(ValueError, match=r"must be a tuple of names, got the string 'cat': .* \('cat', \)"):
         ClassCountHook().before_run(runner)
 

@@ -117,7 +117,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy):
 @needs_no_gpu
 def test_two_cpu_processes_train_and_test(root, toy):
     output = launch(root, toy, 'bash', 'dist_train.sh', 'toy.py', '2', '--work-dir', 'two', PORT='29731')
-    assert '2 processes on the CPU with gloo; 1 SyncBN of the model become BN' in output
+    assert '2 processes on the CPU with gloo; 1 SyncBN of the model become AllReduceBN' in output
     assert '[2/2]' in output
     assert set(weights(toy / 'two/epoch_2.pth')) == set(weights(toy / 'two/epoch_1.pth'))
     arguments = ('toy.py', 'two/epoch_2.pth', '2', '--out', 'out.pkl')

@@ -1,6 +1,7 @@
+from .check_finite import CheckFiniteHook
 from .class_count import ClassCountHook
 from .dynamic_sparsity import DynamicSparsityHook
 from .preemption import PreemptionHook
 from .whole_checkpoint import WholeCheckpointHook
 
-__all__ = ['ClassCountHook', 'DynamicSparsityHook', 'PreemptionHook', 'WholeCheckpointHook']
+__all__ = ['CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'PreemptionHook', 'WholeCheckpointHook']

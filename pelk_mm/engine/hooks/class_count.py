@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from mmengine.runner import BaseLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
@@ -39,10 +38,12 @@ class ClassCountHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Compare; of the loaders, only those of this run are built."""
         counts = dict(_class_counts({key: runner.cfg.get(key) for key in ('model', 'data_preprocessor')}))
-        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-            loader = getattr(runner, name, None)
-            if not isinstance(loader, DataLoader):
+        for part in ('train', 'val', 'test'):
+            # Asked for its dataloader, the runner would build the loop.
+            loop, name = getattr(runner, f'_{part}_loop', None), f'{part}_dataloader'
+            if not isinstance(loop, BaseLoop):
                 continue
+            loader = loop.dataloader
             classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
             if classes is None:
                 continue

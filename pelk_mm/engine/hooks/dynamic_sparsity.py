@@ -12,6 +12,7 @@ from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pelk_mm.registry import HOOKS
 
@@ -65,13 +66,13 @@ class DynamicSparsityHook(Hook):
             ``get_sparse_parameters`` leaves out. Defaults to ().
         exclude (str | Sequence[str]): Regular expressions; weights whose name contains a match are not masked.
             Defaults to ().
-        snip_batch_size (int, optional): Images for SNIP, which runs in fp32 and so needs more memory than a training
-            step with AMP. Defaults to the batch size of the training dataloader.
+        snip_batch_size (int, optional): Images of each rank for SNIP, which runs in fp32 and so needs more memory than
+            a training step with AMP. Defaults to the batch size of the training dataloader.
 
     Raises:
         ValueError: If an argument is out of range, or a pattern matches nothing; when resuming, if the checkpoint has
             no masks or those of another model.
-        TypeError: If there are several optimisers.
+        TypeError: If there are several optimisers, or the weights are sharded (FSDP, DeepSpeed).
 
     Examples:
         >>> # PeLK-T, ImageNet
@@ -129,9 +130,14 @@ class DynamicSparsityHook(Hook):
         """Make or resume the masks, apply them, and follow the optimiser's steps."""
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise TypeError(f'DynamicSparsityHook needs one optimiser, got {len(runner.optim_wrapper)}')
+        optimizer = runner.optim_wrapper.optimizer
+        if isinstance(runner.model, FullyShardedDataParallel) or not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError('DynamicSparsityHook needs whole weights in every process and an optimiser of PyTorch, got '
+                            f'{type(runner.model).__name__} and {type(optimizer).__name__}: train without sharding '
+                            '(leave out runner_type and strategy), or take the hook out of custom_hooks')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._weights = find_sparse_parameters(model, self.include, self.exclude)
-        self._optimizer = runner.optim_wrapper.optimizer
+        self._optimizer = optimizer
         self._total_steps = math.ceil(runner.max_iters / runner.optim_wrapper._accumulative_counts)
         averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
         self._average_weights = [dict(average.named_parameters()) for average in averages]
@@ -188,15 +194,25 @@ class DynamicSparsityHook(Hook):
         return draw_masks(self._weights, densities, self._generator(runner))
 
     def _snip_densities(self, runner: Runner, model: BaseModel) -> dict[str, float]:
-        """SNIP on one batch of the training data, drawn beside the dataloader, whose order is not disturbed."""
+        """SNIP on one batch of the training data, drawn beside the dataloader, whose order is not disturbed.
+
+        Each rank has its share of the batch, so that the densities are those of one rank with all of it.
+        """
         loader = runner.train_dataloader
+        rank, world_size = dist.get_dist_info()
         size = self.snip_batch_size or loader.batch_size or loader.batch_sampler.batch_size
+        size = min(size, max(1, len(loader.dataset) // world_size))
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.train()
         with preserved_rng():
             seed_all(derive_seed('snip', runner.seed))
-            indices = torch.randperm(len(loader.dataset))[:size].tolist()
-            batch = loader.collate_fn([loader.dataset[index] for index in indices])
+            indices = torch.randperm(len(loader.dataset)).tolist()
+            samples = []
+            for position in range(rank, size * world_size, world_size):
+                seed_all(derive_seed('snip sample', runner.seed, position))
+                samples.append(loader.dataset[indices[position % len(indices)]])
+            batch = loader.collate_fn(samples)
+            seed_all(derive_seed('snip step', runner.seed, rank))
             data = model.data_preprocessor(batch, True)
             losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
             saliency = saliencies(model.parse_losses(losses)[0], self._weights)

@@ -1,0 +1,176 @@
+"""Where NaN and infinity come from: one pass through a model that watches every tensor between its modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds NaN or infinity; on a GPU one synchronisation, however many there are."""
+    tensors = [tensor.detach() for tensor in tensors]
+    if not tensors:
+        return True
+    # The largest magnitudes: sums of squares could overflow where every value is finite.
+    largest = torch._foreach_norm(tensors, math.inf)
+    return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
+
+
+def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
+    """Names of the floating-point tensors that hold NaN or infinity; None counts as finite."""
+    return [_clean(name) for name, tensor in tensors.items() if tensor is not None and not _finite(tensor)]
+
+
+class Trace:
+    """Watches what the modules of a model return, and the gradients of it, until one is not finite.
+
+    Of nested modules the innermost is named; what a module receives is looked at as well, as not everything between
+    modules is one.
+
+    Attributes:
+        forward (str | None): Where the forward pass first left the finite numbers.
+        backward (str | None): Where the backward pass did.
+        samples (list[int]): Indices of the images whose values in that first tensor are not finite, where its first
+            dimension is the batch.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int | None = None) -> None:
+        self.forward: str | None = None
+        self.backward: str | None = None
+        self.samples: list[int] = []
+        self._batch_size = batch_size
+        self._names = {module: _clean(name) for name, module in model.named_modules()}
+        # By id of the tensor: the tensor, kept alive, and the modules that returned it and that took it.
+        self._tensors: dict[int, tuple[Tensor, list[str]]] = {}
+
+    @contextmanager
+    def watching_forward(self) -> Iterator[None]:
+        """Watch the modules; the gradients too, if a backward pass follows."""
+        handles = []
+        for module in self._names:
+            handles += [
+                module.register_forward_pre_hook(self._before, with_kwargs=True),
+                module.register_forward_hook(self._after)
+            ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _before(self, module: nn.Module, args, kwargs) -> None:
+        for tensor in _tensors((args, kwargs)):
+            self._look(tensor, f'what {self._describe(module)} receives')
+            self._follow(tensor, 'taken', self._describe(module))
+
+    def _after(self, module: nn.Module, args, output) -> None:
+        # What the model itself returns are the losses, and figures beside them.
+        for tensor in _tensors(output) if self._names[module] else ():
+            self._look(tensor, f'what {self._describe(module)} returns')
+            self._follow(tensor, 'returned', self._describe(module))
+
+    def _look(self, tensor: Tensor, where: str) -> None:
+        if self.forward is None and not _finite(tensor):
+            self.forward = where
+            if tensor.ndim and tensor.shape[0] == self._batch_size:
+                self.samples = (~torch.isfinite(tensor.detach())).flatten(1).any(1).nonzero().flatten().tolist()
+
+    def _follow(self, tensor: Tensor, kind: str, module: str) -> None:
+        if not tensor.requires_grad:
+            return
+        if id(tensor) not in self._tensors:
+            modules: dict[str, str] = {}
+            self._tensors[id(tensor)] = tensor, modules
+            tensor.register_hook(lambda gradient: self._look_back(gradient, modules))
+        modules = self._tensors[id(tensor)][1]
+        if kind == 'taken':
+            # The innermost module comes last.
+            modules['taken'] = module
+        else:
+            modules.setdefault('returned', module)
+
+    def _look_back(self, gradient: Tensor, modules: dict[str, str]) -> None:
+        if self.backward is None and not _finite(gradient):
+            if 'taken' in modules:
+                to = f' to {modules["returned"]}' if 'returned' in modules else ''
+                self.backward = f'what {modules["taken"]} passes back{to}'
+            else:
+                self.backward = f'what is passed back to {modules["returned"]}'
+
+    def _describe(self, module: nn.Module) -> str:
+        name = self._names[module]
+        return f'{name} ({type(module).__name__})' if name else f'the model ({type(module).__name__})'
+
+
+def trace(model: nn.Module,
+          compute_losses: Callable[[], Mapping[str, Tensor]],
+          sum_losses: Callable[[Mapping], Tensor],
+          batch_size: int | None = None) -> tuple[Trace, list[str]]:
+    """Run one forward pass and, if it stays finite, its backward pass, and watch both.
+
+    Args:
+        model (nn.Module): Whose modules to watch.
+        compute_losses (Callable[[], Mapping[str, Tensor]]): The forward pass.
+        sum_losses (Callable[[Mapping], Tensor]): Makes of the losses the one to differentiate.
+        batch_size (int, optional): Number of images.
+
+    Returns:
+        tuple[Trace, list[str]]: What was seen, and the names of the losses that are not finite.
+    """
+    seen = Trace(model, batch_size)
+    with seen.watching_forward():
+        losses = compute_losses()
+    names = [name for name, values in losses.items() if 'loss' in name and not all(map(_finite, _tensors(values)))]
+    if seen.forward is None and not names:
+        sum_losses(losses).backward()
+    return seen, names
+
+
+def image_paths(batch) -> list[str]:
+    """Paths of the images of a batch, as its data samples give them."""
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
+        return [path for part in batch for path in image_paths(part)]
+    path = getattr(batch, 'img_path', None)
+    return [path] if isinstance(path, str) else []
+
+
+def non_finite_samples(batch) -> list[int]:
+    """Indices of the images, the ``inputs`` of a batch as it was loaded, that hold NaN or infinity."""
+    inputs = batch.get('inputs', ()) if isinstance(batch, Mapping) else ()
+    if not isinstance(inputs, (Tensor, list, tuple)):
+        return []
+    return [index for index, image in enumerate(inputs) if isinstance(image, Tensor) and not _finite(image)]
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many there are beside them."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
+
+
+def _tensors(values) -> Iterator[Tensor]:
+    """Every tensor of nested containers."""
+    if isinstance(values, Tensor):
+        yield values
+        return
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+
+
+def _clean(name: str) -> str:
+    """The name of a module or parameter without what wrappers for sharding and checkpointing add."""
+    hidden = ('_fsdp_wrapped_module', '_checkpoint_wrapped_module')
+    return '.'.join(part for part in name.split('.') if part not in hidden)
