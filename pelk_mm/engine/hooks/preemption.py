@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -123,8 +125,18 @@ def _reduce(value: int, operation: str) -> int:
 def _outlive_one_signal(init: Callable[[int], None] | None, worker: int) -> None:
     """Start a data loading worker that goes on loading when its whole process group is asked to end.
 
-    PyTorch ends such a worker by the same signal, but then more than once.
+    The training process itself asks once, when it ends, and waits for the worker.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
+    # The handler of a signal is not told who sent it. Only Linux and the like tell a thread that waits for it.
+    if hasattr(signal, 'sigwaitinfo'):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_signal, args=(os.getppid(), ), daemon=True).start()
     if init is not None:
         init(worker)
+
+
+def _end_by_signal(parent: int) -> None:
+    """End this process by the first SIGTERM of its parent, or by the second of anybody else."""
+    if signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        signal.sigwaitinfo({signal.SIGTERM})
+    os._exit(0)
