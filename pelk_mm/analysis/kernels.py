@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,12 @@ _LEAST_SIDE = 5
 
 @dataclass(frozen=True)
 class KernelLayer:
-    """A depthwise convolution of a model.
+    """A convolution of a model.
 
     Attributes:
         name (str): Of the module.
-        kernel (np.ndarray): (C, kh, kw), float32, expanded if it is peripheral.
+        kernel (np.ndarray): (C, kh, kw), float32, expanded if it is peripheral; C counts channels, of an
+            ordinary convolution pairs of them.
         grid (SharingGrid | None): Of a peripheral convolution.
     """
 
@@ -37,7 +38,7 @@ class KernelLayer:
 
 @dataclass(frozen=True)
 class StageKernels:
-    """The largest depthwise convolutions of a stage that have one shape.
+    """The largest convolutions of a stage that have one shape.
 
     Attributes:
         name (str): Of the stage, such as ``stages.2``: all modules whose names are equal up to their first number.
@@ -77,10 +78,15 @@ def collect_kernels(model: nn.Module, least_side: int = _LEAST_SIDE) -> list[Sta
         model (nn.Module): Any module, in training form or deployed.
         least_side (int): Kernels whose longer side is below this are left out. Defaults to 5.
 
+    Returns:
+        list[StageKernels]: In the order of the model. Of one without such depthwise kernels its other large
+        convolutions, with a kernel for each pair of an output and an input channel.
+
     Raises:
-        ValueError: If there is no such kernel.
+        ValueError: If there is no such kernel either.
     """
     layers: dict[str, list[KernelLayer]] = {}
+    others: dict[str, list[KernelLayer]] = {}
     embeddings: dict[str, np.ndarray] = {}
     for name, module in model.named_modules():
         stage = _stage(name)
@@ -88,8 +94,18 @@ def collect_kernels(model: nn.Module, least_side: int = _LEAST_SIDE) -> list[Sta
             embeddings[stage] = _array(module.weight)
         elif isinstance(module, PeripheralConv2d):
             layers.setdefault(stage, []).append(KernelLayer(name, _array(module.kernel()), module.grid))
-        elif isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
-            layers.setdefault(stage, []).append(KernelLayer(name, _array(module.weight[:, 0]), None))
+        elif isinstance(module, nn.Conv2d):
+            is_depthwise = module.groups == module.in_channels > 1
+            kernels = KernelLayer(name, _array(module.weight.flatten(0, 1)), None)
+            (layers if is_depthwise else others).setdefault(stage, []).append(kernels)
+    stages = _largest(layers, embeddings, least_side) or _largest(others, {}, least_side)
+    if not stages:
+        raise ValueError(f'{type(model).__name__} has no convolution of {least_side} x {least_side} or more')
+    return stages
+
+
+def _largest(layers: Mapping[str, list[KernelLayer]], embeddings: Mapping[str, np.ndarray],
+             least_side: int) -> list[StageKernels]:
     stages = []
     for stage, found in layers.items():
         # Not the small branch beside a peripheral convolution, even where it is as large.
@@ -102,8 +118,6 @@ def collect_kernels(model: nn.Module, least_side: int = _LEAST_SIDE) -> list[Sta
             embedding = embeddings.get(stage)
             fits = embedding is not None and embedding.shape == same[0].kernel.shape
             stages.append(StageKernels(stage, same, embedding if fits else None))
-    if not stages:
-        raise ValueError(f'{type(model).__name__} has no depthwise convolution of {least_side} x {least_side} or more')
     return stages
 
 
@@ -116,10 +130,11 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
             zero. Defaults to 3.
 
     Returns:
-        Figure: For each stage its sharing grid, the root mean square of all its kernels, some kernels, and the
-        positional embedding's root mean square and its first of these channels.
+        Figure: For each stage its sharing grid, the root mean square of all its kernels, some kernels, and, if there
+        are any, the positional embedding's root mean square and its first of these channels.
     """
-    columns = channels + 4
+    has_embedding = any(stage.embedding is not None for stage in stages)
+    columns = channels + (4 if has_embedding else 2)
     figure = Figure(figsize=(2.1 * columns, 2.6 * len(stages)), layout=ConstrainedLayoutEngine(h_pad=0.12))
     for row, stage in zip(figure.subplots(len(stages), columns, squeeze=False), stages):
         last = stage.layers[-1]
@@ -135,7 +150,7 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
         for axis in row[2:]:
             axis.set_axis_off()
         for axis, channel in zip(row[2:], strongest):
-            _draw_signed(axis, last.kernel[channel], f'last layer, channel {channel}')
+            _draw_signed(axis, last.kernel[channel], f'last layer, kernel {channel}')
         if stage.embedding is not None:
             _draw_magnitude(row[-2], _root_mean_square(stage.embedding), 'embedding, rms')
             _draw_signed(row[-1], stage.embedding[strongest[0]], f'embedding, channel {strongest[0]}')

@@ -28,7 +28,9 @@ def prepare_for_export(model: nn.Module, form: str = 'fast') -> nn.Module:
     """
     if form not in FORMS:
         raise ValueError(f'form must be one of {FORMS}, got {form!r}')
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = copy.deepcopy(model).requires_grad_(False)
+    # Not chained: some backbones of the toolboxes return nothing.
+    model.eval()
     for name, module in list(model.named_modules()):
         if isinstance(module, PeripheralConv2d) and form == 'dense':
             model.set_submodule(name, _dense_conv(module))

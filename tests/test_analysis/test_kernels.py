@@ -69,8 +69,12 @@ def test_stripes_and_plain_depthwise_convolutions():
     one, = collect_kernels(net)
     assert (one.name, one.layers[0].kernel.shape) == ('0', (4, 7, 7))
     assert len(collect_kernels(net, least_side=3)) == 2
-    with pytest.raises(ValueError, match='Sequential has no depthwise convolution of 9 x 9 or more'):
-        collect_kernels(net, least_side=9)
+    # For want of any that large, the ordinary ones, a kernel for each pair of channels.
+    one, = collect_kernels(net, least_side=9)
+    assert (one.name, one.layers[0].kernel.shape) == ('2', (32, 9, 9))
+    np.testing.assert_array_equal(one.layers[0].kernel[5], net[2].weight[1, 1].detach())
+    with pytest.raises(ValueError, match='Sequential has no convolution of 11 x 11 or more'):
+        collect_kernels(net, least_side=11)
 
 
 def test_picture(pelk):
@@ -81,6 +85,13 @@ def test_picture(pelk):
     strongest = (kernel**2).sum((1, 2)).argmax()
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), kernel[strongest])
     assert figure.axes[0].get_title() == 'stages.0: 13 x 13'
+    net = nn.Sequential(nn.Conv2d(1, 2, 5))
+    net[0].weight.data[1] = 1
+    plain = draw_kernels(collect_kernels(net), channels=2)
+    # No embedding, no place for one.
+    assert [axis.get_title() for axis in plain.axes] == [
+        '0: 5 x 5', 'rms of all layers', 'last layer, kernel 1', 'last layer, kernel 0'
+    ]  # yapf: disable
 
 
 def test_grid_is_drawn_cell_by_cell():
