@@ -32,6 +32,9 @@ class WholeCheckpointHook(CheckpointHook):
         >>> default_hooks = dict(checkpoint=dict(type='pelk_mm.WholeCheckpointHook', interval=1, max_keep_ckpts=3))
     """
 
+    last_ckpt: str | None
+    file_backend: Any
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int | str, meta: dict) -> None:
         outdated = self._keep(runner, step)
         path = self.path_of(step)
