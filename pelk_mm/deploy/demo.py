@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -123,11 +124,15 @@ def _drawer(scope: str, classes: Any, palette: Any,
             return visualizer.get_image(), f'{name(label)} ({float(sample.pred_score[label]):.3f})'
         if scope == 'mmseg':
             labels = sample.pred_sem_seg.data
-            sample.pred_sem_seg = PixelData(data=labels.repeat_interleave(factor, -2).repeat_interleave(factor, -1))
-            visualizer.add_datasample('', picture, sample, draw_gt=False)
+            enlarged_labels = labels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+            sample.pred_sem_seg = PixelData(data=enlarged_labels)
+            # Its own labels are cut off at borders, and white on light colours.
+            visualizer.add_datasample('', picture, sample, draw_gt=False, with_labels=False)
+            drawn = np.ascontiguousarray(visualizer.get_image())
+            _write_names(drawn, enlarged_labels[0].numpy(), name)
             counts = torch.bincount(labels.flatten()).double() / labels.numel()
             shares = [f'{name(label)} {100 * share:.0f} %' for label, share in enumerate(counts.tolist()) if share]
-            return visualizer.get_image(), ', '.join(shares)
+            return drawn, ', '.join(shares)
         found = sample.pred_instances
         found = found[found.scores >= score_thr]
         enlarged = InstanceData(labels=found.labels, scores=found.scores, bboxes=found.bboxes * factor)
@@ -139,6 +144,22 @@ def _drawer(scope: str, classes: Any, palette: Any,
         return visualizer.get_image(), ', '.join(boxes) or 'nothing found'
 
     return draw
+
+
+def _write_names(picture: np.ndarray, labels: np.ndarray, name: Callable[[int], str]) -> None:
+    """Write the name of every class into the widest place of its regions, white with a black outline, in place."""
+    height, width = labels.shape
+    for label in np.unique(labels):
+        # A border all around keeps that place away from the sides of the picture.
+        inside = np.pad(labels == label, 1).astype(np.uint8)
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, 5)[1:-1, 1:-1]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+        text = name(int(label))
+        (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+        left = int(np.clip(x - text_width // 2, 2, max(width - text_width - 2, 2)))
+        bottom = int(np.clip(y + text_height // 2, text_height + 2, height - 3))
+        for color, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.putText(picture, text, (left, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.5, color, thickness, cv2.LINE_AA)
 
 
 def _factor(image: np.ndarray) -> int:

@@ -84,3 +84,16 @@ def test_the_model_is_left_as_it_is():
     assert all(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ValueError, match=r"form must be one of \('fast', 'dense'\), got 'sparse'"):
         prepare_for_export(model, 'sparse')
+
+
+def test_backbones_whose_eval_returns_nothing():
+    """As mmdet's ResNet."""
+
+    class Silent(nn.Sequential):
+
+        def train(self, mode=True):
+            super().train(mode)
+
+    prepared = prepare_for_export(Silent(nn.Dropout()), 'dense')
+    assert isinstance(prepared, Silent)
+    assert not prepared[0].training
