@@ -1,0 +1,136 @@
+"""SIGTERM in this process: what is saved where, and that training goes on from it exactly."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner.checkpoint import load_from_local
+
+from pelk_mm.engine import PreemptionHook
+from pelk_mm.engine.hooks import preemption
+
+CHECKPOINT = dict(type='pelk_mm.WholeCheckpointHook', interval=2)
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """Puts back what SIGTERM did before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield before
+    signal.signal(signal.SIGTERM, before)
+
+
+class Send(Hook):
+    """Sends SIGTERM before the n-th call of one of its methods."""
+
+    def __init__(self, method, count):
+        self.count = count
+        setattr(self, method, self.send)
+
+    def send(self, *args, **kwargs):
+        self.count -= 1
+        if self.count == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def stop(runner) -> tuple:
+    """Train until it stops; the warning, and what was saved."""
+    messages = []
+    runner.logger.warning = messages.append
+    with pytest.raises(SystemExit) as error:
+        runner.train()
+    assert error.value.code == 75
+    saved = Path(runner.work_dir, 'last_checkpoint')
+    return messages[-1], Path(saved.read_text()).name if saved.exists() else None
+
+
+def state(path) -> dict:
+    """Every tensor of a checkpoint that matters to training."""
+    content = load_from_local(str(path), 'cpu')
+    tensors = dict(content['state_dict'], **content.get('ema_state_dict', {}))
+    for index, entry in content['optimizer']['state'].items():
+        tensors.update({f'{index}.{name}': value for name, value in entry.items()})
+    return tensors
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(('step', 'epoch'), [(3, 0), (10, 0), (11, 1), (20, 1), (29, 2)])
+def test_training_goes_on_exactly_within_an_epoch_and_from_its_last_step(make_runner, tmp_path, step, epoch):
+    scheduler = dict(type='ExponentialLR', gamma=0.5)
+    make_runner(tmp_path / 'whole', checkpoint=CHECKPOINT, param_scheduler=scheduler).train()
+    hooks = [PreemptionHook(), Send('before_train_iter', step)]
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, param_scheduler=scheduler)
+    message, saved = stop(runner)
+    assert saved == f'epoch_{epoch}_iter_{step}.pth'
+    assert message == (f'SIGTERM: training stops after iteration {step}. {tmp_path}/{saved} is saved. Go on with '
+                       '--resume. Exit code 75')
+    make_runner(tmp_path, checkpoint=CHECKPOINT, param_scheduler=scheduler, resume=True).train()
+    assert_same(state(tmp_path / 'epoch_3.pth'), state(tmp_path / 'whole/epoch_3.pth'))
+
+
+def test_a_checkpoint_of_this_step_is_not_written_again(make_runner, tmp_path):
+    checkpoint = dict(CHECKPOINT, by_epoch=False, interval=6, max_keep_ckpts=1)
+    runner = make_runner(tmp_path, checkpoint=checkpoint, hooks=[PreemptionHook(), Send('before_train_iter', 12)])
+    writes = Send('before_save_checkpoint', 0)
+    runner.register_hook(writes)
+    assert stop(runner)[1] == 'iter_12.pth'
+    assert writes.count == -2
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_12.pth']
+
+
+def test_validation_is_left_with_the_trained_weights_not_their_average(make_runner, tmp_path):
+    ema = dict(type='EMAHook', momentum=0.3)
+    make_runner(tmp_path / 'whole', checkpoint=dict(CHECKPOINT, interval=1), hooks=[ema]).train()
+    # Ten iterations of validation; the signal comes in the second of the first.
+    hooks = [ema, PreemptionHook(), Send('before_val_iter', 2)]
+    _, saved = stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3])))
+    assert saved == 'epoch_1.pth'
+    expected = state(tmp_path / 'whole/epoch_1.pth')
+    assert not torch.equal(expected['layer.weight'], expected['module.layer.weight'])
+    assert_same(state(tmp_path / saved), expected)
+
+
+def test_gradients_that_wait_for_the_optimiser_are_not_lost(make_runner, tmp_path):
+    wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3)
+    hooks = [PreemptionHook(), Send('before_train_iter', 4)]
+    message, saved = stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, optim_wrapper=wrapper))
+    assert saved == 'epoch_0_iter_6.pth'
+
+
+def test_loops_that_cannot_go_on_within_an_epoch_say_so(make_runner, tmp_path):
+    hooks = [PreemptionHook(), Send('before_train_iter', 4)]
+    message, _ = stop(make_runner(tmp_path, 'EpochBasedTrainLoop', CHECKPOINT, hooks))
+    assert "epoch_0_iter_4.pth is saved, but MMEngine's loop will start its epoch again" in message
+
+
+def test_without_a_checkpoint_hook_nothing_is_saved(make_runner, tmp_path):
+    hooks = [PreemptionHook(), Send('before_train_iter', 4)]
+    message, saved = stop(make_runner(tmp_path, hooks=hooks))
+    assert saved is None
+    assert 'Nothing is saved, as the config has no checkpoint hook' in message
+
+
+def test_after_training_sigterm_does_what_it_did(make_runner, tmp_path, handler):
+    make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook()], scores=dict(a=[1, 2, 3])).train()
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_second_sigterm_ends_at_once_unless_it_is_the_first_handed_on(monkeypatch):
+    now, sent = [100.0], []
+    monkeypatch.setattr(preemption.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(preemption.signal, 'raise_signal', sent.append)
+    hook = PreemptionHook()
+    for seconds in (0, 1, 3.9):
+        now[0] += seconds
+        hook._on_signal(signal.SIGTERM, None)
+    assert sent == []
+    now[0] += 0.2
+    hook._on_signal(signal.SIGTERM, None)
+    assert sent == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
