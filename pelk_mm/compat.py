@@ -27,11 +27,13 @@ import mmengine.config.config
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
+from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from .whole_files import write_whole
 
@@ -75,6 +77,7 @@ def setup() -> None:
     never_load_unsafely()
     never_run_saved_configs()
     write_files_whole()
+    load_sharded_optimizers()
 
 
 def register_config_packages() -> None:
@@ -259,8 +262,9 @@ def _needs(message: str) -> str | None:
     found = re.search(r'Can only (?:build|create) .* got (.+)', message)
     if found:
         return f'make a {found.group(1)}'
-    found = re.search(r'weights_only=True with (TorchScript archives|files saved in the legacy .tar format)', message)
-    return f'open {found.group(1)}' if found else None
+    refused = r'weights_only=True\W+with (TorchScript archives|files saved in the\s+legacy .tar format)'
+    found = re.search(refused, message)
+    return f'open {" ".join(found.group(1).split())}' if found else None
 
 
 def _identity(name: str) -> str:
@@ -313,3 +317,21 @@ def write_files_whole() -> None:
         return write_whole(obj, str(filepath))
 
     LocalBackend.put = put
+
+
+def load_sharded_optimizers() -> None:
+    """Let training that FSDP shards resume: PyTorch is given the optimiser's state in the order that it asks for.
+
+    For every MMEngine: its ``FSDPStrategy`` passes the state first, which PyTorch takes last since 2.1.
+    """
+    upstream = FSDPStrategy.load_optim_state_dict
+    if hasattr(upstream, '__wrapped__'):
+        return
+
+    @wraps(upstream)
+    def load_optim_state_dict(self, state_dict):
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
+
+    FSDPStrategy.load_optim_state_dict = load_optim_state_dict

@@ -49,7 +49,7 @@ def set_aside(path: str, suffix: str) -> str:
 
 
 def _free_name(stem: str) -> str:
-    return next(name for name in map(f'{stem}{{}}'.format, count(1)) if not os.path.lexists(name))
+    return next(name for number in count(1) if not os.path.lexists(name := f'{stem}{number}'))
 
 
 def _sync_folder(folder: str) -> None:

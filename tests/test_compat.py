@@ -6,7 +6,9 @@ A test that fails because upstream has mended its fault means: remove the patch.
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from importlib.metadata import PackageNotFoundError, version
+from inspect import getsource, signature
 from pickle import UnpicklingError
 
 import mmengine.config.config
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import LocalBackend
 from mmengine.hub import get_config
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import FlexibleRunner, Runner
 from mmengine.runner.checkpoint import load_from_local
 
 from pelk_mm import compat
@@ -174,3 +178,66 @@ def test_the_stand_in_for_getattr_gives_statistics_alone():
     for owner, name in ((HistoryBuffer, '__init__'), (dict, 'mean'), (torch, 'load')):
         with pytest.raises(UnpicklingError, match='may only refer to the statistics'):
             compat._history_statistic(owner, name)
+
+
+def test_upstream_still_destroys_a_file_that_it_fails_to_write(tmp_path):
+    path = tmp_path / 'checkpoint.pth'
+    for put, left in ((LocalBackend.put, b'whole'), (LocalBackend.put.__wrapped__, b'')):
+        path.write_bytes(b'whole')
+        with pytest.raises(TypeError):
+            put(LocalBackend(), 'no bytes', path)
+        assert path.read_bytes() == left
+        assert os.listdir(tmp_path) == ['checkpoint.pth']
+
+
+def test_a_pipe_is_written_to_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+    LocalBackend().put(b'content', tmp_path / 'pipe')
+    assert os.read(reader, 100) == b'content'
+    os.close(reader)
+    assert (tmp_path / 'pipe').is_fifo()
+
+
+def of_other_numpy(file):
+    """Rename the modules of a legacy file to those of the other NumPy, 1 or 2."""
+    content = file.read_bytes()
+    here, there = (b'numpy._core', b'numpy.core') if b'numpy._core' in content else (b'numpy.core', b'numpy._core')
+    # Of pickle's protocol 2: a global is two lines.
+    file.write_bytes(content.replace(b'c' + here, b'c' + there))
+
+
+@pytest.mark.parametrize('allowed', compat.checkpoint_globals(), ids=lambda allowed: str(allowed)[:60])
+def test_all_that_is_allowed_is_needed(tmp_path, monkeypatch, allowed):
+    """A checkpoint that loads does not without it."""
+    history = HistoryBuffer([1.5, 0.5], [1, 1])
+    numbers = [np.dtype(name).type(1) for name in compat.NUMPY_TYPES]
+    contents = [dict(args=Namespace(lr=0.1)), dict(history=history), dict(numbers=numbers, arrays=np.ones(2))]
+    files = []
+    for content in contents:
+        for other in (False, True):
+            files.append(tmp_path / f'{len(files)}.pth')
+            torch.save(content, files[-1], _use_new_zipfile_serialization=False)
+            if other:
+                of_other_numpy(files[-1])
+    for file in files:
+        compat.load_safely(file)
+    rest = [each for each in compat.checkpoint_globals() if each is not allowed and each != allowed]
+    monkeypatch.setattr(compat, 'checkpoint_globals', lambda: rest)
+    refused = 0
+    for file in files:
+        try:
+            compat.load_safely(file)
+        except compat.UnsafeCheckpoint:
+            refused += 1
+    assert refused
+
+
+def test_downloads_are_still_loaded_unsafely_by_upstream():
+    assert signature(torch.hub.load_state_dict_from_url).parameters['weights_only'].default is False
+    assert mmengine.runner.checkpoint.load_url is compat._load_url
+
+
+@pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
+def test_upstream_still_runs_configs_in_checkpoints(kind):
+    assert "fromstring(\n                checkpoint['meta']['config']" in getsource(kind.resume)

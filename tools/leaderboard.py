@@ -90,7 +90,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     pages = (to_markdown(tables, problems, made), to_csv(tables), to_html(tables, problems, made))
     for file, text in zip(outputs(args.out), pages):
-        file.write_text(text, encoding='utf-8')
+        # Names of files may hold bytes that are no text.
+        file.write_text(text, encoding='utf-8', errors='backslashreplace')
         print(file)
     for problem in problems:
         print(f'left out: {problem.where} {problem.text}', file=sys.stderr)

@@ -4,15 +4,20 @@ import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from rich.progress import track
 
 from .digit_scenes import VERSION, count_files
 
 # As mmpretrain's datasets look for images.
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+# What any data set may hold.
+DECODED_SUFFIXES = (*IMAGE_SUFFIXES, '.tiff', '.webp')
 CONVERTERS = 'python tools/dataset_converters'
 
 
@@ -136,12 +141,45 @@ def check_digits(root: Path) -> list[CheckItem]:
     return items
 
 
+def check_images(root: Path) -> list[CheckItem]:
+    """Decode every image in and under a folder to its end, on all cores.
+
+    Args:
+        root (Path): Any folder of images, label maps included.
+
+    Returns:
+        list[CheckItem]: The folder, and every file that is damaged.
+    """
+    files = sorted(path for path in root.rglob('*') if path.suffix.lower() in DECODED_SUFFIXES and path.is_file())
+    if not files:
+        return [CheckItem(root, 'missing' if not root.is_dir() else 'has no images', 'nothing', 'give --root FOLDER')]
+    with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
+        found = track(pool.map(find_decoding_error, files, chunksize=16), 'Images', len(files))
+        items = [
+            CheckItem(path, f'damaged ({error})', f'{path.stat().st_size} bytes',
+                      'get it again, or take it out of the data set') for path, error in zip(files, found) if error
+        ]
+    return [CheckItem(root, '', f'{len(files) - len(items)} of {len(files)} images are whole', ''), *items]
+
+
+def find_decoding_error(path: Path) -> str:
+    """Why an image cannot be decoded to its end, '' if it can."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    # Pillow raises nearly anything.
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ''
+
+
 # From the name on the command line to the check and the folder the configs expect.
 CHECKS: dict[str, tuple[Callable[[Path], list[CheckItem]], str]] = {
     'imagenet': (check_imagenet, 'data/imagenet'),
     'ade20k': (check_ade20k, 'data/ade/ADEChallengeData2016'),
     'coco': (check_coco, 'data/coco'),
     'digits': (check_digits, 'data/digit_scenes'),
+    'images': (check_images, 'data'),
 }
 
 
@@ -211,9 +249,10 @@ def _check_instances(path: Path, images: set[str], number: int, num_classes: int
         return CheckItem(path, 'missing', 'nothing', advice)
     try:
         annotations = json.loads(path.read_text())
-    except ValueError as error:
-        return CheckItem(path, f'damaged ({error})', f'{path.stat().st_size} bytes', advice)
-    named = {Path(image['file_name']).stem for image in annotations['images']}
+        named = {Path(image['file_name']).stem for image in annotations['images']}
+        len(annotations['categories'])
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        return CheckItem(path, f'damaged ({type(error).__name__}: {error})', f'{path.stat().st_size} bytes', advice)
     found = f"{len(named)} images, {len(annotations['categories'])} categories"
     missing = sorted(named - images)
     if (len(named), len(annotations['categories'])) != (number, num_classes):

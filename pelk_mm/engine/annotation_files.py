@@ -64,7 +64,7 @@ def check_coco_file(path: str,
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         size = os.path.getsize(path)
         what = 'is empty' if size == 0 else f'is damaged ({size} bytes; {error})'
         raise ValueError(f'{key}: {path} {what}: unpack or make it again') from None
@@ -76,6 +76,10 @@ def check_coco_file(path: str,
     if missing:
         raise ValueError(f'{key}: {path} lacks {", ".join(missing)}; it has {", ".join(sorted(content))}. Name a file '
                          'of COCO instances')
+    for name in ('images', 'annotations', 'categories'):
+        value = content.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+            raise ValueError(f'{key}: {path} must hold a list of objects as {name}, as COCO has it: make it again')
     if not content['images']:
         raise ValueError(f'{key}: {path} lists no images: name the file of another split, or make it again')
     annotations = content.get('annotations') or ()
@@ -85,6 +89,10 @@ def check_coco_file(path: str,
     _check_entries(f'{key}: {path}', 'images', content['images'], ('id', 'file_name', 'height', 'width'))
     _check_entries(f'{key}: {path}', 'categories', content['categories'], ('id', 'name'))
     _check_entries(f'{key}: {path}', 'annotations', annotations, ('id', 'image_id', 'category_id', 'bbox', 'area'))
+    wrong = next((item for item in annotations if not _is_box(item['bbox'])), None)
+    if wrong is not None:
+        raise ValueError(f'{key}: {path}: the annotation with id {wrong["id"]} must have a bbox [x, y, width, height], '
+                         f'got {str(wrong["bbox"])[:100]}: make the file again with it')
     names = [category['name'] for category in content['categories']]
     unknown = [name for name in classes if name not in names]
     if unknown:
@@ -104,6 +112,10 @@ def _check_entries(where: str, name: str, entries: Iterable[Mapping], keys: tupl
         if missing:
             raise ValueError(f'{where}: entry {number} of {name} (id {entry.get("id")}) lacks {", ".join(missing)}: '
                              'make the file again with them')
+
+
+def _is_box(box) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
 
 
 def _coco_datasets(node) -> Iterator[dict]:

@@ -28,19 +28,26 @@ class ImageFileError(ValueError):
     """A file that is no whole image, or a label map that does not fit. The message names it and the cure."""
 
 
-def build_checked_dataloader(build: Callable[..., DataLoader], *args, **kwargs) -> DataLoader:
+def build_checked_dataloader(build: Callable[..., DataLoader], dataloader: Any, **kwargs) -> DataLoader:
     """Build a loader by the runner's own method, look for the files of its data, and have them checked as they load.
 
     Args:
         build (Callable): ``runner.build_dataloader``.
-        *args: For ``build``.
+        dataloader (dict | DataLoader): For ``build``, most often a config.
         **kwargs: For ``build``.
 
     Raises:
         FileNotFoundError: If files are missing.
-        ImageFileError: If files are empty.
+        ImageFileError: If files are empty, or there are none.
     """
-    loader = build(*args, **kwargs)
+    try:
+        loader = build(dataloader, **kwargs)
+    except ValueError as error:
+        # MMEngine's data sets put their samples into one array.
+        if 'need at least one array to concatenate' in str(error):
+            raise ImageFileError(f'{_describe(dataloader)} has no samples. Correct data_root, data_prefix, ann_file, '
+                                 f'the suffixes or filter_cfg, or get the data: {CHECK_TOOL} says how') from error
+        raise
     for dataset in _leaves(loader.dataset):
         if is_main_process():
             look_for_files(dataset)
@@ -182,22 +189,23 @@ class _CheckedLoading:
         path = results.get(self.key)
         if path is None:
             return self.step(results)
+        ignore = getattr(self.step, 'ignore_empty', False)
         try:
             damage = find_damage(path) if _is_local(path) else ''
-            if damage and getattr(self.step, 'ignore_empty', False):
-                return None
-            if damage:
+            if damage and not ignore:
                 raise ImageFileError(f'{self.key}: {path} {damage}. {_cure(path)}')
-            loaded = self.step(results)
+            loaded = None if damage else self.step(results)
         except ImageFileError:
             raise
         except FileNotFoundError as error:
+            if ignore:
+                return None
             raise FileNotFoundError(f'{self.key}: there is no file {path}. Correct data_root, data_prefix or the list '
                                     f'of the data set, or get the file: {CHECK_TOOL} says how') from error
         except Exception as error:
             raise ImageFileError(f'{self.key}: {path} cannot be loaded by {type(self.step).__name__} '
                                  f'({type(error).__name__}: {error}). {_cure(path)}') from error
-        if self.then is not None:
+        if self.then is not None and loaded is not None:
             self.then(path, loaded)
         return loaded
 
@@ -223,6 +231,7 @@ class _LabelMapCheck:
         if labels.ndim != 2:
             raise ImageFileError(f'seg_map_path: {path} is a colour picture, {_sides(labels.shape)}, not a map of '
                                  'class ids. Convert it to one grey value for each class, 0, 1, ..., in a PNG file')
+        _refuse_large_ids(path)
         if size is not None and labels.shape != tuple(size):
             raise ImageFileError(f'seg_map_path: {path} is {_sides(labels.shape)} (height x width), but its image '
                                  f'{results.get("img_path")} is {_sides(size)}. Check that they belong together '
@@ -246,6 +255,22 @@ class _LabelMapCheck:
                              f'{self.ignore_index} is ignored. {cure}')
 
 
+def _refuse_large_ids(path: str) -> None:
+    """The loader keeps the last 8 of 16 bits, so that 256 becomes 0."""
+    if not _is_local(path):
+        return
+    with open(path, 'rb') as file:
+        head = file.read(_HEAD)
+    # The number of bits in the header of a PNG file.
+    if not head.startswith(b'\x89PNG') or head[24] < 16:
+        return
+    from mmcv.image import imread
+    highest = int(imread(path, 'unchanged', backend='pillow').max())
+    if highest > 255:
+        raise ImageFileError(f'seg_map_path: {path} has ids up to {highest}, of which 8 bits, {highest % 256} for '
+                             'example, would be kept. Save ids below 256 in 8 bits')
+
+
 def _leaves(dataset: Any) -> Iterator[Any]:
     """The data sets that others wrap, themselves if they wrap none."""
     children = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
@@ -254,6 +279,14 @@ def _leaves(dataset: Any) -> Iterator[Any]:
         yield from _leaves(child)
     if not wrapped:
         yield dataset
+
+
+def _describe(config: Any) -> str:
+    while isinstance(config, dict) and 'dataset' in config:
+        config = config['dataset']
+    told = [f'{key}={config[key]!r}' for key in ('data_root', 'data_prefix', 'ann_file') if config.get(key)]
+    kind = config.get('type', 'a data set')
+    return f'{getattr(kind, "__name__", kind)} ({", ".join(told)})'
 
 
 def _is_local(path: Any) -> bool:

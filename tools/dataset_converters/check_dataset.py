@@ -1,4 +1,7 @@
-"""Check that a data set is complete and where the configs expect it, and say where to get what is missing."""
+"""Check that a data set is complete and where the configs expect it, and say where to get what is missing.
+
+``images`` opens every image in and under a folder, of any data set, and names those that are damaged.
+"""
 
 import argparse
 import sys

@@ -13,7 +13,7 @@ import yaml
 
 from pelk_mm.engine.launch import load_config
 
-from .runs import Problem, Run
+from .runs import Problem, Run, is_number
 
 # Names of metrics in metafiles -> those of METRICS.
 METAFILE_METRICS = {'Top 1 Accuracy': 'top1', 'mIoU': 'miou', 'box AP': 'ap_box', 'mask AP': 'ap_mask'}
@@ -66,7 +66,7 @@ def read_catalogue(root: Path) -> tuple[list[Entry], list[Problem]]:
         try:
             models = (yaml.safe_load(metafile.read_text(encoding='utf-8')) or {}).get('Models') or []
             entries += [_entry(model) for model in models]
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             problems.append(Problem(str(metafile), f'is no metafile: {" ".join(str(error).split())}'))
     return entries, problems
 
@@ -125,6 +125,12 @@ def _entry(model: Mapping[str, Any]) -> Entry:
             METAFILE_METRICS[name]: value
             for name, value in result['Metrics'].items() if name in METAFILE_METRICS
         })
+    for name, value in (('Name', model['Name']), ('Training Data', metadata.get('Training Data', ''))):
+        if not isinstance(value, str):
+            raise TypeError(f'{name} must be a text, got {value!r}')
+    for name, value in figures.items():
+        if not is_number(value):
+            raise TypeError(f'{name} of {model["Name"]} must be a number, got {value!r}')
     return Entry(model['Name'], Path(model['Config']), metadata.get('Training Data', ''), figures,
                  tables.pop() if len(tables) == 1 else None, metadata.get('Row', ''))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 from collections.abc import Sequence
 from importlib.resources import files
@@ -56,19 +57,33 @@ def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str)
         header = [f'{QUANTITIES[name].name} ({QUANTITIES[name].unit}), {column}' for name, column in shown]
         text = PrettyTable(['Model', *header, 'Status'])
         for row in table.rows:
-            text.add_row([row.name, *(cells(row, name)[column][0] for name, column in shown), row.status])
+            text.add_row([_plain(row.name), *(cells(row, name)[column][0] for name, column in shown), row.status])
         text.set_style(TableStyle.MARKDOWN)
         text.align = 'r'
         text.align['Model'] = text.align['Status'] = 'l'
-        parts += [f'## {table.title}', table.note, text.get_string()]
+        parts += [f'## {_plain(table.title)}', _plain(table.note), text.get_string()]
         runs = [
-            f'- **{row.name}**: {row.remark}  \n  `{row.command}`  \n  config {row.config or "from elsewhere"}, hash '
-            f'{row.hash or "-"}; {row.environment}' for row in table.rows if row.hash or row.sources
+            f'- **{_plain(row.name)}**: {_plain(row.remark)}  \n  {_code(row.command)}  \n  config '
+            f'{_plain(row.config) or "from elsewhere"}, hash {row.hash or "-"}; {_plain(row.environment)}'
+            for row in table.rows if row.hash or row.sources
         ]
         parts += ['\n'.join(runs)] if runs else []
     if problems:
-        parts += ['## Left out', '\n'.join(f'- `{problem.where}` {problem.text}' for problem in problems)]
+        parts += ['## Left out', '\n'.join(f'- {_code(problem.where)} {_plain(problem.text)}' for problem in problems)]
     return '\n\n'.join(parts) + '\n'
+
+
+def _plain(text: str) -> str:
+    """Text of one line that no reader of Markdown takes for HTML or for the border of a cell."""
+    return html.escape(' '.join(text.split()), quote=False).replace('|', '&#124;')
+
+
+def _code(text: str) -> str:
+    """Text of one line as code, whatever quotes it holds."""
+    text, fence = ' '.join(text.splitlines()), '`'
+    while fence in text:
+        fence += '`'
+    return f'{fence} {text} {fence}' if '`' in text else f'`{text}`'
 
 
 def to_csv(tables: Sequence[Table]) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ METRICS = {
 # What differs between runs of the same experiment.
 _RUN_SPECIFIC = frozenset(
     ('experiment_name', 'launcher', 'log_level', 'randomness', 'resume', 'vis_backends', 'visualizer', 'work_dir'))
+# What stands for JSON that could not be parsed; null is a value.
+_BROKEN = object()
 _TIME = re.compile(r'\d{8}_\d{6}')
 
 
@@ -134,17 +137,18 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
 
 def read_json_lines(path: Path, problems: list[Problem]) -> Iterator[dict[str, Any]]:
     """The objects of a file with one on each line; lines that are none are added to ``problems``."""
-    for number, line in enumerate(path.read_text(encoding='utf-8', errors='replace').splitlines(), 1):
+    try:
+        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
+    except OSError as error:
+        problems.append(Problem(str(path), f'cannot be read: {error.strerror}'))
+        return
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            problems.append(Problem(f'{path}, line {number}', f'is broken or half-written: {error}'))
-            continue
+        record = _parse_json(line, f'{path}, line {number}', problems)
         if isinstance(record, dict):
             yield record
-        else:
+        elif record is not _BROKEN:
             problems.append(Problem(f'{path}, line {number}', f'must be an object, got {type(record).__name__}'))
 
 
@@ -155,14 +159,18 @@ def read_dumped_config(path: Path) -> dict[str, Any]:
         ValueError: If it holds anything else.
     """
     try:
-        tree = ast.parse(path.read_text(encoding='utf-8'))
-    except (SyntaxError, UnicodeDecodeError) as error:
+        # What Python itself would only warn of is no matter here.
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            tree = ast.parse(path.read_text(encoding='utf-8'))
+        config = {}
+        for statement in tree.body:
+            if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
+                raise ValueError(f'line {statement.lineno} is no assignment of a plain value')
+            config[statement.targets[0].id] = _value(statement.value)
+    # The last of null bytes, nesting that is too deep, and lists as keys.
+    except (SyntaxError, ValueError, MemoryError, RecursionError, TypeError) as error:
         raise ValueError(f'is no config as MMEngine dumps it: {error}') from error
-    config = {}
-    for statement in tree.body:
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-            raise ValueError(f'line {statement.lineno} is no assignment of a plain value')
-        config[statement.targets[0].id] = _value(statement.value)
     return config
 
 
@@ -171,7 +179,7 @@ def read_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     found = {}
     for name, (pattern, factor) in METRICS.items():
         for key, value in record.items():
-            if pattern.fullmatch(key) and isinstance(value, (int, float)) and math.isfinite(value):
+            if pattern.fullmatch(key) and is_number(value) and is_number(value * factor):
                 found[name] = value * factor
     return found
 
@@ -194,14 +202,14 @@ def _read_training(folder: Path, starts: list[Path], problems: list[Problem]) ->
                 Problem(str(start), 'has no vis_data/scalars.json: the run stopped before it logged anything'))
             continue
         for record in read_json_lines(scalars, problems):
-            if isinstance(record.get('density'), (int, float)):
+            if is_number(record.get('density')):
                 run.density = record['density']
             metrics = read_metrics(record)
-            if metrics and isinstance(record.get('step'), int):
+            if metrics and isinstance(record.get('step'), int) and not isinstance(record['step'], bool):
                 run.metrics, run.source, done = metrics, scalars, record['step']
                 run.measured = f'validation at {unit} {done}'
     end = loop.get('max_iters', loop.get('max_epochs'))
-    run.progress = (done, end) if isinstance(end, int) else None
+    run.progress = (done, end) if isinstance(end, int) and not isinstance(end, bool) else None
     return run
 
 
@@ -209,9 +217,12 @@ def _add_test(start: Path, runs: dict[Path, Run], problems: list[Problem]) -> No
     """Add a test to the run whose folder it is in or whose checkpoint it is of, else make it a run of its own."""
     file = start / f'{start.name}.json'
     try:
-        record = json.loads(file.read_text(encoding='utf-8', errors='replace'))
-    except ValueError as error:
-        problems.append(Problem(str(file), f'is broken or half-written: {error}'))
+        text = file.read_text(encoding='utf-8', errors='replace')
+    except OSError as error:
+        problems.append(Problem(str(file), f'cannot be read: {error.strerror}'))
+        return
+    record = _parse_json(text, str(file), problems)
+    if record is _BROKEN:
         return
     config = _config(start / 'vis_data' / 'config.py', start, problems)
     if config is None:
@@ -236,9 +247,27 @@ def _add_test(start: Path, runs: dict[Path, Run], problems: list[Problem]) -> No
     run.metrics, run.source = metrics, file
     run.measured = f'test of {Path(checkpoint).name}' if checkpoint else 'test'
     run.environment = {**_environment(start), **run.environment}
-    step = re.search(r'(epoch|iter)_(\d+)\.pth$', checkpoint)
+    step = re.search(r'(epoch|iter)_(\d{1,18})\.pth$', checkpoint)
     if step and run.progress:
         run.progress = (int(step.group(2)), run.progress[1])
+
+
+def _parse_json(text: str, where: str, problems: list[Problem]) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problems.append(Problem(where, f'is broken or half-written: {error}'))
+        return _BROKEN
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; true and false are none, nor is an integer beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _config(path: Path | None, start: Path, problems: list[Problem]) -> dict[str, Any] | None:
@@ -246,10 +275,16 @@ def _config(path: Path | None, start: Path, problems: list[Problem]) -> dict[str
         problems.append(Problem(str(start), 'has no vis_data/config.py: what was run is not known'))
         return None
     try:
-        return read_dumped_config(path)
-    except ValueError as error:
+        config = read_dumped_config(path)
+        for key, kind in (('train_cfg', dict), ('model', dict), ('load_from', str)):
+            if not isinstance(config.get(key), (kind, type(None))):
+                raise ValueError(f'has a {type(config[key]).__name__} as {key}, not a {kind.__name__}')
+        if '\0' in (config.get('load_from') or ''):
+            raise ValueError('has a null byte in load_from')
+    except (OSError, ValueError) as error:
         problems.append(Problem(str(path), str(error)))
         return None
+    return config
 
 
 def _config_name(folder: Path) -> str:
@@ -304,7 +339,11 @@ def _value(node: ast.expr) -> Any:
 
 def _comparable(config: Any, key: str = '') -> Any:
     if isinstance(config, Mapping):
-        return {name: _comparable(value, name) for name, value in config.items() if key or name not in _RUN_SPECIFIC}
+        # Keys of several types could not be sorted.
+        return {
+            str(name): _comparable(value, str(name))
+            for name, value in config.items() if key or name not in _RUN_SPECIFIC
+        }
     if isinstance(config, (list, tuple)):
         return [_comparable(value, key or 'list') for value in config]
     if key in ('checkpoint', 'load_from') and isinstance(config, str):
