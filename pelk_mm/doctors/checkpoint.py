@@ -307,15 +307,19 @@ def _likely_renaming(path: Path, tensors: Mapping[str, Tensor], match: Match,
                 best = (f'the names are those of {who}', shlex.join(command + (['--key', key] if key else [])),
                         candidate)
     old, new = _best_prefixes(match)
-    renamed_shapes = {new + name[len(old):]: shape for name, shape in match.found.items() if name.startswith(old)}
-    candidate = Match(match.own, renamed_shapes)
-    # Names of a release also begin alike; a mere prefix must explain more than it.
-    if len(candidate.matched) > len(best[2].matched):
-        pattern = rf'(?:module\.)?{re.escape(old)}(.+)'
-        cure = _convert(path, _beside(path), {pattern: rf'{new}\1'}, key)
-        if new == 'backbone.':
-            cure += "\nFor a backbone's init_cfg nothing is to do: PretrainedBackbone finds the prefix."
-        best = (f'the prefix is {old!r}, the model has {new!r}', cure, candidate)
+    # What fits as it is keeps its name: heads, where only the backbone is called otherwise.
+    fitting = '|'.join(map(re.escape, sorted(set(map(_component, match.matched)))))
+    names = {rf'(?:module\.)?((?:{fitting})\..+)': r'\1'} if fitting else {}
+    names[rf'(?:module\.)?{re.escape(old)}(.+)'] = rf'{new}\1'
+    with suppress(ValueError):
+        renamed, _ = rename(tensors, names)
+        candidate = Match(match.own, {name: tuple(value.shape) for name, value in renamed.items()})
+        # Names of a release also begin alike; a mere prefix must explain more than it.
+        if len(candidate.matched) > len(best[2].matched):
+            cure = _convert(path, _beside(path), names, key)
+            if new == 'backbone.':
+                cure += "\nFor a backbone's init_cfg nothing is to do: PretrainedBackbone finds the prefix."
+            best = (f'the prefix is {old!r}, the model has {new!r}', cure, candidate)
     return best
 
 
@@ -372,7 +376,8 @@ def _rest(match: Match) -> list[Finding]:
     if match.missing:
         pairs = []
         for name in match.missing:
-            same = [other for other in match.unused if match.found[other] == match.own[name]]
+            # Of counters one is like the other.
+            same = [other for other in match.unused if match.found[other] == match.own[name] != ()]
             close = difflib.get_close_matches(name, same, n=1, cutoff=0.6)
             pairs += [f'{close[0]} -> {name}'] if close else []
         findings.append(

@@ -172,11 +172,21 @@ def test_wrong_prefix(save, weights, run_cure, prefix, old, new):
     finding = only(findings, 'names')
     assert finding.level == 'fault'
     assert f'the prefix is {old!r}, the model has {new!r}' in finding.text
-    made = run_cure(finding.cure)
-    backbone = sum(name.startswith('backbone.') for name in weights)
-    cured = only(examine_checkpoint(made, CONFIG), 'model').text
-    assert f'{backbone} of {len(weights)} tensors' in cured
-    assert 'backbone 100.0 %' in cured
+    cured = examine_checkpoint(run_cure(finding.cure), CONFIG)
+    assert not has_fault(cured)
+    # The head too, which had its right name.
+    assert f'100.0 % of the values of the model are in the checkpoint, {len(weights)} of {len(weights)}' in only(
+        cured, 'model').text
+    assert not [finding for finding in cured if finding.subject in ('missing', 'not used')]
+
+
+def test_a_smaller_variant_is_not_taken_for_another_prefix(save, weights):
+    """Though the names of its third stage are those of the first, and some shapes as well."""
+    larger = Config(CONFIG.to_dict())
+    larger.model.backbone.arch.update(depths=(3, 1, 1, 1), channels=(16, 16, 16, 16))
+    findings = examine_checkpoint(save(dict(state_dict=weights)), larger)
+    assert 'names' not in [finding.subject for finding in findings]
+    assert 'take the config that it was trained with' in only(findings, 'shapes').cure
 
 
 def test_a_wrapped_model_is_fine(save, weights):
@@ -225,6 +235,8 @@ def test_one_renamed_tensor(save, weights):
     state['backbone.norm3.gain'] = state.pop('backbone.norm3.weight')
     finding = only(examine_checkpoint(save(dict(state_dict=state)), CONFIG), 'missing')
     assert finding.cure == 'Likely renamed: backbone.norm3.gain -> backbone.norm3.weight'
+    findings = examine_checkpoint(save(dict(state_dict=weights)), SLAK)
+    assert 'num_batches_tracked ->' not in only(findings, 'missing').cure
 
 
 def test_deployed_form(save):
