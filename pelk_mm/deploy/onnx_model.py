@@ -131,6 +131,8 @@ def _is_registered(name: Any) -> bool:
     if scope not in ('', 'mmengine', 'pelk_mm', *TASKS) or not bare.replace('/', '').isidentifier():
         return False
     with TRANSFORMS.switch_scope_and_registry(None) as registry:
-        found = registry.get(str(name))
-    return any(found is known for each in (TRANSFORMS, *TRANSFORMS.children.values())
-               for known in each.module_dict.values())
+        registry.import_from_location()
+        known = [each.module_dict for each in (TRANSFORMS, *TRANSFORMS.children.values())]
+        # Of other names a look-up would import what they name.
+        found = registry.get(str(name)) if any(bare in names for names in known) else None
+    return any(found is transform for names in known for transform in names.values())

@@ -6,8 +6,9 @@ import shutil
 import sys
 
 import pytest
+from PIL import Image
 
-from pelk_mm.datasets.check import CHECKS, check_ade20k, check_coco, check_digits, check_imagenet
+from pelk_mm.datasets.check import CHECKS, check_ade20k, check_coco, check_digits, check_imagenet, check_images
 
 NUMBERS = dict(num_train=4, num_val=2, num_classes=2)
 
@@ -165,7 +166,7 @@ def test_the_tool_prints_and_exits(root, digit_scenes, tmp_path, monkeypatch, ca
 def test_the_defaults_are_the_folders_of_the_configs(root):
     assert {name: folder for name, (_, folder) in CHECKS.items()} == {
         'imagenet': 'data/imagenet', 'ade20k': 'data/ade/ADEChallengeData2016', 'coco': 'data/coco',
-        'digits': 'data/digit_scenes',
+        'digits': 'data/digit_scenes', 'images': 'data',
     }  # yapf: disable
 
 
@@ -198,3 +199,20 @@ def test_the_tool_makes_the_defaults_of_the_function(root, monkeypatch):
     defaults = inspect.signature(make_digit_scenes).parameters
     assert called == {name: defaults[name].default for name in called}
     assert {'root', *called} == set(defaults)
+
+
+def test_every_image_of_a_folder_is_opened(tmp_path):
+    for name in ('a/whole.jpg', 'a/cut.jpg', 'labels/cut.PNG', 'labels/whole.png'):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64, 64), 50).save(path)
+        if 'cut' in name:
+            path.write_bytes(path.read_bytes()[:-300])
+    (tmp_path / 'empty.jpg').touch()
+    (tmp_path / 'notes.txt').touch()
+    whole, *damaged = check_images(tmp_path)
+    assert (whole.path, whole.problem, whole.found) == (tmp_path, '', '2 of 5 images are whole')
+    assert [str(item.path.relative_to(tmp_path)) for item in damaged] == ['a/cut.jpg', 'empty.jpg', 'labels/cut.PNG']
+    assert 'damaged (image file is truncated' in damaged[0].problem
+    assert damaged[1].found == '0 bytes'
+    assert [item.problem for item in check_images(tmp_path / 'nowhere')] == ['missing']

@@ -1,0 +1,354 @@
+"""A file that runs code when it is loaded does not run it in any of our tools, whatever it is planted as.
+
+The code makes a folder, ``ran``. That the trap works is tested, too: whoever loads these files unsafely makes it.
+"""
+
+import ast
+import json
+import logging
+import os
+import pickle
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from pelk_mm import compat
+from pelk_mm.deploy import OnnxModel
+from pelk_mm.testing.tiny_models import tiny_config, write_pictures, write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TOY_MODULE = '''
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
+
+
+@DATASETS.register_module()
+class HostileToyDataset(torch.utils.data.Dataset):
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.ones(1))
+
+
+@MODELS.register_module()
+class HostileToyModel(BaseModel):
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        y = self.linear(torch.stack(inputs))
+        return dict(loss=y.sum()) if mode == 'loss' else list(y)
+'''
+LOADER = dict(
+    batch_size=2,
+    num_workers=0,
+    dataset=dict(type='HostileToyDataset'),
+    sampler=dict(type='DefaultSampler', shuffle=False))
+
+
+class Code:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.system, (f'mkdir -p {self.folder}', )
+
+
+def save_with(**entries):
+    return lambda content, file: torch.save({**content, **entries}, file)
+
+
+def variants(code) -> dict:
+    """How a hostile file is made: name -> function of a good content and the file."""
+
+    def plain_pickle(content, file):
+        file.write_bytes(pickle.dumps(dict(content, extra=code), protocol=2))
+
+    def torchscript(content, file):
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(file))
+
+    def legacy(content, file):
+        torch.save(dict(content, extra=code), file, _use_new_zipfile_serialization=False)
+
+    return {
+        'zip': save_with(extra=code),
+        'legacy': legacy,
+        'plain pickle': plain_pickle,
+        'meta': lambda content, file: torch.save(dict(content, meta=dict(content['meta'], time=code)), file),
+        'message hub': save_with(message_hub=dict(log_scalars={}, runtime_info=dict(seed=code), resumed_keys={})),
+        'optimizer': save_with(optimizer=dict(state={0: dict(step=code)}, param_groups=[])),
+        'weights': lambda content, file: torch.save(dict(content, state_dict={'backbone.a': code}), file),
+        'alone': lambda content, file: torch.save(code, file),
+        'TorchScript': torchscript,
+    }
+
+
+VARIANTS = list(variants(None))
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with ``tiny.py`` and ``tiny.pth`` of a classifier, ``toy.py``, and ``images``."""
+    (tmp_path / 'toys').mkdir()
+    (tmp_path / 'toys/hostile_toys.py').write_text(TOY_MODULE)
+    monkeypatch.syspath_prepend(tmp_path / 'toys')
+    monkeypatch.setattr(compat, '_trusted', set())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'images').mkdir()
+    write_pictures(tmp_path / 'images', 1)
+    for file, name in zip(write_tiny_model('classification', tmp_path), ('tiny.py', 'tiny.pth')):
+        file.rename(tmp_path / name)
+    common = dict(
+        custom_imports=dict(imports=['hostile_toys', 'pelk_mm.models', 'pelk_mm.engine'], allow_failed_imports=False),
+        train_dataloader=LOADER,
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)))
+    test = dict(
+        test_dataloader=LOADER,
+        test_cfg=dict(),
+        test_evaluator=dict(type='DumpResults', out_file_path='predictions.pkl'))
+    Config(dict(common, **test, model=dict(type='HostileToyModel'))).dump(tmp_path / 'toy.py')
+    tiny = tiny_config('classification')
+    tiny.model.backbone.init_cfg = dict(type='pelk_mm.PretrainedBackbone', checkpoint='bad.pth')
+    tiny = {key: value for key, value in tiny.to_dict().items() if not key.startswith('test')}
+    Config(dict(tiny, **common)).dump(tmp_path / 'tiny_train.py')
+    return tmp_path
+
+
+@pytest.fixture
+def plant(place):
+    """Makes a hostile ``bad.pth`` that would otherwise be good, and tells where the proof would be."""
+
+    def _plant(variant):
+        content = torch.load(place / 'tiny.pth', weights_only=True)
+        content['meta'].update(epoch=0, iter=0)
+        variants(Code(place / 'ran'))[variant](content, place / 'bad.pth')
+        return place / 'ran'
+
+    return _plant
+
+
+@pytest.fixture
+def said(monkeypatch, capfd):
+    """Runs a tool and returns what it says: its output and its error."""
+
+    def run(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        error = ''
+        try:
+            runpy.run_path(str(ROOT / tool), run_name='__main__')
+        except (Exception, SystemExit) as raised:
+            error = f'{type(raised).__name__}: {raised}'
+        finally:
+            torch.set_grad_enabled(True)
+        out, err = capfd.readouterr()
+        return f'{out}\n{err}\n{error}'
+
+    return run
+
+
+# Every way in: name -> tool and arguments.
+WAYS = {
+    'resume': ('tools/train.py', 'toy.py', '--resume', 'bad.pth'),
+    'load_from': ('tools/train.py', 'toy.py', '--cfg-options', 'load_from=bad.pth'),
+    'init_cfg': ('tools/train.py', 'tiny_train.py'),
+    "MMEngine's init_cfg": ('tools/train.py', 'tiny_train.py', '--cfg-options',
+                            'model.backbone.init_cfg.type=Pretrained'),
+    'test': ('tools/test.py', 'toy.py', 'bad.pth'),
+    'image_demo': ('tools/image_demo.py', 'images', 'tiny.py', 'bad.pth', '--out-dir', 'out', '--device', 'cpu'),
+    'visualize_erf': ('tools/analysis_tools/visualize_erf.py', 'tiny.py', '--checkpoints', 'bad.pth', '--images',
+                      'images', '--sizes', '64'),
+    'visualize_kernels': ('tools/analysis_tools/visualize_kernels.py', 'tiny.py', 'bad.pth'),
+    'switch_to_deploy': ('tools/model_converters/switch_to_deploy.py', 'tiny.py', 'bad.pth', 'out.pth', '--images',
+                         'images'),
+    'export': ('tools/model_converters/export.py', 'tiny.py', 'bad.pth', 'out.onnx', '--images', 'images'),
+    'publish_model': ('tools/model_converters/publish_model.py', 'bad.pth', 'out.pth'),
+    'classifier_to_backbone': ('tools/model_converters/classifier_to_backbone.py', 'bad.pth', 'out.pth'),
+    'convnext_to_mmpretrain': ('tools/model_converters/convnext_to_mmpretrain.py', 'bad.pth', 'out.pth'),
+    'slak_to_pelk_mm': ('tools/model_converters/slak_to_pelk_mm.py', 'bad.pth', 'out.pth'),
+    'check_checkpoint': ('tools/misc/check_checkpoint.py', 'bad.pth', 'tiny.py'),
+}
+# Where the file is read by MMEngine, by PretrainedBackbone, by safe_load, and by the doctor.
+READERS = ('resume', 'init_cfg', 'publish_model', 'check_checkpoint')
+
+
+def tools_with_checkpoints() -> set:
+    """Every tool that has an argument whose name or help speaks of a checkpoint."""
+    found = set()
+    for file in sorted((ROOT / 'tools').rglob('*.py')):
+        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument':
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                if any('checkpoint' in str(text).lower() for text in texts):
+                    found.add(str(file.relative_to(ROOT)))
+    return found
+
+
+def test_every_tool_that_takes_a_checkpoint_is_here():
+    assert tools_with_checkpoints() == {tool for tool, *_ in WAYS.values()}
+
+
+@pytest.mark.parametrize(('way', 'variant'),
+                         [(way, 'zip') for way in WAYS if way not in READERS] +
+                         [(way, variant) for way in READERS for variant in VARIANTS])
+def test_it_does_not_run(place, plant, said, way, variant):
+    proof, before = plant(variant), sorted(place.iterdir())
+    message = said(*WAYS[way])
+    assert not proof.exists()
+    assert 'bad.pth' in message
+    if (way, variant) in (('resume', 'legacy'), ('resume', 'plain pickle')):
+        # What training saves are archives.
+        assert 'or it is no file of torch.save' in message
+    elif variant == 'TorchScript':
+        assert 'would open TorchScript archives' in message
+    elif variant == 'plain pickle':
+        # Of a file without PyTorch's own frame the first thing that is not allowed are its tensors.
+        assert 'would call torch.storage._load_from_bytes' in message
+    else:
+        assert 'would call posix.system' in message
+        assert 'Nothing of it was run' in message
+    # PyTorch's own advice is to load the file unsafely.
+    assert 'arbitrary code execution' not in message
+    assert [path for path in place.iterdir() if path not in before and path.suffix in ('.pth', '.onnx')] == []
+
+
+def test_it_does_not_run_when_a_work_directory_is_resumed(place, plant, said):
+    proof = plant('zip')
+    (place / 'work_dirs/toy').mkdir(parents=True)
+    shutil.move(place / 'bad.pth', place / 'work_dirs/toy/epoch_1.pth')
+    (place / 'work_dirs/toy/last_checkpoint').write_text(str(place / 'work_dirs/toy/epoch_1.pth'))
+    message = said('tools/train.py', 'toy.py', '--resume')
+    assert not proof.exists()
+    assert 'epoch_1.pth' in message
+    assert 'would call posix.system' in message
+    assert (place / 'work_dirs/toy/epoch_1.pth').exists()
+
+
+def test_a_config_in_the_meta_data_does_not_run(place, said):
+    """MMEngine would run ``meta['config']``, a mere text, as Python code."""
+    said('tools/train.py', 'toy.py', '--cfg-options', 'train_cfg.max_epochs=1')
+    content = torch.load(place / 'work_dirs/toy/epoch_1.pth', weights_only=False)
+    content['meta'].update(config=f'import os\nos.mkdir({str(place / "ran")!r})\n', cfg='raise SystemExit')
+    torch.save(content, 'bad.pth')
+    assert 'resumed epoch: 1' in said('tools/train.py', 'toy.py', '--resume', 'bad.pth')
+    assert (place / 'work_dirs/toy/epoch_2.pth').exists()
+    assert not (place / 'ran').exists()
+
+
+def test_the_trap_works(place, plant):
+    for variant in VARIANTS:
+        proof = plant(variant)
+        if variant == 'plain pickle':
+            pickle.loads((place / 'bad.pth').read_bytes())
+        else:
+            torch.load(place / 'bad.pth', weights_only=False)
+        assert proof.exists() == (variant != 'TorchScript')
+        shutil.rmtree(proof, ignore_errors=True)
+
+
+def test_what_is_downloaded_does_not_run(place, plant, monkeypatch):
+    proof = plant('zip')
+    monkeypatch.setattr(torch.hub, '_hub_dir', None)
+    monkeypatch.setenv('TORCH_HOME', str(place))
+    cached = place / 'hub/checkpoints/bad.pth'
+    cached.parent.mkdir(parents=True)
+    shutil.copy(place / 'bad.pth', cached)
+    address = 'https://example.invalid/bad.pth'
+    with pytest.raises(compat.UnsafeCheckpoint, match=f'{address!r} holds more .* would call posix.system'):
+        CheckpointLoader.load_checkpoint(address, 'cpu')
+    assert not proof.exists()
+    compat.trust_checkpoint(address)
+    assert 'state_dict' in CheckpointLoader.load_checkpoint(address, 'cpu')
+    assert proof.exists()
+
+
+@pytest.mark.parametrize('way', ['test', 'publish_model'])
+def test_code_runs_only_for_a_named_file_and_loudly(place, plant, said, way, monkeypatch):
+    logged = []
+    monkeypatch.setattr(compat, 'print_log', lambda text, logger, level: logged.append((level, text)))
+    proof = plant('zip')
+    shutil.copy('bad.pth', 'other.pth')
+    message = said(*WAYS[way], '--trust-checkpoint', 'other.pth')
+    assert not proof.exists()
+    assert 'run its code by --trust-checkpoint and its name' in message
+    assert logged == []
+    said(*WAYS[way], '--trust-checkpoint', place / 'images/../bad.pth')
+    assert proof.exists()
+    loud = ("--trust-checkpoint: 'bad.pth' is loaded with all that it holds, and would call posix.system. WHATEVER "
+            'CODE IS IN IT RUNS NOW, with your rights.')
+    assert logged == [(logging.WARNING, loud)]
+
+
+def test_a_trusted_file_must_exist(place, said):
+    message = said(*WAYS['publish_model'], '--trust-checkpoint', 'nowhere.pth')
+    assert '--trust-checkpoint: no such file, nowhere.pth' in message
+
+
+def test_a_good_file_is_loaded_quietly_though_trusted(place, said, monkeypatch):
+    monkeypatch.setattr(compat, 'print_log', None)
+    message = said('tools/model_converters/publish_model.py', 'tiny.pth', 'out.pth', '--trust-checkpoint', 'tiny.pth')
+    assert 'written' in message
+
+
+@pytest.mark.parametrize('tool', sorted({tool for tool, *_ in WAYS.values()} - {'tools/misc/check_checkpoint.py'}))
+def test_every_tool_has_the_option(place, said, tool):
+    assert '--trust-checkpoint FILE' in said(tool, '--help')
+
+
+def onnx_file(path, transforms, **entries):
+    """A file as export.py writes it, but for its graph, which does nothing."""
+    onnx = pytest.importorskip('onnx')
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('image', 'logits')]
+    node = onnx.helper.make_node('Identity', ['image'], ['logits'])
+    graph = onnx.helper.make_graph([node], 'graph', values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
+    meta = dict(task='classification', scope='mmpretrain', classes=[], palette=[], pipeline=repr(transforms))
+    onnx.helper.set_model_props(model, dict(pelk_mm=json.dumps({**meta, **entries})))
+    onnx.save(model, str(path))
+
+
+STRANGERS = {
+    'a function': [dict(type='os.mkdir', path='ran')],
+    'within another': [dict(type='RandomApply', transforms=[dict(type='os.mkdir', path='ran')])],
+    'of a toolbox': [dict(type='mmengine.load', file='ran')],
+    'by scope': [dict(type='mmengine.mkdir_or_exist', dir_name='ran')],
+    'a module': [dict(type='antigravity')],
+    'another scope': [dict(type='Resize', scale=4, _scope_='os')],
+}
+
+
+@pytest.mark.parametrize('pipeline', STRANGERS.values(), ids=STRANGERS)
+def test_what_an_onnx_file_names_is_not_called(place, said, pipeline):
+    onnx_file('bad.onnx', pipeline)
+    message = said('tools/image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
+    assert not (place / 'ran').exists()
+    assert 'which is no registered transform, and is not called' in message
+    assert 'antigravity' not in sys.modules
+
+
+@pytest.mark.parametrize('entries', [dict(scope='os'), dict(scope=[]), dict(pipeline='__import__("os").mkdir("ran")'),
+                                     dict(pipeline='[1]'), dict(pipeline='(' * 1000), dict(task='detection')])
+def test_damaged_metadata_of_an_onnx_file(place, said, entries):
+    onnx_file('bad.onnx', [], **entries)
+    message = said('tools/image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
+    assert not (place / 'ran').exists()
+    assert 'ValueError: bad.onnx has damaged metadata of pelk_mm' in message
+
+
+def test_an_onnx_file_of_registered_transforms_opens(place):
+    onnx_file('good.onnx', [dict(type='LoadImageFromFile'), dict(type='mmpretrain.ResizeEdge', scale=4)])
+    assert OnnxModel('good.onnx').outputs == ['logits']
