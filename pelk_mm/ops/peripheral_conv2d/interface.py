@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -101,6 +102,12 @@ def _check(x: Tensor, theta: Tensor, grid: SharingGrid, bias: Tensor | None) -> 
             raise ValueError(f'{name} must be on the device of x, {x.device}, got {tensor.device}')
 
 
+def _own_precision(x: Tensor) -> AbstractContextManager:
+    """Inside a backend, autocast would turn the fp32 sums of 16-bit input into 16-bit ones."""
+    device_type = x.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
 @lru_cache(maxsize=1024)
 def _grid(half: tuple[int, ...]) -> SharingGrid:
     return SharingGrid(half)
@@ -115,13 +122,15 @@ def _like(out: Tensor, x: Tensor) -> Tensor:
 @torch.library.custom_op('pelk_mm::peripheral_conv2d', mutates_args=())
 def _forward(x: Tensor, theta: Tensor, bias: Tensor | None, half: list[int], backend: str) -> Tensor:
     grid = _grid(tuple(half))
-    return _like(select_backend(backend, 'forward', x, grid).forward(x, theta, bias, grid), x)
+    with _own_precision(x):
+        return _like(select_backend(backend, 'forward', x, grid).forward(x, theta, bias, grid), x)
 
 
 @torch.library.custom_op('pelk_mm::peripheral_conv2d_theta_grad', mutates_args=())
 def _theta_grad(x: Tensor, grad_output: Tensor, half: list[int], backend: str) -> Tensor:
     grid = _grid(tuple(half))
-    return select_backend(backend, 'theta_grad', x, grid).theta_grad(x, grad_output, grid).contiguous()
+    with _own_precision(x):
+        return select_backend(backend, 'theta_grad', x, grid).theta_grad(x, grad_output, grid).contiguous()
 
 
 @_forward.register_fake
