@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import wraps
 
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -80,6 +81,8 @@ def _suggest(name: str, known: Iterable[str] | None) -> str:
 
 MODELS = SuggestingRegistry('model', parent=MMENGINE_MODELS, scope='pelk_mm', locations=['pelk_mm.models'])
 HOOKS = SuggestingRegistry('hook', parent=MMENGINE_HOOKS, scope='pelk_mm', locations=['pelk_mm.engine'])
+FUNCTIONS = SuggestingRegistry(
+    'function', parent=MMENGINE_FUNCTIONS, scope='pelk_mm', locations=['pelk_mm.engine'])
 LOOPS = SuggestingRegistry('loop', parent=MMENGINE_LOOPS, scope='pelk_mm', locations=['pelk_mm.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = SuggestingRegistry(
     'optimizer wrapper constructor',

@@ -264,7 +264,10 @@ def test_coco_recipe(name, rate):
     assert cfg.train_cfg.type == 'pelk_mm.ResumableEpochBasedTrainLoop'
 
 
-@pytest.mark.parametrize('name', [name for name in CONFIGS if 'pelk-' in name and '_dense_' in name])
+DENSE = [name for name in CONFIGS if 'pelk-' in name and '_dense_' in name]
+
+
+@pytest.mark.parametrize('name', [name for name in DENSE if '-fsdp_' not in name])
 def test_dense_variant(name):
     """It differs in nothing but width and sparsity."""
     dense, sparse = load(name), load(name.replace('_dense', ''))
@@ -272,6 +275,17 @@ def test_dense_variant(name):
     assert dense.custom_hooks == sparse.custom_hooks[:-1]
     assert dense.model.backbone == dict(sparse.model.backbone, width_factor=1.0)
     assert (dense.optim_wrapper, dense.train_cfg) == (sparse.optim_wrapper, sparse.train_cfg)
+
+
+@pytest.mark.parametrize('name', [name for name in DENSE if '-fsdp_' in name])
+def test_sharded_variant(name):
+    """It differs in nothing but the runner, averaged weights, and how it says what does not decay."""
+    sharded, whole = load(name), load(name.replace('-fsdp', ''))
+    assert (sharded.runner_type, sharded.strategy.type) == ('FlexibleRunner', 'FSDPStrategy')
+    assert [hook.type for hook in whole.custom_hooks] == ['EMAHook']
+    own = {'runner_type', 'strategy', 'custom_hooks', 'optim_wrapper'}
+    assert {key: value for key, value in sharded.to_dict().items() if key not in own
+            } == {key: value for key, value in whole.to_dict().items() if key not in own}
 
 
 @pytest.mark.parametrize('name, groups', [(ADE20K.format('tiny', '160k'), 6), (ADE20K.format('base', '160k'), 6),

@@ -4,9 +4,10 @@ from .hooks import CheckFiniteHook, ClassCountHook, DynamicSparsityHook, Preempt
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
+from .sharding import wrap_types
 
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
     'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop',
-    'WholeCheckpointHook'
+    'WholeCheckpointHook', 'wrap_types'
 ]

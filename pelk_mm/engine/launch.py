@@ -165,6 +165,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         OSError: If the disk is full, or anything else cannot be read or written.
     """
     cfg.launcher = launcher
+    _check_strategy(cfg, mode)
     resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
     if launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0:
         check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
@@ -235,6 +236,8 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if 'strategy' in cfg:
+        _keep_strategy_off_gpus(cfg.strategy)
     cfg.sync_bn = None
     replaced = 0
     for layer in _dicts(cfg.model):
@@ -245,6 +248,21 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
         f'No GPU: {torch.distributed.get_world_size()} processes on the CPU with gloo; {replaced} SyncBN '
         'of the model become AllReduceBN.',
         logger='current')
+
+
+def _keep_strategy_off_gpus(strategy: dict) -> None:
+    """What a strategy of ``FlexibleRunner`` assumes of GPUs, changed in place."""
+    wrapper = strategy.setdefault('model_wrapper', {})
+    if strategy['type'] != 'FSDPStrategy':
+        wrapper.update(device_ids=None)
+        return
+    wrapper.update(device_id='cpu')
+    if strategy.get('state_dict_cfg') == 'full':
+        # As 'full', but PyTorch crashes when it moves weights to the CPU that are there.
+        strategy['state_dict_cfg'] = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
 
 
 def keep_previous_run(cfg: Config) -> None:
@@ -291,6 +309,23 @@ def _disk_full_message(error: OSError, work_dir: str) -> str:
     kept = f'The last checkpoint, {last}, is whole' if last else 'There is no checkpoint yet'
     return (f'{error.strerror}. {error.filename or "A file of this training"} could not be written; {free:.1f} MiB are '
             f'free in {folder}. {kept}. Make room, and go on with --resume')
+
+
+def _check_strategy(cfg: Config, mode: str) -> None:
+    """Sharding is for training, by several processes."""
+    strategy = cfg.get('strategy', {}).get('type')
+    if strategy != 'FSDPStrategy':
+        return
+    if mode == 'test':
+        # The checkpoint is that of the whole model.
+        cfg.pop('runner_type')
+        cfg.pop('strategy')
+    elif cfg.launcher == 'none':
+        raise ValueError('strategy FSDPStrategy shards a model over processes, and there is one: train with tools/'
+                         'dist_train.sh, or leave runner_type and strategy out of the config')
+    elif cfg.optim_wrapper.get('clip_grad'):
+        raise ValueError('optim_wrapper.clip_grad must be None with strategy FSDPStrategy, got '
+                         f'{cfg.optim_wrapper.clip_grad}: each process would clip by the norm of its own shard')
 
 
 def _leave_processes() -> None:
