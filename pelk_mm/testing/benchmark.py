@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -86,7 +87,7 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
                 min_rounds: int = 9,
                 max_rounds: int = 200,
                 hide_launches: bool = True) -> dict[str, Timing]:
-    """Time several functions in one run: every round times each of them once, so that drift hits all alike.
+    """Time several functions in one run: every round times each of them once, in a new order; drift hits all alike.
 
     Each is warmed up first (compilation, plans, allocator). Check what they compute before timing them.
 
@@ -116,9 +117,12 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
             timer.round(run, inputs, calls[name])
     rounds = {name: [] for name in runs}
     end = time.perf_counter() + seconds * len(runs)
+    order, shuffle = list(runs), random.Random(0).shuffle
     while len(next(iter(rounds.values()), ())) < max_rounds:
-        for name, run in runs.items():
-            rounds[name].append(timer.round(run, inputs, calls[name]) / calls[name])
+        # Whoever comes after the same neighbour each time would always find its caches.
+        shuffle(order)
+        for name in order:
+            rounds[name].append(timer.round(runs[name], inputs, calls[name]) / calls[name])
         if time.perf_counter() > end and len(rounds[name]) >= min_rounds:
             break
     return {name: _timing(times, calls[name]) for name, times in rounds.items()}

@@ -18,22 +18,25 @@ from pelk_mm.testing.benchmark import time_paired
 
 FUNCTIONS = ('forward', 'theta_grad')
 KERNELS = (3, 5, 7, 9, 11, 13, 17, 21, 31, 51)
-SHAPES = ((1, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 48, 64, 64))
+SHAPES = ((1, 374, 7, 7), (8, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 48, 64, 64))
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--seconds', type=float, default=0.1, help='time to spend on each measurement')
-    parser.add_argument('--threads', type=int, default=1, help='CPU threads; the constants are for one')
+    parser.add_argument(
+        '--threads', type=int, nargs='+', default=sorted({1, torch.get_num_threads()}), help='numbers of CPU threads')
     parser.add_argument('--check', action='store_true', help='measure, but check the present table instead of fitting')
     return parser.parse_args()
 
 
-def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, float, float, float]]]:
-    """(backend, function, kind) -> [(planes, elements, work, nanoseconds)], and the calls themselves for the check."""
+def measure(seconds: float, threads: int) -> tuple[dict[tuple[str, str, str], list], list[tuple]]:
+    """(backend, function, kind) -> [(terms, nanoseconds)], and the calls themselves for the check."""
     results, calls = {}, []
     layouts = (torch.contiguous_format, torch.channels_last)
-    for kernel, shape, layout in tqdm(list(itertools.product(KERNELS, SHAPES, layouts))):
+    torch.set_num_threads(threads)
+    plan = list(itertools.product(KERNELS, SHAPES, layouts))
+    for kernel, shape, layout in tqdm(plan, f'{threads} threads'):
         grids = {SharingGrid.from_kernel_size(kernel, min(kernel, 5))}
         if kernel <= 13:
             grids.add(SharingGrid.dense(kernel))
@@ -55,44 +58,46 @@ def measure(seconds: float) -> dict[tuple[str, str, str], list[tuple[float, floa
                 }
                 for name, nanoseconds in times.items():
                     key = (name, function, costs.kind(name, costs.is_channels_last(x), grid))
-                    planes = x.shape[0] * x.shape[1]
-                    work = costs.work_per_element(name, function, shape, grid)
-                    row = (planes, costs.num_elements(name, shape), work, nanoseconds)
+                    row = (costs.terms(name, function, shape, threads, grid), nanoseconds)
                     results.setdefault(key, []).append(row)
-                calls.append((function, x, grid, times))
+                calls.append((threads, function, x, grid, times))
     return results, calls
 
 
-def fit(rows: list[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
+def fit(rows: list[tuple]) -> tuple[float, ...]:
     """Non-negative constants that minimise the relative error."""
     from scipy.optimize import nnls
-    planes, elements, work, times = np.array(rows).T
-    design = np.stack([np.ones_like(elements), planes, elements, elements * work], 1) / times[:, None]
-    return tuple(float(f'{value:.3g}') for value in nnls(design, np.ones_like(times))[0])
+    terms, times = (np.array(column, dtype=float) for column in zip(*rows))
+    return tuple(float(f'{value:.3g}') for value in nnls(terms / times[:, None], np.ones_like(times))[0])
 
 
 def main() -> None:
     args = parse_args()
-    torch.set_num_threads(args.threads)
-    results, calls = measure(args.seconds)
+    results, calls = {}, []
+    for threads in args.threads:
+        more, called = measure(args.seconds, threads)
+        calls += called
+        for key, rows in more.items():
+            results.setdefault(key, []).extend(rows)
     if not args.check:
         costs.CPU_COSTS.clear()
         costs.CPU_COSTS.update({key: fit(rows) for key, rows in results.items()})
         for layout in ('planes', 'channels_last'):
             # Where the dense gradient was too slow to be timed it is surely no faster than where it was.
-            unit = max(cost[3] for key, cost in costs.CPU_COSTS.items() if key[:2] == ('reference', 'theta_grad'))
-            costs.CPU_COSTS.setdefault(('reference', 'theta_grad', f'{layout}, large'), (0.0, 0.0, 0.0, unit))
+            unit = max(cost[-1] for key, cost in costs.CPU_COSTS.items() if key[:2] == ('reference', 'theta_grad'))
+            costs.CPU_COSTS.setdefault(('reference', 'theta_grad', f'{layout}, large'), (0.0, 0.0, 0.0, 0.0, unit))
         pprint.pprint(costs.CPU_COSTS, width=100)
     for candidates in (('native', 'boxes', 'reference'), ('boxes', 'reference')):
         lost = 0
-        for function, x, grid, times in calls:
+        for threads, function, x, grid, times in calls:
+            torch.set_num_threads(threads)
             names = [name for name in candidates if name in times]
             choice = costs.cheapest(tuple(names), function, x, grid)
             dense = times.get('reference', float('inf'))
             if times[choice] > 1.1 * dense:
                 lost += 1
-                print(f'{function} {tuple(x.shape)} {list(grid.half)} strides {x.stride()}: {choice} takes '
-                      f'{times[choice] / dense:.2f} times the dense time')
+                print(f'{threads} threads, {function} {tuple(x.shape)} {list(grid.half)} strides {x.stride()}: '
+                      f'{choice} takes {times[choice] / dense:.2f} times the dense time')
         print(f'among {", ".join(candidates)}: {lost} of {len(calls)} choices over 1.1 times the dense time')
 
 
