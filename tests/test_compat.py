@@ -207,7 +207,11 @@ def of_other_numpy(file):
     file.write_bytes(content.replace(b'c' + here, b'c' + there))
 
 
-@pytest.mark.parametrize('allowed', compat.checkpoint_globals(), ids=lambda allowed: str(allowed)[:60])
+def name_of(allowed) -> str:
+    return allowed[1] if isinstance(allowed, tuple) else allowed.__name__
+
+
+@pytest.mark.parametrize('allowed', compat.checkpoint_globals(), ids=name_of)
 def test_all_that_is_allowed_is_needed(tmp_path, monkeypatch, allowed):
     """A checkpoint that loads does not without it."""
     history = HistoryBuffer([1.5, 0.5], [1, 1])
