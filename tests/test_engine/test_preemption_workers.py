@@ -26,7 +26,7 @@ if __name__ == '__main__':
 '''
 
 
-@pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='the system does not tell who sent a signal')
+@pytest.mark.skipif(not hasattr(signal, 'sigtimedwait'), reason='the system does not tell who sent a signal')
 @pytest.mark.parametrize(('end', 'code'), [('pass', 0), ('raise ValueError', 1)])
 def test_workers(tmp_path, end, code):
     script = tmp_path / 'script.py'

@@ -23,6 +23,8 @@ EXIT_CODE = 75
 # torchrun hands on a SIGTERM that its processes may get from the cluster as well: both are the same request.
 SAME_REQUEST_SECONDS = 5.0
 
+_LOOK_FOR_PARENT_SECONDS = 5.0
+
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
@@ -128,7 +130,7 @@ def _outlive_one_signal(init: Callable[[int], None] | None, worker: int) -> None
     The training process itself asks once, when it ends, and waits for the worker.
     """
     # The handler of a signal is not told who sent it. Only Linux and the like tell a thread that waits for it.
-    if hasattr(signal, 'sigwaitinfo'):
+    if hasattr(signal, 'sigtimedwait'):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_by_signal, args=(os.getppid(), ), daemon=True).start()
     if init is not None:
@@ -136,7 +138,15 @@ def _outlive_one_signal(init: Callable[[int], None] | None, worker: int) -> None
 
 
 def _end_by_signal(parent: int) -> None:
-    """End this process by the first SIGTERM of its parent, or by the second of anybody else."""
-    if signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        signal.sigwaitinfo({signal.SIGTERM})
+    """End this process by the first SIGTERM of its parent, by the second of anybody else, or once the parent is gone.
+
+    A worker whose parent was killed may wait forever for somebody to take what it has loaded.
+    """
+    was_asked = False
+    while os.getppid() == parent:
+        info = signal.sigtimedwait({signal.SIGTERM}, _LOOK_FOR_PARENT_SECONDS)
+        if info is not None:
+            if was_asked or info.si_pid == parent:
+                break
+            was_asked = True
     os._exit(0)
