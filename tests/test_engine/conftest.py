@@ -55,7 +55,13 @@ class Scores(BaseMetric):
 def make_runner():
     """Build a runner of 30 steps, 10 an epoch; keyword arguments are its own."""
 
-    def make(work_dir, loop='pelk_mm.ResumableEpochBasedTrainLoop', checkpoint=None, hooks=(), scores=None, **kwargs):
+    def make(work_dir,
+             loop='pelk_mm.ResumableEpochBasedTrainLoop',
+             checkpoint=None,
+             hooks=(),
+             scores=None,
+             cls=Runner,
+             **kwargs):
         compat.setup()
         length = dict(max_epochs=3) if 'Epoch' in loop else dict(max_iters=30)
         data = dict(batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'), dataset=dict(type=Points))
@@ -66,7 +72,7 @@ def make_runner():
                 val_evaluator=dict(type=Scores, **scores),
                 val_cfg=dict())
             length['val_interval'] = 1 if 'Epoch' in loop else 10
-        return Runner(
+        return cls(
             model=dict(type=Line),
             work_dir=str(work_dir),
             experiment_name=f'run{next(RUN_NAMES)}',

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner._flexible_runner import FlexibleRunner
 from mmengine.runner.checkpoint import load_from_local
 
 from pelk_mm.engine import PreemptionHook
@@ -72,6 +73,18 @@ def test_training_goes_on_exactly_within_an_epoch_and_from_its_last_step(make_ru
                        '--resume. Exit code 75')
     make_runner(tmp_path, checkpoint=CHECKPOINT, param_scheduler=scheduler, resume=True).train()
     assert_same(state(tmp_path / 'epoch_3.pth'), state(tmp_path / 'whole/epoch_3.pth'))
+
+
+@pytest.mark.parametrize(('method', 'count', 'saved', 'step'), [
+    ('before_train_iter', 13, 'epoch_1_iter_13.pth', 13),
+    ('before_val_iter', 2, 'epoch_1.pth', 10),
+])
+def test_flexible_runner_stores_where_it_stopped(make_runner, tmp_path, method, count, saved, step):
+    hooks = [PreemptionHook(), Send(method, count)]
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3]), cls=FlexibleRunner)
+    assert stop(runner)[1] == saved
+    meta = load_from_local(str(tmp_path / saved), 'cpu')['meta']
+    assert (meta['epoch'], meta['iter']) == (1, step)
 
 
 def test_a_checkpoint_of_this_step_is_not_written_again(make_runner, tmp_path):

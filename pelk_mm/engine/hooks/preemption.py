@@ -44,10 +44,11 @@ class PreemptionHook(Hook):
         self._asked_at: float | None = None
         self._previous_handler: Callable | int | None = None
         self._common_val_iters = 0
+        self._position: dict[str, int] | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Listen."""
-        self._asked_at = None
+        self._asked_at = self._position = None
         self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
         loader = runner.train_dataloader
         loader.worker_init_fn = partial(_outlive_one_signal, loader.worker_init_fn)
@@ -70,6 +71,14 @@ class PreemptionHook(Hook):
                     # It has put the averaged weights in the place of the trained ones.
                     hook.after_val_epoch(runner)
             self._stop(runner, runner.epoch, runner.iter)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Put in where training stops.
+
+        ``FlexibleRunner`` has put there what it is for a checkpoint at the end of an epoch, or after a training step.
+        """
+        if self._position is not None:
+            checkpoint['meta'].update(self._position)
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""
@@ -110,7 +119,8 @@ class PreemptionHook(Hook):
         if hook.by_epoch and within_epoch:
             step = f'{epoch}_iter_{iteration}'
         if hook.last_ckpt != hook.file_backend.join_path(hook.out_dir, hook.filename_tmpl.format(step)):
-            hook._save_checkpoint_with_step(runner, step, dict(epoch=epoch, iter=iteration))
+            self._position = dict(epoch=epoch, iter=iteration)
+            hook._save_checkpoint_with_step(runner, step, dict(self._position))
         if within_epoch and type(runner.train_loop) is EpochBasedTrainLoop:
             return (f"{hook.last_ckpt} is saved, but MMEngine's loop will start its epoch again; "
                     'pelk_mm.ResumableEpochBasedTrainLoop would go on in it.')
