@@ -185,16 +185,20 @@ def trained(tmp_path_factory):
     ports = [str(port) for port in free_ports(len(CASES) + 2)]
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     folders = [tmp_path_factory.mktemp(f'processes_{number}') for number in (1, 2)]
-    running = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(world_size), str(data), str(folder), *ports],
-                         env=environment,
-                         stdout=subprocess.DEVNULL,
-                         stderr=subprocess.PIPE)
-        for world_size, folder in zip((1, 2), folders) for rank in range(world_size)
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-3000:]
+    logs = [data.parent / name for name in ('one.log', 'first_of_two.log', 'second_of_two.log')]
+    running = []
+    try:
+        for (rank, world_size, folder), log in zip(((0, 1, folders[0]), (0, 2, folders[1]), (1, 2, folders[1])), logs):
+            command = [sys.executable, __file__, str(rank), str(world_size), str(data), str(folder), *ports]
+            with log.open('wb') as file:
+                running.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
+        for process, log in zip(running, logs):
+            assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+    finally:
+        # Where one of the two failed, the other waits for it.
+        for process in running:
+            process.kill()
+            process.wait()
     return folders
 
 
