@@ -38,7 +38,7 @@ def test_costs(run_tool):
 
 def test_the_preprocessor_beside_the_model_belongs_to_it():
     """Without it an exported classifier would not normalise its input."""
-    preprocessor = build_model(load_config(RESNET)).data_preprocessor
+    preprocessor = build_model(load_config(RESNET), 'cpu').data_preprocessor
     assert preprocessor.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
     assert preprocessor.to_rgb is True
 
