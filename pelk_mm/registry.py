@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import wraps
+from typing import Any
 
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -43,7 +44,7 @@ class SuggestingRegistry(Registry):
             module.__init__ = _checked(module)
 
 
-def _checked(cls: type):
+def _checked(cls: Any):
     """The constructor of ``cls``, made to refuse keyword arguments that it does not take."""
     constructor = cls.__init__
     allowed = _argument_names(cls)
@@ -51,7 +52,7 @@ def _checked(cls: type):
     @wraps(constructor)
     def __init__(self, *args, **kwargs):
         unknown = [] if allowed is None else [name for name in kwargs if name not in allowed]
-        if unknown:
+        if allowed is not None and unknown:
             got = ', '.join(f'{name}={kwargs[name]!r}' for name in unknown)
             hint = _suggest(unknown[0], allowed) or '.'
             raise TypeError(f'{cls.__name__} does not take {got}{hint} It takes: {", ".join(sorted(allowed))}')

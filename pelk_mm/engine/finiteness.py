@@ -45,7 +45,7 @@ class Trace:
         self._batch_size = batch_size
         self._names = {module: _clean(name) for name, module in model.named_modules()}
         # By id of the tensor: the tensor, kept alive, and the modules that returned it and that took it.
-        self._tensors: dict[int, tuple[Tensor, list[str]]] = {}
+        self._tensors: dict[int, tuple[Tensor, dict[str, str]]] = {}
 
     @contextmanager
     def watching_forward(self) -> Iterator[None]:

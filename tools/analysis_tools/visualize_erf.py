@@ -19,7 +19,8 @@ from pelk_mm.engine.launch import load_config
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('configs', nargs='+', help='configs of classifiers, segmentors or detectors, files or TOOLBOX::NAME')
+    parser.add_argument(
+        'configs', nargs='+', help='configs of classifiers, segmentors or detectors, files or TOOLBOX::NAME')
     parser.add_argument('--images', type=Path, required=True, metavar='FOLDER', help='images, in subfolders too')
     parser.add_argument(
         '--checkpoints',
