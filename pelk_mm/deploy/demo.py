@@ -100,7 +100,8 @@ class OnnxDemo:
         enlarged = _enlarge(image, _factor(image))[..., ::-1]
         maps = [Visualizer.draw_featmap(torch.from_numpy(feature), enlarged) for feature in features]
         shapes = ', '.join('x'.join(map(str, feature.shape)) for feature in features)
-        return np.concatenate([enlarged, *maps], 1), f'feature maps {shapes}'
+        found = f'no boxes: the file holds the backbone alone, feature maps {shapes}'
+        return np.concatenate([enlarged, *maps], 1), found
 
 
 def _drawer(scope: str, classes: Any, palette: Any,

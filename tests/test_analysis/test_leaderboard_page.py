@@ -169,6 +169,36 @@ def test_on_a_phone(browser, file, dark):
     assert browser.errors == []
 
 
+def test_names_of_configs_on_a_phone(browser, tmp_path):
+    """They leave room for figures; markers that differ little have numbers that do not touch."""
+    rows = [
+        Row(f'cascade-mask-rcnn_pelk-atto_fpn_1xb4-{name}_digits',
+            dict(top1=Value(None, (value, )), flops=Value(None, (flops, ))), 'run')
+        for name, value, flops in (('4e', 97.1, 0.01486), ('8e', 94.0, 0.01512))
+    ]
+    file = tmp_path / 'page.html'
+    file.write_text(to_html([Table('digits', 'Digits', '', ['top1', 'flops'], rows)], [], ''), encoding='utf-8')
+    browser.open(file, width=390, height=800)
+    place = '(selector => { const box = document.querySelector(selector).getBoundingClientRect(); ' \
+            'return [box.left, box.right, box.height]; })'
+    _, right, height = browser.run(f'{place}("#digits tbody th.name")')
+    assert right < 180
+    assert height > 60
+    assert browser.run(f'{place}("#digits tbody [data-column=top1-ours]")')[1] < 390
+    labels = browser.run('''[...document.querySelectorAll("#digits svg text[text-anchor=middle]")]
+        .filter(text => !isNaN(text.textContent)).map(text => text.getBoundingClientRect())
+        .map(box => [box.left, box.right])''')
+    assert len(labels) >= 3
+    assert labels[-1][1] < 390 == browser.run('document.documentElement.scrollWidth')
+    assert all(end + 3 < start for (_, end), (start, _) in zip(labels, labels[1:]))
+
+
+def test_no_plot_of_equal_costs():
+    for flops, is_drawn in ((5.03, False), (5.3, True)):
+        rows = [Row(name, dict(top1=Value(80.0), flops=Value(cost))) for name, cost in (('a', 5.0), ('b', flops))]
+        assert ('<svg' in to_html([Table('a', 'A', '', ['top1', 'flops'], rows)], [], '')) is is_drawn
+
+
 def test_names_for_those_who_listen(page):
     """Every control and every table has a name, by what the browser tells assistive software."""
     page.command('Accessibility.enable')

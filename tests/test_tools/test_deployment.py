@@ -173,6 +173,7 @@ def test_export_and_demo(task, tmp_path, images, run_tool):
     code, printed = run_tool('image_demo.py', images, out, '--out-dir', drawings)
     assert code == 0, printed
     assert sorted(file.name for file in drawings.iterdir()) == ['0.png', '1.png', '2.png']
+    assert ('no boxes: the file holds the backbone alone' in printed) == (task == 'detection')
     picture, drawn = (mmcv.imread(str(folder / '0.png')) for folder in (images, drawings))
     assert drawn.shape == (384, 480 * (5 if task == 'detection' else 1), 3)
     assert np.abs(drawn[:, -480:] - mmcv.imresize(picture, (480, 384)).astype(int)).max() > 50

@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 420, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 20, 14, 42
 # How many colours the page defines.
 _COLORS = 8
+# FLOPs that differ by less, as a share of the largest, say nothing of accuracy against cost.
+_LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,17 @@ def plot_table(table: Table) -> tuple[str, list[tuple[str, int]]]:
     """Draw the first metric of a table against FLOPs: hollow markers are the paper's, full ones ours.
 
     Returns:
-        tuple[str, list[tuple[str, int]]]: The SVG, '' if there are no two points with different FLOPs; and the legend,
+        tuple[str, list[tuple[str, int]]]: The SVG, '' if all points have about the same FLOPs; and the legend,
         families and the numbers of their colours.
     """
     metric = next((name for name in table.quantities if name in METRICS), None)
     points = [] if metric is None else [point for row in table.rows for point in _points(row, metric)]
-    if metric is None or len({point.x for point in points}) < 2:
+    costs = [point.x for point in points]
+    if metric is None or not points or max(costs) - min(costs) <= _LEAST_SPREAD * max(costs):
         return '', []
     families = list(dict.fromkeys(point.family.partition(',')[0] for point in points))
     colors = {family: index % _COLORS for index, family in enumerate(families)}
-    x_ticks, y_ticks = _ticks([point.x for point in points]), _ticks([point.y for point in points])
+    x_ticks, y_ticks = _ticks(costs), _ticks([point.y for point in points])
 
     def x_of(value: float) -> float:
         return _LEFT + (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * (WIDTH - _LEFT - _RIGHT)
@@ -104,4 +107,8 @@ def _points(row: Row, metric: str) -> list[Point]:
 def _ticks(values: list[float]) -> list[float]:
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
-    return [float(tick) for tick in MaxNLocator(nbins=6, min_n_ticks=3).tick_values(low - margin, high + margin)]
+    ticks = MaxNLocator(nbins=6, min_n_ticks=3).tick_values(low - margin, high + margin)
+    if max(len(f'{tick:g}') for tick in ticks) > 5:
+        # They would touch each other.
+        ticks = MaxNLocator(nbins=3, min_n_ticks=3).tick_values(low - margin, high + margin)
+    return [float(tick) for tick in ticks]

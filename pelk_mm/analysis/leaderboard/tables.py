@@ -30,9 +30,9 @@ _METRICS_OF_DATA = {
     'COCO': _METRICS_OF_SCOPE['mmdet']
 }
 
-_OWN_NOTE = (
-    'The figures beside ours are those of the metafile, which names their source. Costs are counted for runs, for '
-    'the size of image at which papers count them: segmentation 2048x512, detection 1280x800.')
+_FIGURES_NOTE = 'The figures beside ours are those of the metafile, which names their source. '
+_COSTS_NOTE = ('Costs are counted for runs, for the size of image at which papers count them: segmentation 2048x512, '
+               'detection 1280x800.')
 
 # Density of the sparse networks of the paper, for pretrained zeros whose number no log tells.
 PAPER_DENSITY = 0.6
@@ -253,7 +253,9 @@ class Leaderboard:
             quantities = [*metrics, *(name for name in ('params', 'flops') if any(name in row.values for row in rows))]
             what = ', '.join(QUANTITIES[name].name for name in metrics) or 'no metric yet'
             key = re.sub(r'\W+', '-', f'{group} {what}'.lower()).strip('-')
-            tables.append(Table(key, f'{group}: {what}', _OWN_NOTE, quantities, sorted(rows, key=lambda row: row.name)))
+            has_figures = any(value.paper is not None for row in rows for value in row.values.values())
+            note = (_FIGURES_NOTE if has_figures else '') + _COSTS_NOTE
+            tables.append(Table(key, f'{group}: {what}', note, quantities, sorted(rows, key=lambda row: row.name)))
         return sorted(tables, key=lambda table: all(row.status == 'not run' for row in table.rows))
 
     def _paper_rows(self, number: int, line: Mapping[str, Any], quantities: list[str]) -> list[Row]:
