@@ -49,7 +49,8 @@ def peripheral_conv2d(x: Tensor,
     if backend != 'auto' and backend not in BACKENDS:
         raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {backend!r}')
     if backend == 'reference':
-        return reference.forward(x, theta, bias, grid)
+        with _own_precision(x):
+            return reference.forward(x, theta, bias, grid)
     return _forward(x, theta, bias, list(grid.half), backend)
 
 
@@ -69,10 +70,9 @@ def available_backends(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str,
 
 
 def _autocast(x: Tensor, theta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    device_type = x.device.type
-    if device_type == 'meta' or not torch.is_autocast_enabled(device_type):
+    if not _in_autocast(x):
         return x, theta, bias
-    dtype = torch.get_autocast_dtype(device_type)
+    dtype = torch.get_autocast_dtype(x.device.type)
     # As for F.conv2d: fp64 is left alone.
     castable = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -104,8 +104,11 @@ def _check(x: Tensor, theta: Tensor, grid: SharingGrid, bias: Tensor | None) -> 
 
 def _own_precision(x: Tensor) -> AbstractContextManager:
     """Inside a backend, autocast would turn the fp32 sums of 16-bit input into 16-bit ones."""
-    device_type = x.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if _in_autocast(x) else nullcontext()
+
+
+def _in_autocast(x: Tensor) -> bool:
+    return x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
 
 
 @lru_cache(maxsize=1024)
