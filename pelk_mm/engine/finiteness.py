@@ -15,9 +15,12 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     tensors = [tensor.detach() for tensor in tensors]
     if not tensors:
         return True
-    # The largest magnitudes: sums of squares could overflow where every value is finite.
-    largest = torch._foreach_norm(tensors, math.inf)
-    return bool(torch.isfinite(torch.stack([value.float() for value in largest])).all())
+    # The Euclidean norm takes a seventh of the time of the largest magnitude, which tells where squares overflow.
+    for order in (2, math.inf):
+        norms = torch._foreach_norm(tensors, order)
+        if torch.isfinite(torch.stack([norm.float() for norm in norms])).all():
+            return True
+    return False
 
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
