@@ -59,7 +59,10 @@ class ModelDemo:
             return ImageClassificationInferencer(cfg, pretrained=checkpoint, device=device)
         if self.task == 'segmentation':
             from mmseg.apis import MMSegInferencer
-            return MMSegInferencer(cfg, weights=checkpoint, device=device, show_progress=False)
+            inferencer = MMSegInferencer(cfg, weights=checkpoint, device=device)
+            # No argument of upstream's.
+            inferencer.show_progress = False
+            return inferencer
         from mmdet.apis import DetInferencer
         return DetInferencer(cfg, weights=checkpoint, device=device, show_progress=False)
 
