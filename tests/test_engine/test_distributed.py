@@ -21,7 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
-from functools import partialmethod
+from functools import partialmethod, wraps
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from mmdet.models.task_modules import AnchorGenerator
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import Hook
+from mmpretrain.models import ImageClassifier
 
 from pelk_mm.datasets import make_digit_scenes
 from pelk_mm.engine.hooks.preemption import EXIT_CODE
@@ -144,9 +145,23 @@ def compute_in_double_precision():
     AnchorGenerator.grid_priors = partialmethod(AnchorGenerator.grid_priors, dtype=torch.float64)
 
 
+def start_from_the_same_weights():
+    """On upstream's stack FlexibleRunner has drawn other random numbers than Runner when it makes the model."""
+    for method in ('__init__', 'init_weights'):
+        original = getattr(ImageClassifier, method)
+
+        @wraps(original)
+        def seeded(*args, original=original, **kwargs):
+            torch.manual_seed(0)
+            return original(*args, **kwargs)
+
+        setattr(ImageClassifier, method, seeded)
+
+
 def one_process(rank, world_size, data, folder, ports):
     """As a script: train every case."""
     compute_in_double_precision()
+    start_from_the_same_weights()
     # MMEngine formats the config for each log and checkpoint, which would take longer than the training.
     Config.pretty_text = property(str)
     os.environ.update(MASTER_ADDR='127.0.0.1', WORLD_SIZE=str(world_size), RANK=str(rank), LOCAL_RANK=str(rank))
