@@ -151,7 +151,9 @@ def _progress(file: Path) -> tuple[str, int] | None:
     if not isinstance(content, dict) or TRAINING_STATE - content.keys():
         return None
     meta = content['meta']
-    return str(meta.get('time', '')), int(meta['iter'])
+    if not isinstance(meta, dict) or not isinstance(meta.get('iter'), int):
+        return None
+    return str(meta.get('time', '')), meta['iter']
 
 
 def _warn_of_damage(file: Path, damage: str) -> None:

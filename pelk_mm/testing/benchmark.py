@@ -30,9 +30,6 @@ T = TypeVar('T')
 # Of a spin kernel; only has to be at least the real clock for the spin to be at least as long as asked.
 _SPIN_CYCLES_PER_SECOND = 2e9
 
-# Seconds: a call that takes longer is warm after one.
-_SLOW_CALL = 0.5
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -108,9 +105,8 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
     timer = _CudaTimer(device, hide_launches) if device.type == 'cuda' else _WallTimer()
     calls = {}
     for name, run in runs.items():
+        timer.round(run, inputs, 1)
         once = timer.round(run, inputs, 1)
-        if once < _SLOW_CALL:
-            once = timer.round(run, inputs, 2) / 2
         # A round is long against the timer's resolution, yet short enough to be queued as a whole.
         calls[name] = max(1, min(100, round(timer.shortest_round / max(once, 1e-9))))
         if calls[name] > 1:

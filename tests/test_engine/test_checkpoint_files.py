@@ -139,10 +139,17 @@ def test_checkpoints_in_another_folder_are_found_by_the_pointer(tmp_path, save, 
     assert find_last_whole_checkpoint(tmp_path) == f'{tmp_path}/out/iter_10.pth'
 
 
-@pytest.mark.parametrize('missing', ['optimizer', 'message_hub', 'meta', 'state_dict'])
-def test_what_training_cannot_go_on_from_is_taken_only_if_it_is_named(tmp_path, save, log, missing):
+@pytest.mark.parametrize('changes', [
+    dict(optimizer=None),
+    dict(message_hub=None),
+    dict(meta=None),
+    dict(state_dict=None),
+    dict(meta=dict(time='20250101_000000')),
+    dict(meta='of another tool'),
+])
+def test_what_training_cannot_go_on_from_is_taken_only_if_it_is_named(tmp_path, save, log, changes):
     save('iter_10.pth', 10)
-    best = save('best.pth', 20, **{missing: None})
+    best = save('best.pth', 20, **changes)
     assert find_last_whole_checkpoint(tmp_path) == f'{tmp_path}/iter_10.pth'
     save.point(best)
     assert find_last_whole_checkpoint(tmp_path) == best
