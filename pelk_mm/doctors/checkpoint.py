@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pelk_mm.analysis.model_building import WeightsOnMeta, build_model
 from pelk_mm.compat import UnsafeCheckpoint
+from pelk_mm.engine.checkpoint_files import find_damage
 from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, SLAK_NAMES, rename, safe_load
 from pelk_mm.engine.sparsity import unpack_mask
 
@@ -106,9 +107,9 @@ def examine_checkpoint(path: str | Path, cfg: Config | None = None) -> list[Find
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'checkpoint: no such file, {path}')
-    damage = find_damage(path)
-    if damage:
-        return [damage]
+    fault = examine_file(path)
+    if fault is not None:
+        return [fault]
     content = _load_or_refuse(path)
     if isinstance(content, Finding):
         return [content]
@@ -136,7 +137,7 @@ def examine_checkpoint(path: str | Path, cfg: Config | None = None) -> list[Find
     return findings
 
 
-def find_damage(path: Path) -> Finding | None:
+def examine_file(path: Path) -> Finding | None:
     """What is wrong with a file before anything of it is unpickled; None if nothing is seen."""
     with open(path, 'rb') as file:
         head = file.read(64)
@@ -147,17 +148,10 @@ def find_damage(path: Path) -> Finding | None:
     if head.lstrip().startswith((b'<', b'{')):
         return Finding('fault', 'file', f'{path} is a text, perhaps an error page of a download, not a checkpoint',
                        _AGAIN)
-    if head.startswith(b'PK\x03\x04'):
-        if not zipfile.is_zipfile(path):
-            return Finding('fault', 'file', f'{path} is truncated: the end of the archive is missing', _AGAIN)
-        with suppress(NotImplementedError):
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    broken = archive.testzip()
-            except (zipfile.BadZipFile, EOFError) as error:
-                broken = str(error)
-            if broken:
-                return Finding('fault', 'file', f'{path} is damaged: the checksum of {broken} is wrong', _AGAIN)
+    # Files of PyTorch before 1.6 are no archives, and have no checksums.
+    if head.startswith(b'PK\x03\x04') and (damage := find_damage(path)):
+        how = 'damaged' if zipfile.is_zipfile(path) else 'truncated'
+        return Finding('fault', 'file', f'{path} is {how}: {damage}', _AGAIN)
     return None
 
 

@@ -2,9 +2,7 @@
 
 import os
 import re
-import runpy
 import shlex
-import sys
 
 import numpy as np
 import pytest
@@ -59,7 +57,7 @@ def only(findings, subject):
 
 
 @pytest.fixture
-def run_cure(root, tmp_path, monkeypatch):
+def run_cure(run_tool, tmp_path):
     """Runs the first line of a cure, a command, as the shell would split it; returns the file that it makes."""
 
     def run(cure):
@@ -68,8 +66,10 @@ def run_cure(root, tmp_path, monkeypatch):
         if arguments[0] == '-c':
             exec(arguments[1], {})
         else:
-            monkeypatch.setattr(sys, 'argv', arguments)
-            runpy.run_path(str(root / arguments[0]), run_name='__main__')
+            folder, _, name = arguments[0].partition('/')
+            assert folder == 'tools'
+            code, printed = run_tool(name, *arguments[1:])
+            assert code == 0, printed
         made, = (file for file in tmp_path.iterdir() if file.name != 'model.pth')
         return made
 
@@ -148,7 +148,19 @@ def test_damaged(save, weights):
     content[position] ^= 1
     path.write_bytes(content)
     finding, = examine_checkpoint(path)
-    assert 'is damaged: the checksum of' in finding.text
+    assert re.search(r'is damaged: model/data/\d+ in it has a wrong checksum$', finding.text)
+    assert 'Copy or download it again' in finding.cure
+
+
+def test_a_flipped_bit_that_stands_for_encryption(save, weights):
+    path = save(dict(state_dict=weights))
+    content = bytearray(path.read_bytes())
+    # The flags of the first file in the table of contents.
+    content[content.index(b'PK\x01\x02') + 8] ^= 1
+    path.write_bytes(content)
+    finding, = examine_checkpoint(path)
+    assert finding.level == 'fault'
+    assert finding.text == f'{path} is damaged: a header in it has a wrong checksum'
 
 
 @pytest.mark.parametrize(('content', 'text', 'cure'), [
@@ -265,20 +277,16 @@ def test_not_finite_and_masks_that_do_not_fit(save, weights):
         findings, 'masks').text
 
 
-def test_the_tool(save, weights, root, tmp_path, monkeypatch, capsys):
+def test_the_tool(save, weights, tmp_path, run_tool):
     path = save(dict(state_dict=weights))
     config = tmp_path / 'config.py'
     CONFIG.dump(config)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['check_checkpoint.py', *map(str, arguments)])
-        runpy.run_path(str(root / 'tools/misc/check_checkpoint.py'), run_name='__main__')
-
-    run(path, config)
-    assert '100.0 % of the values' in capsys.readouterr().out
-    with pytest.raises(SystemExit) as exit_info:
-        run(path, config, '--cfg-options', 'model.head.num_classes=4')
-    assert exit_info.value.code == 1
-    assert 'FAULT shapes' in capsys.readouterr().out
+    tool = 'misc/check_checkpoint.py'
+    code, printed = run_tool(tool, path, config)
+    assert code == 0
+    assert '100.0 % of the values' in printed
+    code, printed = run_tool(tool, path, config, '--cfg-options', 'model.head.num_classes=4')
+    assert code == 1
+    assert 'FAULT shapes' in printed
     with pytest.raises(FileNotFoundError, match='checkpoint: no such file'):
-        run(tmp_path / 'nothing.pth')
+        run_tool(tool, tmp_path / 'nothing.pth')
