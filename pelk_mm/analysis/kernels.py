@@ -72,7 +72,7 @@ class StageKernels:
 
 
 def collect_kernels(model: nn.Module, least_side: int = _LEAST_SIDE) -> list[StageKernels]:
-    """Find the large depthwise kernels of a model and the positional embeddings beside them, by stage.
+    """Find the large kernels of a model and the positional embeddings beside them, by stage.
 
     Args:
         model (nn.Module): Any module, in training form or deployed.

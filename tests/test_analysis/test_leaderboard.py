@@ -15,7 +15,9 @@ from pelk_mm.analysis.leaderboard import (
     Entry,
     Leaderboard,
     Problem,
+    Row,
     Run,
+    Table,
     Value,
     find_runs,
     read_catalogue,
@@ -408,6 +410,23 @@ def test_csv(tables):
     assert float(line['spread']) == pytest.approx(0.2828, abs=1e-4)
     assert (line['status'], line['config'], len(line['config_hash'])) == ('run', TINY, 8)
     assert all(line['ours'] == '' for line in lines if line['status'] == 'not run')
+
+
+def test_csv_holds_no_formulas():
+    """Neither for those who name their runs so, nor in what is told of them; numbers below zero stay numbers."""
+    texts = {
+        '=1+1': "'=1+1", '+1': "'+1", '-1': "'-1", '@SUM(A1)': "'@SUM(A1)", '\t=1': "'\t=1", ' =1': "' =1",
+        '\r=1': "' =1", '\n=1': "' =1", 'a\r=1': 'a =1', "'quoted": "'quoted", 'a = -1': 'a = -1', '': '', '1': '1'
+    }  # yapf: disable
+    rows = [
+        Row(name, dict(top1=Value(90.0, (80.0, ))), status='run', command=name, remark=name, sources=[name])
+        for name in texts
+    ]
+    text = to_csv([Table('key', 'title', 'note', ['top1'], rows)])
+    lines = list(csv.DictReader(io.StringIO(text, newline='')))
+    for column in ('row', 'command', 'remark', 'sources'):
+        assert [line[column] for line in lines] == list(texts.values())
+    assert {line['difference'] for line in lines} == {'-10.0'}
 
 
 def test_markdown(tables):

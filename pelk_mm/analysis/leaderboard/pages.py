@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 
@@ -17,6 +18,8 @@ from .tables import QUANTITIES, Row, Table, Value
 
 _CSV_COLUMNS = ('table', 'row', 'quantity', 'unit', 'paper', 'ours', 'difference', 'spread', 'runs', 'status', 'config',
                 'config_hash', 'command', 'environment', 'remark', 'sources')
+# What spreadsheet programs may take for the beginning of a formula (OWASP, "CSV Injection").
+_FORMULA = re.compile(r'[=+\-@\s]')
 
 
 def columns(table: Table, quantity: str) -> list[str]:
@@ -87,7 +90,11 @@ def _code(text: str) -> str:
 
 
 def to_csv(tables: Sequence[Table]) -> str:
-    """A line for each quantity of each row; numbers in full."""
+    """A line for each quantity of each row; numbers in full.
+
+    Names of runs come from folders and files of anyone: every text is one line, and an apostrophe stands before what a
+    spreadsheet would run as a formula.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator='\n')
     writer.writeheader()
@@ -95,25 +102,33 @@ def to_csv(tables: Sequence[Table]) -> str:
         for row in table.rows:
             for name in table.quantities:
                 value = row.values.get(name, Value())
-                writer.writerow(
-                    dict(
-                        table=table.key,
-                        row=row.name,
-                        quantity=name,
-                        unit=QUANTITIES[name].unit,
-                        paper=value.paper,
-                        ours=value.mean,
-                        difference=value.difference if QUANTITIES[name].has_difference else None,
-                        spread=value.spread,
-                        runs=len(value.ours) if not QUANTITIES[name].is_cost else None,
-                        status=row.status,
-                        config=row.config,
-                        config_hash=row.hash,
-                        command=row.command,
-                        environment=row.environment,
-                        remark=row.remark,
-                        sources=' '.join(row.sources)))
+                line = dict(
+                    table=table.key,
+                    row=row.name,
+                    quantity=name,
+                    unit=QUANTITIES[name].unit,
+                    paper=value.paper,
+                    ours=value.mean,
+                    difference=value.difference if QUANTITIES[name].has_difference else None,
+                    spread=value.spread,
+                    runs=len(value.ours) if not QUANTITIES[name].is_cost else None,
+                    status=row.status,
+                    config=row.config,
+                    config_hash=row.hash,
+                    command=row.command,
+                    environment=row.environment,
+                    remark=row.remark,
+                    sources=' '.join(row.sources))
+                writer.writerow({column: _harmless(cell) for column, cell in line.items()})
     return text.getvalue()
+
+
+def _harmless(cell: str | float | None) -> str | float | None:
+    if not isinstance(cell, str):
+        return cell
+    # csv does not quote a mere carriage return, after which another row would begin.
+    line = ' '.join(cell.splitlines())
+    return f"'{line}" if _FORMULA.match(line) else line
 
 
 def to_html(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:

@@ -205,11 +205,12 @@ def _read_training(folder: Path, starts: list[Path], problems: list[Problem]) ->
             if is_number(record.get('density')):
                 run.density = record['density']
             metrics = read_metrics(record)
-            if metrics and isinstance(record.get('step'), int) and not isinstance(record['step'], bool):
+            # True and False are integers, too.
+            if metrics and type(record.get('step')) is int:
                 run.metrics, run.source, done = metrics, scalars, record['step']
                 run.measured = f'validation at {unit} {done}'
     end = loop.get('max_iters', loop.get('max_epochs'))
-    run.progress = (done, end) if isinstance(end, int) and not isinstance(end, bool) else None
+    run.progress = (done, end) if type(end) is int else None
     return run
 
 
