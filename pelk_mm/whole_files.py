@@ -5,9 +5,25 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
 # What a writer that was killed leaves: '<file>.partial_1', '<file>.partial_2', ...
 PARTIAL = '.partial_'
+
+
+def refuse_existing(*paths: str | Path, instead: str = 'name') -> None:
+    """Raise before any work if a file to write is there already.
+
+    Args:
+        *paths (str | Path): The files.
+        instead (str): What the user may choose another one of, for the message. Defaults to 'name'.
+
+    Raises:
+        FileExistsError: If one of them exists.
+    """
+    for path in paths:
+        if os.path.exists(path):
+            raise FileExistsError(f'{path} exists and is not overwritten: choose another {instead}')
 
 
 def write_whole(content: bytes | memoryview, path: str) -> None:

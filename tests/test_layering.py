@@ -15,9 +15,9 @@ BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
     'models': {'ops', 'layers', 'models', 'registry'},
-    'datasets': {'datasets', 'registry'},
+    'datasets': {'datasets', 'image_names', 'registry'},
     'engine': {'compat', 'engine', 'registry', 'whole_files'},
-    'deploy': {'analysis', 'deploy', 'engine', 'layers', 'ops'},
+    'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'layers', 'ops', 'whole_files'},
 }
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from pelk_mm.whole_files import set_aside, write_whole
+from pelk_mm.whole_files import refuse_existing, set_aside, write_whole
 
 
 def test_the_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -46,6 +46,16 @@ def test_a_link_stays_a_link(tmp_path):
     write_whole(b'new', str(tmp_path / 'link'))
     assert (tmp_path / 'link').is_symlink()
     assert (tmp_path / 'file').read_bytes() == b'new'
+
+
+def test_existing_files_are_refused(tmp_path):
+    refuse_existing()
+    refuse_existing(tmp_path / 'a', str(tmp_path / 'b'))
+    (tmp_path / 'b').touch()
+    with pytest.raises(FileExistsError, match=r'/b exists and is not overwritten: choose another name$'):
+        refuse_existing(tmp_path / 'a', str(tmp_path / 'b'))
+    with pytest.raises(FileExistsError, match=r'/b exists and is not overwritten: choose another --out$'):
+        refuse_existing(tmp_path / 'b', instead='--out')
 
 
 def test_set_aside_overwrites_nothing(tmp_path):

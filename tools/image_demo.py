@@ -14,6 +14,7 @@ from pelk_mm.deploy.demo import ModelDemo, OnnxDemo
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.image_files import find_damage, read_image
 from pelk_mm.engine.launch import load_config
+from pelk_mm.whole_files import refuse_existing
 
 VIDEOS = ('.avi', '.mkv', '.mov', '.mp4', '.webm')
 
@@ -43,10 +44,12 @@ def main() -> None:
     is_video = source.suffix.lower() in VIDEOS
     files = [source] if source.is_file() else list_images(source)
     targets = [out_dir / (f'{file.stem}.mp4' if is_video else file.name) for file in files]
-    for target in targets:
-        if target.exists():
-            parser.error(f'{target} exists and is not overwritten: choose another --out-dir')
+    try:
+        refuse_existing(*targets, instead='--out-dir')
+    except FileExistsError as error:
+        parser.error(str(error))
 
+    # All of them before the first is drawn.
     for file in () if is_video else files:
         if damage := find_damage(str(file)):
             parser.error(f'inputs: {file} {damage}')
@@ -58,7 +61,7 @@ def main() -> None:
         draw_video(demo, source, targets[0])
         return
     for file, target in track(list(zip(files, targets)), 'Images', disable=len(files) == 1):
-        drawn, found = demo(read_image(str(file)))
+        drawn, found = demo(read_image(str(file), check=False))
         mmcv.imwrite(drawn[..., ::-1], str(target))
         print(f'{target}: {found}')
 

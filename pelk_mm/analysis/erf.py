@@ -18,10 +18,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from pelk_mm.engine.image_files import read_image
+from pelk_mm.image_names import IMAGE_SUFFIXES, list_image_files
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
-
-IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
 # How far below its maximum the picture of a field reaches.
 _DECADES = 6
@@ -152,7 +151,7 @@ def find_images(folder: Path, count: int) -> list[Path]:
     """Images of a folder and its subfolders, evenly spaced over all in the order of their names.
 
     Args:
-        folder (Path): Searched for files with the suffixes :data:`IMAGE_SUFFIXES`.
+        folder (Path): Searched for files that are named like images.
         count (int): How many to take at most.
 
     Raises:
@@ -163,7 +162,7 @@ def find_images(folder: Path, count: int) -> list[Path]:
         raise ValueError(f'the number of images must be positive, got {count}')
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}')
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = list_image_files(folder, subfolders=True)
     if not files:
         raise FileNotFoundError(f'no image in {folder} or below it: expected files with {", ".join(IMAGE_SUFFIXES)}')
     count = min(count, len(files))

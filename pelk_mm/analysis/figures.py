@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ..whole_files import refuse_existing, write_whole
+
 # Readable in print and with every kind of colour vision: blue, orange, green (Okabe and Ito).
 COLORS = ('#0072B2', '#E69F00', '#009E73')
-
-
-def refuse_existing(paths: Iterable[Path]) -> None:
-    """Raise before any work if a file to write is there already.
-
-    Raises:
-        FileExistsError: If one of ``paths`` exists.
-    """
-    for path in paths:
-        if path.exists():
-            raise FileExistsError(f'{path} exists and is not overwritten: choose another name')
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
@@ -35,7 +26,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
         FileExistsError: If the file exists.
         ValueError: If matplotlib does not know the ending.
     """
-    refuse_existing([path])
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
 
@@ -50,6 +41,5 @@ def save_json(numbers: Mapping, path: Path) -> None:
     Raises:
         FileExistsError: If the file exists.
     """
-    refuse_existing([path])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(numbers, indent=1) + '\n', encoding='utf-8')
+    refuse_existing(path)
+    write_whole((json.dumps(numbers, indent=1) + '\n').encode(), str(path))

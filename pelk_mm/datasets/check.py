@@ -12,12 +12,11 @@ from typing import NamedTuple
 from PIL import Image
 from rich.progress import track
 
+from ..image_names import list_image_files
 from .digit_scenes import VERSION, count_files
 
-# As mmpretrain's datasets look for images.
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
-# What any data set may hold.
-DECODED_SUFFIXES = (*IMAGE_SUFFIXES, '.tiff', '.webp')
+# The files that mmpretrain's datasets take for images in class folders; fewer than are images.
+MMPRETRAIN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 CONVERTERS = 'python tools/dataset_converters'
 
 
@@ -150,7 +149,7 @@ def check_images(root: Path) -> list[CheckItem]:
     Returns:
         list[CheckItem]: The folder, and every file that is damaged.
     """
-    files = sorted(path for path in root.rglob('*') if path.suffix.lower() in DECODED_SUFFIXES and path.is_file())
+    files = list_image_files(root, subfolders=True)
     if not files:
         return [CheckItem(root, 'missing' if not root.is_dir() else 'has no images', 'nothing', 'give --root FOLDER')]
     with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
@@ -205,7 +204,7 @@ def _check_class_folders(folder: Path, number: int, num_classes: int, advice: st
     with os.scandir(folder) as entries:
         classes = sorted(entry.path for entry in entries if entry.is_dir())
     counts = [
-        sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in os.scandir(path))
+        sum(entry.name.lower().endswith(MMPRETRAIN_SUFFIXES) for entry in os.scandir(path))
         for path in track(classes, description=str(folder))
     ]
     found = f'{sum(counts)} images in {len(classes)} class folders'

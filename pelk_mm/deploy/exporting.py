@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from .. import __version__
+from ..whole_files import refuse_existing, write_whole
 from .export_forms import prepare_for_export
 from .images import test_pipeline
 from .onnx_ops import translations
 
 OPSET = 20
+# ONNX files hold 2 GiB at most. Beyond these bytes of weights PyTorch writes them to a file of their own.
+_ONE_FILE = 1536 * 2**20
 TASKS = dict(mmpretrain='classification', mmseg='segmentation', mmdet='detection')
 
 
@@ -112,7 +116,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
         ImportError: If onnx or onnxscript is missing.
         RuntimeError: If the result has an operation that is not of ONNX's own standard.
     """
-    path = _new_file(path)
+    refuse_existing(path)
     with _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
         result = torch.onnx.export(
             program,
@@ -130,7 +134,12 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
     for part in (result.model.graph, *result.model.graph):
         part.metadata_props.clear()
     result.model.metadata_props['pelk_mm'] = json.dumps(dict(meta))
-    result.save(str(path), external_data=False)
+    sizes: list[int] = [value.const_value.nbytes for value in result.model.graph.initializers.values()]
+    if sum(sizes) > _ONE_FILE:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        result.save(str(path))
+    else:
+        write_whole(result.model_proto.SerializeToString(), str(path))
 
 
 def save_package(program: ExportedProgram, path: str | Path) -> None:
@@ -142,7 +151,10 @@ def save_package(program: ExportedProgram, path: str | Path) -> None:
     Raises:
         FileExistsError: If the file exists.
     """
-    torch.export.save(program, str(_new_file(path)))
+    refuse_existing(path)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    write_whole(buffer.getbuffer(), str(path))
 
 
 def describe(cfg: Config, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,14 +189,6 @@ def _literal(pipeline: list[dict]) -> str:
                 raise ValueError(f'the test pipeline must hold plain values to be saved in an ONNX file, got {key}='
                                  f'{value!r} of {transform["type"]}') from error
     return repr(pipeline)
-
-
-def _new_file(path: str | Path) -> Path:
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f'{path} exists and is not overwritten: choose another name')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 @contextmanager

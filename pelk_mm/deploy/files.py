@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
 from .. import __version__
 from ..analysis import build_model
-from ..engine.checkpoints import safe_load
+from ..engine.checkpoints import load_weights_and_meta, save_whole
+from ..whole_files import refuse_existing, write_whole
 from .merging import Deployment
 
 
@@ -30,16 +30,13 @@ def load_trained(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any
         FileNotFoundError: If the checkpoint is missing.
         ValueError: If the checkpoint does not fit the model, or holds more than plain data.
     """
-    content = safe_load(checkpoint)
-    weights = content.get('state_dict') if isinstance(content, Mapping) else None
-    if weights is None:
-        raise ValueError(f'{checkpoint} must be a checkpoint with a state_dict, as MMEngine writes them')
+    weights, meta, _ = load_weights_and_meta(checkpoint)
     model = build_model(cfg, 'cpu')
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ValueError(f'{checkpoint} does not fit the config: {error}') from error
-    return model, content.get('meta', {})
+    return model, meta
 
 
 def save_deployment(deployment: Deployment, meta: Mapping[str, Any], path: str | Path) -> None:
@@ -52,12 +49,12 @@ def save_deployment(deployment: Deployment, meta: Mapping[str, Any], path: str |
 
     Raises:
         FileExistsError: If one of both exists.
+        OSError: If they cannot be written.
     """
     path = Path(path)
-    for file in (path, path.with_suffix('.py')):
-        if file.exists():
-            raise FileExistsError(f'{file} exists and is not overwritten: choose another name')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deployment.cfg.dump(str(path.with_suffix('.py')))
-    meta = dict(meta, cfg=deployment.cfg.pretty_text, pelk_mm_version=__version__)
-    torch.save(dict(meta=meta, state_dict=deployment.model.state_dict()), path)
+    config, text = path.with_suffix('.py'), deployment.cfg.pretty_text
+    refuse_existing(path, config)
+    meta = dict(meta, cfg=text, pelk_mm_version=__version__)
+    save_whole(dict(meta=meta, state_dict=deployment.model.state_dict()), path)
+    # Last, as it takes no time: who is ended while the weights are written leaves neither.
+    write_whole(text.encode(), str(config))

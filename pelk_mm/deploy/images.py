@@ -12,8 +12,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
 from ..engine.image_files import check_pipeline, check_when_loading, read_image
-
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+from ..image_names import IMAGE_SUFFIXES, list_image_files
 
 
 def test_pipeline(cfg: Config) -> list[dict]:
@@ -41,9 +40,9 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f'folder of images: no such folder, {folder}')
-    files = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in SUFFIXES)
+    files = list_image_files(folder)
     if not files:
-        raise FileNotFoundError(f'folder of images: {folder} has none of {", ".join(SUFFIXES)}')
+        raise FileNotFoundError(f'folder of images: {folder} has none of {", ".join(IMAGE_SUFFIXES)}')
     return files
 
 

@@ -15,7 +15,7 @@ from mmengine.fileio import get_local_path
 from torch import Tensor
 
 from .. import __version__, compat
-from ..whole_files import write_whole
+from ..whole_files import refuse_existing, write_whole
 
 # Regular expressions of whole names and what they become. A segmentor or detector has the backbone's names behind
 # ``backbone.``, a classifier has them bare.
@@ -95,6 +95,35 @@ class _TrustCheckpoint(argparse.Action):
             parser.error(str(error))
 
 
+def convert_main(description: str | None, names: Mapping[str, str], source_help: str) -> str:
+    """The command line of a converter: parse the arguments, convert the file, and say what became of it.
+
+    Args:
+        description (str, optional): What the tool does, for its help.
+        names (Mapping[str, str]): As :func:`convert_file` takes them.
+        source_help (str): Of what the checkpoint is.
+
+    Returns:
+        str: What was written, and line by line what was left out.
+
+    Raises:
+        FileExistsError: If the file to write exists.
+        ValueError: If the checkpoint has no such entry, or nothing in it matches.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('source', help=source_help)
+    parser.add_argument('target', help='file to write; it must not exist')
+    parser.add_argument(
+        '--key',
+        help='entry that holds the weights, e.g. model_ema; by default state_dict, else model, else the '
+        'checkpoint itself')
+    add_trust_option(parser)
+    args = parser.parse_args()
+    converted, unmatched = convert_file(args.source, args.target, names, args.key)
+    return '\n'.join(
+        [f'{converted} tensors written to {args.target}', *(f'not converted, left out: {name}' for name in unmatched)])
+
+
 def convert_file(source: str, target: str, names: Mapping[str, str], key: str | None = None) -> tuple[int, list[str]]:
     """Rename the tensors of a checkpoint and save them as ``dict(state_dict=...)``.
 
@@ -112,8 +141,7 @@ def convert_file(source: str, target: str, names: Mapping[str, str], key: str | 
         FileExistsError: If ``target`` exists.
         ValueError: If the checkpoint has no ``key``, or nothing in it matches.
     """
-    path = Path(target)
-    _refuse_existing(path)
+    refuse_existing(target)
     content = _entries(safe_load(source), source)
     if key is None:
         key = next((name for name in ('state_dict', 'model') if isinstance(content.get(name), Mapping)), None)
@@ -125,10 +153,19 @@ def convert_file(source: str, target: str, names: Mapping[str, str], key: str | 
     converted, unmatched = rename(tensors, names)
     if not converted:
         raise ValueError(f'no name in {source} matches; its first are {list(tensors)[:3]}')
-    buffer = io.BytesIO()
-    torch.save(dict(state_dict=converted), buffer)
-    write_whole(buffer.getbuffer(), str(path))
+    save_whole(dict(state_dict=converted), target)
     return len(converted), unmatched
+
+
+def save_whole(content: Mapping[str, Any], path: str | Path) -> None:
+    """``torch.save`` to a file that appears whole or not at all, in a folder that is made.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(buffer.getbuffer(), str(path))
 
 
 def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
@@ -158,6 +195,34 @@ def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dic
     return converted, unmatched
 
 
+def load_weights_and_meta(source: str) -> tuple[Mapping[str, Any], dict[str, Any], list[str]]:
+    """Load what MMEngine saves of a model: its weights, and what they are.
+
+    Args:
+        source (str): Path or URL.
+
+    Returns:
+        tuple[Mapping[str, Any], dict[str, Any], list[str]]: The ``state_dict``; the meta data, empty if there is none;
+        and the names of the other entries, sorted.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds more than plain data, has no ``state_dict`` with names, or no dict as its meta data.
+    """
+    content = _entries(safe_load(source), source)
+    weights = content.get('state_dict')
+    if not isinstance(weights, Mapping):
+        raise ValueError(f'{source} must be a checkpoint with a state_dict, it has {sorted(map(str, content))[:5]}')
+    unnamed = [name for name in weights if not isinstance(name, str)]
+    if unnamed:
+        raise ValueError(f'{source} must have names alone in its state_dict, got {unnamed[0]!r}')
+    meta = content.get('meta') or {}
+    if not isinstance(meta, Mapping):
+        raise ValueError(f'{source} must have a dict as its meta data, got a {type(meta).__name__}')
+    # The mapping itself: PyTorch's has the versions of the modules as an attribute.
+    return weights, dict(meta), sorted(str(name) for name in content if name not in PUBLISHED)
+
+
 def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
     """Save the weights and the meta data of a checkpoint of MMEngine alone, with a hash of the file in its name.
 
@@ -175,19 +240,13 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
 
     Raises:
         FileExistsError: If that file exists.
-        ValueError: If the checkpoint has no ``state_dict``.
+        ValueError: If the checkpoint has no ``state_dict`` of tensors, or no dict as its meta data.
     """
-    content = _entries(safe_load(source), source)
-    if not isinstance(content.get('state_dict'), Mapping):
-        raise ValueError(f'{source} must be a checkpoint with a state_dict, it has {sorted(map(str, content))[:5]}')
-    weights = content['state_dict']
+    weights, meta, dropped = load_weights_and_meta(source)
     others = [name for name, value in weights.items() if not isinstance(value, Tensor)]
     if others:
         raise ValueError(f'{source} must have tensors alone in its state_dict, {others[0]!r} is a '
                          f'{type(weights[others[0]]).__name__}: save the state_dict of a model')
-    meta = content.get('meta') or {}
-    if not isinstance(meta, Mapping):
-        raise ValueError(f'{source} must have a dict as its meta data, got a {type(meta).__name__}')
     # Clones, as a view would be saved with all that it is a view of.
     weights = {name: value.detach().clone() for name, value in weights.items()}
     buffer = io.BytesIO()
@@ -197,9 +256,8 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
     path = Path(target)
     path = path.with_name(f'{path.stem}-{digest}{path.suffix or ".pth"}')
-    _refuse_existing(path)
+    refuse_existing(path)
     write_whole(buffer.getbuffer(), str(path))
-    dropped = sorted(str(name) for name in content if name not in PUBLISHED)
     return path, dropped, [key for key in EXPECTED_META if not meta.get(key)]
 
 
@@ -212,8 +270,3 @@ def _entries(content: Any, source: str) -> Mapping:
 
 def _named_tensors(content: Mapping) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise FileExistsError(f'{path} exists and is not overwritten: choose another name')

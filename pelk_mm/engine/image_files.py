@@ -94,15 +94,19 @@ def check_when_loading(dataset: Any) -> None:
         check_pipeline(pipeline, _LabelMapCheck(dataset) if hasattr(dataset, 'reduce_zero_label') else None)
 
 
-def read_image(path: str) -> np.ndarray:
+def read_image(path: str, check: bool = True) -> np.ndarray:
     """Read a picture (H, W, 3), uint8, BGR.
+
+    Args:
+        path (str): The file.
+        check (bool): Look first whether it is whole; without need if :func:`find_damage` did. Defaults to True.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImageFileError: If it is no whole image.
     """
     from mmcv.image import imread
-    damage = find_damage(path)
+    damage = find_damage(path) if check else ''
     image = None if damage else imread(path)
     if image is None:
         raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_cure(path)}')

@@ -1,6 +1,8 @@
 """ONNX files and packages: standard operations, every size, PyTorch's numbers, and metadata enough to run alone."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from pelk_mm.deploy import (
     capture,
     deploy,
     describe,
+    exporting,
     save_onnx,
     save_package,
     task_of,
@@ -21,6 +24,7 @@ from pelk_mm.deploy import (
     verify_package,
 )
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config
+from pelk_mm.testing.toy_files import write_onnx_stub
 
 META = dict(dataset_meta=dict(classes=('ant', 'bee', 'cat', 'dog'), palette=[[1, 2, 3]] * 4))
 # Multiples of the stride and not, none that of the example that is traced.
@@ -95,17 +99,6 @@ def test_files_know_how_to_run(exported):
     np.testing.assert_array_equal(model.prepare(square)[0].transpose(1, 2, 0)[..., ::-1], square)
 
 
-def write_stub(path, meta):
-    """An ONNX file that computes nothing of use and holds ``meta``."""
-    node = onnx.helper.make_node('Relu', ['image'], ['y'])
-    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('image', 'y')]
-    graph = onnx.helper.make_graph([node], 'g', value[:1], value[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 20)], ir_version=10)
-    onnx.helper.set_model_props(model, meta)
-    onnx.save(model, path)
-    return path
-
-
 @pytest.mark.parametrize(('transform', 'shape'), [
     (dict(type='Resize', scale=(96, 64), keep_ratio=True), (64, 80)),
     (dict(type='Resize', scale=(96, 48)), (48, 96)),
@@ -116,7 +109,7 @@ def test_the_pipeline_comes_back_as_it_was(transform, shape, tmp_path):
     cfg = tiny_config('segmentation')
     cfg.test_dataloader.dataset.pipeline[1] = transform
     meta = dict(pelk_mm=json.dumps(describe(cfg, META)))
-    model = OnnxModel(write_stub(tmp_path / 'stub.onnx', meta))
+    model = OnnxModel(write_onnx_stub(tmp_path / 'stub.onnx', meta))
     assert model.meta['pipeline'][1] == transform
     picture = np.full((40, 50, 3), 200, np.uint8)
     prepared = model.prepare(picture)
@@ -158,8 +151,40 @@ def test_nothing_is_overwritten_and_strangers_are_refused(tmp_path):
     cfg.default_scope = 'mmrotate'
     with pytest.raises(ValueError, match="default_scope .* got 'mmrotate'"):
         task_of(cfg)
-    write_stub(tmp_path / 'other.onnx', {})
+    write_onnx_stub(tmp_path / 'other.onnx', {})
     with pytest.raises(ValueError, match='no metadata of pelk_mm'):
         OnnxModel(tmp_path / 'other.onnx')
     with pytest.raises(FileNotFoundError, match='no such ONNX file'):
         OnnxModel(tmp_path / 'nowhere.onnx')
+
+
+@pytest.fixture
+def saves():
+    """How a layer is saved, by the name of the file."""
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3), ))
+    return {
+        'a.onnx': lambda path: save_onnx(program, path, ['y'], {}),
+        'a.pt2': lambda path: save_package(program, path),
+    }
+
+
+def test_files_are_there_whole_or_not_at_all(saves, tmp_path, monkeypatch):
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    for name, save in saves.items():
+        with monkeypatch.context() as context:
+            context.setattr(os, 'replace', fail)
+            with pytest.raises(OSError, match='No space left on device'):
+                save(tmp_path / 'new' / name)
+        assert os.listdir(tmp_path / 'new') == []
+        # So that the next try is not refused.
+        save(tmp_path / 'new' / name)
+        (tmp_path / 'new' / name).unlink()
+
+
+def test_weights_too_large_for_one_file_are_left_to_pytorch(saves, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, '_ONE_FILE', 0)
+    saves['a.onnx'](tmp_path / 'new' / 'a.onnx')
+    onnx.checker.check_model(str(tmp_path / 'new' / 'a.onnx'), full_check=True)

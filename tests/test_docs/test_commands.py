@@ -44,10 +44,12 @@ def commands_of(page: Path) -> list:
 
 @cache
 def options_of(tool: Path) -> frozenset:
-    """The options that a tool's parser knows, those that ``launch.parse_args`` adds among them."""
+    """The options that a tool's parser knows, with those that ``launch.parse_args`` and ``convert_main`` add."""
     sources = [tool.read_text(encoding='utf-8')]
     if 'pelk_mm.engine.launch import' in sources[0] and 'parse_args(parser)' in sources[0]:
         sources.append((ROOT / 'pelk_mm/engine/launch.py').read_text(encoding='utf-8'))
+    if 'convert_main(' in sources[0]:
+        sources.append((ROOT / 'pelk_mm/engine/checkpoints.py').read_text(encoding='utf-8'))
     return frozenset(
         argument.value for source in sources for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument'
@@ -96,6 +98,7 @@ def test_wrong_commands_are_found(command, problem):
 
 @pytest.mark.parametrize('command', [
     'python tools/train.py c.py --work-dir w --cfg-options a.b=1',
+    'python tools/model_converters/slak_to_pelk_mm.py a.pth b.pth --key model_ema',
     'GPUS=16 bash tools/slurm_train.sh part job c.py --amp',
     'make test STACK=openmmlab',
 ])

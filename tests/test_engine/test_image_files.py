@@ -1,8 +1,6 @@
 """Images and label maps that are missing, damaged or wrong are named with their cure, at the start or as they load."""
 
 import json
-import runpy
-import sys
 from functools import partial
 from types import SimpleNamespace
 
@@ -46,6 +44,15 @@ def cut(path, share=0.6):
     content = path.read_bytes()
     path.write_bytes(content[:int(share * len(content))])
     return path
+
+
+def test_a_file_that_was_looked_at_is_only_read(tmp_path, monkeypatch):
+    file = picture(tmp_path / 'a.png')
+    monkeypatch.setattr(image_files, 'find_damage', None)
+    assert read_image(str(file), check=False).shape == (40, 48, 3)
+    file.write_bytes(b'no image')
+    with pytest.raises(ImageFileError, match=r'a\.png is damaged or no image'):
+        read_image(str(file), check=False)
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
@@ -341,16 +348,15 @@ def test_a_run_does_not_start_without_its_files(tmp_path, monkeypatch):
         run(cfg, 'train')
 
 
-def test_image_demo_and_test_images(tmp_path, root, monkeypatch, capsys):
+def test_image_demo_and_test_images(tmp_path, run_tool):
     (tmp_path / 'images').mkdir()
     write_pictures(tmp_path / 'images', 2)
     cut(tmp_path / 'images/1.png')
     config, checkpoint = write_tiny_model('classification', tmp_path)
-    demo = ('image_demo.py', tmp_path / 'images', config, checkpoint, '--out-dir', tmp_path / 'out', '--device', 'cpu')
-    monkeypatch.setattr(sys, 'argv', [str(part) for part in demo])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(root / 'tools/image_demo.py'), run_name='__main__')
-    assert f'inputs: {tmp_path / "images/1.png"} is damaged or no image' in capsys.readouterr().err
+    code, printed = run_tool('image_demo.py', tmp_path / 'images', config, checkpoint, '--out-dir', tmp_path / 'out',
+                             '--device', 'cpu')
+    assert code == 2
+    assert f'inputs: {tmp_path / "images/1.png"} is damaged or no image' in printed
     assert not (tmp_path / 'out').exists()
     images = TestImages(Config.fromfile(config), 2, str(tmp_path / 'images'))
     with pytest.raises(ImageFileError, match=r'1\.png is damaged'):

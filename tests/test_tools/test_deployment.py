@@ -1,9 +1,5 @@
 """switch_to_deploy, export and image_demo, run as a user runs them, on tiny models of each task."""
 
-import runpy
-import sys
-from pathlib import Path
-
 import cv2
 import mmcv
 import numpy as np
@@ -13,31 +9,12 @@ from mmengine.config import Config
 
 from pelk_mm import layers
 from pelk_mm.deploy import OnnxModel, merging
+from pelk_mm.engine import image_files
 from pelk_mm.engine.launch import configure_testing, load_config
 from pelk_mm.engine.launch import run as run_mmengine
 from pelk_mm.testing.tiny_models import CLASSES, tiny_config, write_pictures, write_tiny_model
 
-TOOLS = Path(__file__).parents[2] / 'tools'
 TASKS = ('classification', 'segmentation', 'detection')
-
-
-@pytest.fixture
-def run_tool(monkeypatch, capfd):
-    """Runs a tool with arguments and returns its exit code and what it prints."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(TOOLS / name), run_name='__main__')
-        except SystemExit as exit:
-            code = exit.code
-        finally:
-            torch.set_grad_enabled(True)
-        out, err = capfd.readouterr()
-        return code, out + err
-
-    return run
 
 
 @pytest.fixture(scope='module')
@@ -150,8 +127,19 @@ def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
     assert 0 < metrics[0]['accuracy/top2'] < 100
 
 
+def test_sizes_too_small_to_export_are_refused(tmp_path, images, run_tool):
+    config, checkpoint = write_tiny_model('classification', tmp_path)
+    export = ('model_converters/export.py', config, checkpoint, tmp_path / 'model.onnx', '--images', images)
+    code, printed = run_tool(*export, '--shape', 63, 64)
+    assert code == 2
+    assert '--shape: sides must be at least 64, got 63 x 64' in printed
+    with pytest.raises(ValueError, match='--shape: sides must be at least 64, got 32 x 32 of the test pipeline'):
+        run_tool(*export, '--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(32,32)')
+    assert not (tmp_path / 'model.onnx').exists()
+
+
 @pytest.mark.parametrize('task', TASKS)
-def test_export_and_demo(task, tmp_path, images, run_tool):
+def test_export_and_demo(task, tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = write_tiny_model(task, tmp_path)
     out = tmp_path / 'new' / 'model.onnx'
     forms = ['fast', 'dense'] if task == 'classification' else ['fast']
@@ -170,8 +158,11 @@ def test_export_and_demo(task, tmp_path, images, run_tool):
     assert 'exists and is not overwritten' in printed
 
     drawings = tmp_path / 'drawings'
+    looked_at, find_damage = [], image_files.find_damage
+    monkeypatch.setattr(image_files, 'find_damage', lambda path: looked_at.append(path) or find_damage(path))
     code, printed = run_tool('image_demo.py', images, out, '--out-dir', drawings)
     assert code == 0, printed
+    assert looked_at == [str(file) for file in sorted(images.iterdir())]
     assert sorted(file.name for file in drawings.iterdir()) == ['0.png', '1.png', '2.png']
     assert ('no boxes: the file holds the backbone alone' in printed) == (task == 'detection')
     picture, drawn = (mmcv.imread(str(folder / '0.png')) for folder in (images, drawings))

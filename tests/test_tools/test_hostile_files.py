@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import pickle
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -21,41 +20,9 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from pelk_mm import compat
 from pelk_mm.deploy import OnnxModel
 from pelk_mm.testing.tiny_models import tiny_config, write_pictures, write_tiny_model
+from pelk_mm.testing.toy_files import write_onnx_stub, write_toy_module
 
 ROOT = Path(__file__).resolve().parents[2]
-
-TOY_MODULE = '''
-import torch
-from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
-
-
-@DATASETS.register_module()
-class HostileToyDataset(torch.utils.data.Dataset):
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return dict(inputs=torch.ones(1))
-
-
-@MODELS.register_module()
-class HostileToyModel(BaseModel):
-
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(1, 1)
-
-    def forward(self, inputs, mode='tensor'):
-        y = self.linear(torch.stack(inputs))
-        return dict(loss=y.sum()) if mode == 'loss' else list(y)
-'''
-LOADER = dict(
-    batch_size=2,
-    num_workers=0,
-    dataset=dict(type='HostileToyDataset'),
-    sampler=dict(type='DefaultSampler', shuffle=False))
 
 
 class Code:
@@ -104,7 +71,9 @@ VARIANTS = list(variants(None))
 def place(tmp_path, monkeypatch):
     """A folder to work in, with ``tiny.py`` and ``tiny.pth`` of a classifier, ``toy.py``, and ``images``."""
     (tmp_path / 'toys').mkdir()
-    (tmp_path / 'toys/hostile_toys.py').write_text(TOY_MODULE)
+    toy = write_toy_module(tmp_path / 'toys', 'hostile_toys')
+    toy['custom_imports']['imports'] += ['pelk_mm.models', 'pelk_mm.engine']
+    toy['train_cfg'] = dict(by_epoch=True, max_epochs=2)
     monkeypatch.syspath_prepend(tmp_path / 'toys')
     monkeypatch.setattr(compat, '_trusted', set())
     monkeypatch.chdir(tmp_path)
@@ -112,20 +81,15 @@ def place(tmp_path, monkeypatch):
     write_pictures(tmp_path / 'images', 1)
     for file, name in zip(write_tiny_model('classification', tmp_path), ('tiny.py', 'tiny.pth')):
         file.rename(tmp_path / name)
-    common = dict(
-        custom_imports=dict(imports=['hostile_toys', 'pelk_mm.models', 'pelk_mm.engine'], allow_failed_imports=False),
-        train_dataloader=LOADER,
-        train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)))
     test = dict(
-        test_dataloader=LOADER,
+        test_dataloader=toy['train_dataloader'],
         test_cfg=dict(),
         test_evaluator=dict(type='DumpResults', out_file_path='predictions.pkl'))
-    Config(dict(common, **test, model=dict(type='HostileToyModel'))).dump(tmp_path / 'toy.py')
+    Config(dict(toy, **test)).dump(tmp_path / 'toy.py')
     tiny = tiny_config('classification')
     tiny.model.backbone.init_cfg = dict(type='pelk_mm.PretrainedBackbone', checkpoint='bad.pth')
     tiny = {key: value for key, value in tiny.to_dict().items() if not key.startswith('test')}
-    Config(dict(tiny, **common)).dump(tmp_path / 'tiny_train.py')
+    Config({**tiny, **toy, 'model': tiny['model']}).dump(tmp_path / 'tiny_train.py')
     return tmp_path
 
 
@@ -143,58 +107,51 @@ def plant(place):
 
 
 @pytest.fixture
-def said(monkeypatch, capfd):
+def said(run_tool, capfd):
     """Runs a tool and returns what it says: its output and its error."""
 
     def run(tool, *arguments):
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        error = ''
         try:
-            runpy.run_path(str(ROOT / tool), run_name='__main__')
-        except (Exception, SystemExit) as raised:
-            error = f'{type(raised).__name__}: {raised}'
-        finally:
-            torch.set_grad_enabled(True)
-        out, err = capfd.readouterr()
-        return f'{out}\n{err}\n{error}'
+            return '\n'.join(map(str, run_tool(tool, *arguments)))
+        except Exception as error:
+            return '\n'.join([*capfd.readouterr(), f'{type(error).__name__}: {error}'])
 
     return run
 
 
 # Every way in: name -> tool and arguments.
 WAYS = {
-    'resume': ('tools/train.py', 'toy.py', '--resume', 'bad.pth'),
-    'load_from': ('tools/train.py', 'toy.py', '--cfg-options', 'load_from=bad.pth'),
-    'init_cfg': ('tools/train.py', 'tiny_train.py'),
-    "MMEngine's init_cfg": ('tools/train.py', 'tiny_train.py', '--cfg-options',
-                            'model.backbone.init_cfg.type=Pretrained'),
-    'test': ('tools/test.py', 'toy.py', 'bad.pth'),
-    'image_demo': ('tools/image_demo.py', 'images', 'tiny.py', 'bad.pth', '--out-dir', 'out', '--device', 'cpu'),
-    'visualize_erf': ('tools/analysis_tools/visualize_erf.py', 'tiny.py', '--checkpoints', 'bad.pth', '--images',
-                      'images', '--sizes', '64'),
-    'visualize_kernels': ('tools/analysis_tools/visualize_kernels.py', 'tiny.py', 'bad.pth'),
-    'switch_to_deploy': ('tools/model_converters/switch_to_deploy.py', 'tiny.py', 'bad.pth', 'out.pth', '--images',
-                         'images'),
-    'export': ('tools/model_converters/export.py', 'tiny.py', 'bad.pth', 'out.onnx', '--images', 'images'),
-    'publish_model': ('tools/model_converters/publish_model.py', 'bad.pth', 'out.pth'),
-    'classifier_to_backbone': ('tools/model_converters/classifier_to_backbone.py', 'bad.pth', 'out.pth'),
-    'convnext_to_mmpretrain': ('tools/model_converters/convnext_to_mmpretrain.py', 'bad.pth', 'out.pth'),
-    'slak_to_pelk_mm': ('tools/model_converters/slak_to_pelk_mm.py', 'bad.pth', 'out.pth'),
-    'check_checkpoint': ('tools/misc/check_checkpoint.py', 'bad.pth', 'tiny.py'),
+    'resume': ('train.py', 'toy.py', '--resume', 'bad.pth'),
+    'load_from': ('train.py', 'toy.py', '--cfg-options', 'load_from=bad.pth'),
+    'init_cfg': ('train.py', 'tiny_train.py'),
+    "MMEngine's init_cfg": ('train.py', 'tiny_train.py', '--cfg-options', 'model.backbone.init_cfg.type=Pretrained'),
+    'test': ('test.py', 'toy.py', 'bad.pth'),
+    'image_demo': ('image_demo.py', 'images', 'tiny.py', 'bad.pth', '--out-dir', 'out', '--device', 'cpu'),
+    'visualize_erf': ('analysis_tools/visualize_erf.py', 'tiny.py', '--checkpoints', 'bad.pth', '--images', 'images',
+                      '--sizes', '64'),
+    'visualize_kernels': ('analysis_tools/visualize_kernels.py', 'tiny.py', 'bad.pth'),
+    'switch_to_deploy': ('model_converters/switch_to_deploy.py', 'tiny.py', 'bad.pth', 'out.pth', '--images', 'images'),
+    'export': ('model_converters/export.py', 'tiny.py', 'bad.pth', 'out.onnx', '--images', 'images'),
+    'publish_model': ('model_converters/publish_model.py', 'bad.pth', 'out.pth'),
+    'classifier_to_backbone': ('model_converters/classifier_to_backbone.py', 'bad.pth', 'out.pth'),
+    'convnext_to_mmpretrain': ('model_converters/convnext_to_mmpretrain.py', 'bad.pth', 'out.pth'),
+    'slak_to_pelk_mm': ('model_converters/slak_to_pelk_mm.py', 'bad.pth', 'out.pth'),
+    'check_checkpoint': ('misc/check_checkpoint.py', 'bad.pth', 'tiny.py'),
 }
 # Where the file is read by MMEngine, by PretrainedBackbone, by safe_load, and by the doctor.
 READERS = ('resume', 'init_cfg', 'publish_model', 'check_checkpoint')
 
 
 def tools_with_checkpoints() -> set:
-    """Every tool that has an argument whose name or help speaks of a checkpoint."""
+    """Every tool that has an argument whose name or help speaks of a checkpoint, its own or by ``convert_main``."""
     found = set()
     for file in sorted((ROOT / 'tools').rglob('*.py')):
         for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument':
+            called = getattr(node.func, 'attr', getattr(node.func, 'id', '')) if isinstance(node, ast.Call) else ''
+            if called in ('add_argument', 'convert_main'):
                 texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
                 if any('checkpoint' in str(text).lower() for text in texts):
-                    found.add(str(file.relative_to(ROOT)))
+                    found.add(str(file.relative_to(ROOT / 'tools')))
     return found
 
 
@@ -231,7 +188,7 @@ def test_it_does_not_run_when_a_work_directory_is_resumed(place, plant, said):
     (place / 'work_dirs/toy').mkdir(parents=True)
     shutil.move(place / 'bad.pth', place / 'work_dirs/toy/epoch_1.pth')
     (place / 'work_dirs/toy/last_checkpoint').write_text(str(place / 'work_dirs/toy/epoch_1.pth'))
-    message = said('tools/train.py', 'toy.py', '--resume')
+    message = said('train.py', 'toy.py', '--resume')
     assert not proof.exists()
     assert 'epoch_1.pth' in message
     assert 'would call posix.system' in message
@@ -240,11 +197,11 @@ def test_it_does_not_run_when_a_work_directory_is_resumed(place, plant, said):
 
 def test_a_config_in_the_meta_data_does_not_run(place, said):
     """MMEngine would run ``meta['config']``, a mere text, as Python code."""
-    said('tools/train.py', 'toy.py', '--cfg-options', 'train_cfg.max_epochs=1')
+    said('train.py', 'toy.py', '--cfg-options', 'train_cfg.max_epochs=1')
     content = torch.load(place / 'work_dirs/toy/epoch_1.pth', weights_only=False)
     content['meta'].update(config=f'import os\nos.mkdir({str(place / "ran")!r})\n', cfg='raise SystemExit')
     torch.save(content, 'bad.pth')
-    assert 'resumed epoch: 1' in said('tools/train.py', 'toy.py', '--resume', 'bad.pth')
+    assert 'resumed epoch: 1' in said('train.py', 'toy.py', '--resume', 'bad.pth')
     assert (place / 'work_dirs/toy/epoch_2.pth').exists()
     assert not (place / 'ran').exists()
 
@@ -300,25 +257,20 @@ def test_a_trusted_file_must_exist(place, said):
 
 def test_a_good_file_is_loaded_quietly_though_trusted(place, said, monkeypatch):
     monkeypatch.setattr(compat, 'print_log', None)
-    message = said('tools/model_converters/publish_model.py', 'tiny.pth', 'out.pth', '--trust-checkpoint', 'tiny.pth')
+    message = said('model_converters/publish_model.py', 'tiny.pth', 'out.pth', '--trust-checkpoint', 'tiny.pth')
     assert 'written' in message
 
 
-@pytest.mark.parametrize('tool', sorted({tool for tool, *_ in WAYS.values()} - {'tools/misc/check_checkpoint.py'}))
+@pytest.mark.parametrize('tool', sorted({tool for tool, *_ in WAYS.values()} - {'misc/check_checkpoint.py'}))
 def test_every_tool_has_the_option(place, said, tool):
     assert '--trust-checkpoint FILE' in said(tool, '--help')
 
 
 def onnx_file(path, transforms, **entries):
     """A file as export.py writes it, but for its graph, which does nothing."""
-    onnx = pytest.importorskip('onnx')
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('image', 'logits')]
-    node = onnx.helper.make_node('Identity', ['image'], ['logits'])
-    graph = onnx.helper.make_graph([node], 'graph', values[:1], values[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 17)], ir_version=8)
+    pytest.importorskip('onnx')
     meta = dict(task='classification', scope='mmpretrain', classes=[], palette=[], pipeline=repr(transforms))
-    onnx.helper.set_model_props(model, dict(pelk_mm=json.dumps({**meta, **entries})))
-    onnx.save(model, str(path))
+    write_onnx_stub(path, dict(pelk_mm=json.dumps({**meta, **entries})))
 
 
 STRANGERS = {
@@ -334,7 +286,7 @@ STRANGERS = {
 @pytest.mark.parametrize('pipeline', STRANGERS.values(), ids=STRANGERS)
 def test_what_an_onnx_file_names_is_not_called(place, said, pipeline):
     onnx_file('bad.onnx', pipeline)
-    message = said('tools/image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
+    message = said('image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
     assert not (place / 'ran').exists()
     assert 'which is no registered transform, and is not called' in message
     assert 'antigravity' not in sys.modules
@@ -344,7 +296,7 @@ def test_what_an_onnx_file_names_is_not_called(place, said, pipeline):
                                      dict(pipeline='[1]'), dict(pipeline='(' * 1000), dict(task='detection')])
 def test_damaged_metadata_of_an_onnx_file(place, said, entries):
     onnx_file('bad.onnx', [], **entries)
-    message = said('tools/image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
+    message = said('image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
     assert not (place / 'ran').exists()
     assert 'ValueError: bad.onnx has damaged metadata of pelk_mm' in message
 

@@ -11,9 +11,10 @@ from mmengine.config import DictAction
 
 from pelk_mm.analysis import build_model, count_complexity, default_shape
 from pelk_mm.analysis.breakdown import draw_breakdown
-from pelk_mm.analysis.figures import refuse_existing, save_figure
+from pelk_mm.analysis.figures import save_figure
 from pelk_mm.engine.launch import read_config
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
+from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +60,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.plot is not None:
-        refuse_existing([args.plot])
+        refuse_existing(args.plot)
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     complexity = count_complexity(

@@ -8,9 +8,10 @@ import csv
 from pathlib import Path
 
 from pelk_mm.analysis import build_model
-from pelk_mm.analysis.figures import refuse_existing, save_figure
+from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.kernel_scaling import draw_scaling, scale_kernels
 from pelk_mm.engine.launch import read_config
+from pelk_mm.whole_files import refuse_existing
 
 CONVNEXT_TINY = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
 
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     table, picture = args.out / 'kernel_scaling.csv', args.out / 'kernel_scaling.png'
-    refuse_existing([table, picture])
+    refuse_existing(table, picture)
     rows = scale_kernels(build_model(read_config(args.config)), args.kernels, args.center, args.stripe_width)
     print(f'{"K":>4}  {"dense M":>9}  {"stripe M":>9}  {"peripheral M":>12}')
     for row in rows:

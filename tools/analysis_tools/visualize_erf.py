@@ -12,9 +12,10 @@ from mmengine.config import DictAction
 
 from pelk_mm.analysis import build_with_weights
 from pelk_mm.analysis.erf import draw_receptive_fields, find_images, load_images, measure_receptive_field
-from pelk_mm.analysis.figures import refuse_existing, save_figure, save_json
+from pelk_mm.analysis.figures import save_figure, save_json
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
+from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +67,7 @@ def size(text: str) -> tuple[int, int]:
 def main() -> None:
     args = parse_args()
     picture, numbers = args.out / 'erf.png', args.out / 'erf.json'
-    refuse_existing([picture, numbers])
+    refuse_existing(picture, numbers)
     paths = find_images(args.images, args.num_images)
     if len(paths) < args.num_images:
         print(f'{args.images} has {len(paths)} images: all of them are used')

@@ -9,10 +9,11 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from pelk_mm.analysis import build_with_weights
-from pelk_mm.analysis.figures import refuse_existing, save_figure, save_json
+from pelk_mm.analysis.figures import save_figure, save_json
 from pelk_mm.analysis.kernels import collect_kernels, draw_kernels, draw_sharing_grids
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
+from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +36,7 @@ def main() -> None:
     args = parse_args()
     pictures = {name: args.out / f'{name}.png' for name in ('kernels', 'grids')}
     numbers = args.out / 'kernels.json'
-    refuse_existing([*pictures.values(), numbers])
+    refuse_existing(*pictures.values(), numbers)
     model = build_with_weights(load_config(args.config, args.cfg_options), args.checkpoint, seed=args.seed)
     stages = collect_kernels(model)
     summaries = [stage.summary() for stage in stages]

@@ -6,13 +6,16 @@ A classifier or a segmentor is exported whole, of a detector the backbone. Branc
 
 import argparse
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import DictAction
 
 from pelk_mm.analysis.figures import save_json
 from pelk_mm.deploy import (
+    Agreement,
     ImageModel,
     OnnxModel,
     TestImages,
@@ -29,14 +32,16 @@ from pelk_mm.deploy import (
 )
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.benchmark import environment, time_paired
+from pelk_mm.testing.benchmark import Timing, environment, time_paired
+from pelk_mm.whole_files import refuse_existing
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config, of the trained or of the deployed form')
     parser.add_argument('checkpoint', help='its checkpoint, file or URL')
-    parser.add_argument('out', help='ONNX file to write, .onnx; the package goes beside it, .pt2. Neither must exist')
+    parser.add_argument(
+        'out', type=Path, help='ONNX file to write, .onnx; the package goes beside it, .pt2. Neither must exist')
     parser.add_argument(
         '--form',
         choices=['fast', 'dense', 'both'],
@@ -57,49 +62,47 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
     add_trust_option(parser)
     args = parser.parse_args()
-    out = Path(args.out)
-    if out.suffix != '.onnx':
-        parser.error(f'out must end with .onnx, got {out}')
+    if args.out.suffix != '.onnx':
+        parser.error(f'out must end with .onnx, got {args.out}')
     forms = ('fast', 'dense') if args.form == 'both' else (args.form, )
-    files = {form: out if form == forms[0] else out.with_stem(f'{out.stem}-dense') for form in forms}
-    written = [file.with_suffix(suffix) for file in files.values() for suffix in ('.onnx', '.pt2')]
-    for path in (*written, *filter(None, [args.json])):
-        if path.exists():
-            parser.error(f'{path} exists and is not overwritten: choose another name')
+    args.files = {
+        form: args.out if form == forms[0] else args.out.with_stem(f'{args.out.stem}-dense')
+        for form in forms
+    }
+    written = [file.with_suffix(suffix) for file in args.files.values() for suffix in ('.onnx', '.pt2')]
+    try:
+        refuse_existing(*written, *filter(None, [args.json]))
+    except FileExistsError as error:
+        parser.error(str(error))
+    if args.shape and min(args.shape) < 64:
+        parser.error(f'--shape: sides must be at least 64, got {args.shape[0]} x {args.shape[1]}')
+    return args
 
+
+def main() -> None:
+    args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     images = TestImages(cfg, 2, args.images)
     model, meta = load_trained(cfg, args.checkpoint)
     if hasattr(model.backbone, 'switch_to_deploy') and not cfg.model.backbone.get('deploy'):
         model = deploy(model, cfg).model
-    height, width = args.shape or next(images.batches())['inputs'][0].shape[-2:]
-    if min(height, width) < 64:
-        parser.error(f'--shape: sides must be at least 64, got {height} x {width}')
-    sizes = ((height, width), (height * 5 // 4, width * 3 // 2))
-    pictures = list(images.arrays())
-    inputs = [stack_images(pictures[:count], size) for count, size in zip((1, len(pictures)), sizes)]
+    inputs = make_inputs(images, args.shape)
 
     reference = ImageModel(model, task_of(cfg)).eval()
-    agreed, numbers, runs = True, [], {'PyTorch': lambda x: reference(torch.from_numpy(x))}
-    for form, file in files.items():
+    numbers, runs = [], {'PyTorch': lambda x: reference(torch.from_numpy(x))}
+    for form, file in args.files.items():
+        package = file.with_suffix('.pt2')
         program = capture(ImageModel(model, task_of(cfg), form))
         save_onnx(program, file, reference.output_names(), describe(cfg, meta))
-        save_package(program, file.with_suffix('.pt2'))
-        for path, verify in ((file, verify_onnx), (file.with_suffix('.pt2'), verify_package)):
-            size, agreements = path.stat().st_size, verify(reference, path, inputs)
+        save_package(program, package)
+        for path, verify in ((file, verify_onnx), (package, verify_package)):
+            agreements, size = verify(reference, path, inputs), path.stat().st_size
             print(f'{path}: {form} form, {size / 1e6:.2f} MB')
+            print_agreements(agreements, args.tolerance)
             numbers.append(dict(file=str(path), form=form, bytes=size, agreements=[vars(each) for each in agreements]))
-            for agreement in agreements:
-                bad = not agreement.relative <= args.tolerance
-                agreed &= not bad
-                print(f'    {"x".join(map(str, agreement.shape)):>14}  {agreement.output:7}  '
-                      f'max difference {agreement.maximum:.2e}, relative {agreement.relative:.2e}'
-                      f'{"  above the tolerance" if bad else ""}')
         runs[f'onnxruntime, {form} form'] = OnnxModel(file, torch.get_num_threads()).run
-    print(f'latency of {"x".join(map(str, inputs[0].shape))} on {torch.get_num_threads()} CPU threads:')
     times = time_paired(runs, inputs[:1], 'cpu')
-    for name, time in times.items():
-        print(f'    {name:26} {1e3 * time.median:8.2f} ms ({1e3 * time.low:.2f} ... {1e3 * time.high:.2f})')
+    print_latencies(times, inputs[0].shape)
     if args.json is not None:
         latency = dict(shape=inputs[0].shape, seconds={name: vars(time) for name, time in times.items()})
         save_json(
@@ -109,8 +112,30 @@ def main() -> None:
                 environment=environment('cpu'),
                 files=numbers,
                 latency=latency), args.json)
-    if not agreed:
+    if not all(each['relative'] <= args.tolerance for entry in numbers for each in entry['agreements']):
         sys.exit(f'NOT equal within {args.tolerance:g}')
+
+
+def make_inputs(images: TestImages, shape: list[int] | None) -> list[np.ndarray]:
+    """One image at the first size, all of them at the second, as exported models take them."""
+    height, width = shape or next(images.batches())['inputs'][0].shape[-2:]
+    if min(height, width) < 64:
+        raise ValueError(f'--shape: sides must be at least 64, got {height} x {width} of the test pipeline')
+    pictures = list(images.arrays())
+    return [stack_images(pictures[:1], (height, width)), stack_images(pictures, (height * 5 // 4, width * 3 // 2))]
+
+
+def print_agreements(agreements: Iterable[Agreement], tolerance: float) -> None:
+    for agreement in agreements:
+        print(f'    {"x".join(map(str, agreement.shape)):>14}  {agreement.output:7}  '
+              f'max difference {agreement.maximum:.2e}, relative {agreement.relative:.2e}'
+              f'{"" if agreement.relative <= tolerance else "  above the tolerance"}')
+
+
+def print_latencies(times: Mapping[str, Timing], shape: tuple[int, ...]) -> None:
+    print(f'latency of {"x".join(map(str, shape))} on {torch.get_num_threads()} CPU threads:')
+    for name, time in times.items():
+        print(f'    {name:26} {1e3 * time.median:8.2f} ms ({1e3 * time.low:.2f} ... {1e3 * time.high:.2f})')
 
 
 if __name__ == '__main__':

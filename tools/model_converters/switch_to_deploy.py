@@ -6,6 +6,7 @@ not run on any of the images.
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,16 +14,18 @@ from mmengine.config import DictAction
 from rich.progress import track
 
 from pelk_mm.analysis.figures import save_json
-from pelk_mm.deploy import TestImages, compare, deploy, load_trained, save_deployment
+from pelk_mm.deploy import Detections, Difference, TestImages, compare, deploy, load_trained, save_deployment
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
+from pelk_mm.whole_files import refuse_existing
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config of the trained model')
     parser.add_argument('checkpoint', help='its checkpoint, file or URL')
-    parser.add_argument('out', help='checkpoint to write, .pth; the config goes beside it, .py. Neither must exist')
+    parser.add_argument(
+        'out', type=Path, help='checkpoint to write, .pth; the config goes beside it, .py. Neither must exist')
     parser.add_argument('--images', help="folder of images to compare on; by default the config's test dataset")
     parser.add_argument('--num-images', type=int, default=8, help='number of images, default 8')
     parser.add_argument(
@@ -35,13 +38,17 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
     add_trust_option(parser)
     args = parser.parse_args()
-    out = Path(args.out)
-    for path in (out, out.with_suffix('.py'), *filter(None, [args.json])):
-        if path.exists():
-            parser.error(f'{path} exists and is not overwritten: choose another name')
-    if out.suffix != '.pth':
-        parser.error(f'out must end with .pth, got {out}')
+    try:
+        refuse_existing(args.out, args.out.with_suffix('.py'), *filter(None, [args.json]))
+    except FileExistsError as error:
+        parser.error(str(error))
+    if args.out.suffix != '.pth':
+        parser.error(f'out must end with .pth, got {args.out}')
+    return args
 
+
+def main() -> None:
+    args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     images = TestImages(cfg, args.num_images, args.images)
     model, meta = load_trained(cfg, args.checkpoint)
@@ -60,29 +67,44 @@ def main() -> None:
                 parameters=counts,
                 differences=[difference.to_dict() for difference in differences],
                 detections=detections and vars(detections)), args.json)
+    print_differences(differences, detections, args.tolerance)
+    objection = object_to(differences, deployment.layers, args.tolerance)
+    if objection:
+        print(objection)
+        sys.exit(1)
+    save_deployment(deployment, meta, args.out)
+    worst = worst_of(differences)
+    print(f'equal within {args.tolerance:g} (worst: {worst.name}, {worst.relative:.2e}); '
+          f'{counts[0] / 1e6:.3f} M parameters became {counts[1] / 1e6:.3f} M')
+    print(f'written: {args.out}, {args.out.with_suffix(".py")}')
 
+
+def print_differences(differences: Sequence[Difference], detections: Detections | None, tolerance: float) -> None:
     width = max(len(difference.name) for difference in differences)
     print(f'{"":{width}}  {"input":9}  {"max |y|":>9}  {"max error":>9}  {"mean error":>10}  {"relative":>9}')
     for difference in differences:
         print(f'{difference.name:{width}}  {"same" if difference.alone else "own":9}  {difference.magnitude:9.3g}  '
               f'{difference.maximum:9.2e}  {difference.mean:10.2e}  {difference.relative:9.2e}'
-              f'{"" if difference.relative <= args.tolerance else "  above the tolerance"}')
+              f'{"" if difference.relative <= tolerance else "  above the tolerance"}')
     if detections is not None:
         print(f'detections: {detections.before} before, {detections.after} after, {detections.matched} the same with '
               f'scores that differ by at most {detections.score_error:.1e}')
-    worst = max(differences, key=lambda difference: difference.relative)
-    if not worst.relative <= args.tolerance:
-        print(f'NOT equal: {worst.name} differs by {worst.relative:.2e} of its largest value, more than '
-              f'{args.tolerance:g}. Nothing is written.')
-        sys.exit(1)
-    unproven = sorted(set(deployment.layers) - {difference.name for difference in differences})
+
+
+def object_to(differences: Sequence[Difference], layers: Iterable[str], tolerance: float) -> str:
+    """Why the deployed form must not be written, '' if nothing speaks against it."""
+    worst = worst_of(differences)
+    if not worst.relative <= tolerance:
+        return (f'NOT equal: {worst.name} differs by {worst.relative:.2e} of its largest value, more than '
+                f'{tolerance:g}. Nothing is written.')
+    unproven = sorted(set(layers) - {difference.name for difference in differences})
     if unproven:
-        print(f'NOT proven: nothing reached {", ".join(unproven)}. Choose other --images or more, --num-images.')
-        sys.exit(1)
-    save_deployment(deployment, meta, out)
-    print(f'equal within {args.tolerance:g} (worst: {worst.name}, {worst.relative:.2e}); '
-          f'{counts[0] / 1e6:.3f} M parameters became {counts[1] / 1e6:.3f} M')
-    print(f'written: {out}, {out.with_suffix(".py")}')
+        return f'NOT proven: nothing reached {", ".join(unproven)}. Choose other --images or more, --num-images.'
+    return ''
+
+
+def worst_of(differences: Sequence[Difference]) -> Difference:
+    return max(differences, key=lambda difference: difference.relative)
 
 
 if __name__ == '__main__':

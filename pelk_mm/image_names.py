@@ -1,0 +1,19 @@
+"""Which files are images, as far as their names tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# What Pillow and OpenCV read, and data sets are made of.
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+def list_image_files(folder: str | Path, subfolders: bool = False) -> list[Path]:
+    """Files of a folder that are named like images, sorted by name; none if there is no such folder.
+
+    Args:
+        folder (str | Path): The folder.
+        subfolders (bool): Those in its subfolders too. Defaults to False.
+    """
+    found = Path(folder).glob('**/*' if subfolders else '*')
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
