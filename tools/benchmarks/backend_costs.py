@@ -18,7 +18,7 @@ from pelk_mm.testing.benchmark import time_paired
 
 FUNCTIONS = ('forward', 'theta_grad')
 KERNELS = (3, 5, 7, 9, 11, 13, 17, 21, 31, 51)
-SHAPES = ((1, 374, 7, 7), (8, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 48, 64, 64))
+SHAPES = ((1, 374, 7, 7), (8, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 48, 64, 64), (1, 46, 128, 128))
 
 
 def parse_args() -> argparse.Namespace:

@@ -38,6 +38,8 @@ constexpr int VECTOR_BYTES = 16, REGISTERS = 16;
 constexpr int MIX_X = REGISTERS == 32 ? 4 : 2, MIX_B = 6, GRAD_TILE = REGISTERS == 32 ? 5 : 3;
 // What a thread works on at a time should stay in its share of the level-2 and level-1 caches.
 constexpr int64_t PLANES_BYTES = 1 << 20, CHUNK_BYTES = 24 << 10, GROUP_BYTES = 3 << 19;
+// Planes whose distance is a large power of two would all fall into the same few lines of a cache.
+constexpr int64_t CACHE_LINE_BYTES = 64;
 
 template <class T> struct Simd {
     typedef T type __attribute__((vector_size(VECTOR_BYTES)));
@@ -122,9 +124,15 @@ template <int B, class U, int N> static inline void transpose_level(U (&rows)[N]
         }
     if constexpr (B > 1) transpose_level<B / 2>(rows);
 }
-template <class T> static inline void transpose(V<T> (&rows)[Simd<T>::size]) {
-    if constexpr (Simd<T>::size > 1) transpose_level<Simd<T>::size / 2>(rows);
+template <class U, int N> static inline void transpose(U (&rows)[N]) {
+    if constexpr (N > 1) transpose_level<N / 2>(rows);
 }
+
+// Square blocks of channels and pixels are transposed, of a vector's size as long as there are so many channels left, then
+// of half, down to this; the last channels are copied one by one.
+constexpr int SMALLEST_BLOCK = 4;
+
+template <class T, int B> struct Lanes { typedef T type __attribute__((vector_size(B * sizeof(T)))); };
 
 // ---- tensors ---------------------------------------------------------------------------------------------------------
 
@@ -136,46 +144,80 @@ template <class IO> struct Image {   // strides in elements: n, c, h, w
     bool channels_last() const { return stride[1] == 1 && stride[3] != 1; }
 };
 
+// Reads the channels-last pixels of a row into planes, channels from k on as far as blocks of B fit, and returns where they
+// end. The last block of pixels may write beyond W.
+template <int B, class IO, class T>
+static int64_t read_blocks(const IO* row, int64_t sw, int64_t k, int64_t count, int64_t W, T* out, int64_t plane) {
+    using U = typename Lanes<T, B>::type;
+    for (; k + B <= count; k += B)
+        for (int64_t i0 = 0; i0 < W; i0 += B) {
+            U block[B];
+#pragma GCC unroll 16
+            for (int i = 0; i < B; ++i) {
+                const IO* pixel = row + std::min(i0 + i, W - 1) * sw + k;
+                T values[B];
+                for (int j = 0; j < B; ++j) values[j] = to_compute(pixel[j]);
+                std::memcpy(&block[i], values, sizeof values);
+            }
+            transpose(block);
+#pragma GCC unroll 16
+            for (int j = 0; j < B; ++j) std::memcpy(out + (k + j) * plane + i0, &block[j], sizeof block[j]);
+        }
+    if constexpr (B / 2 >= SMALLEST_BLOCK) return read_blocks<B / 2>(row, sw, k, count, W, out, plane);
+    return k;
+}
+
 // Reads row y of `count` channels from c into planes of `plane` elements; columns W ... row_size become zero.
 template <class IO, class T>
 static void read_row(const Image<const IO>& x, int64_t n, int64_t c, int64_t count, int64_t y, int64_t W, T* out,
                      int64_t plane, int64_t row_size) {
-    constexpr int L = Simd<T>::size;
     const IO* row = x.at(n, c, y);
     const int64_t sc = x.stride[1], sw = x.stride[3];
-    for (int64_t k = 0; k < count; ++k) std::fill(out + k * plane + W, out + k * plane + row_size, T(0));
     if (x.planar()) {
-        for (int64_t k = 0; k < count; ++k)
+        for (int64_t k = 0; k < count; ++k) {
             for (int64_t i = 0; i < W; ++i) out[k * plane + i] = to_compute(row[k * sc + i]);
+            std::fill(out + k * plane + W, out + k * plane + row_size, T(0));
+        }
         return;
     }
-    int64_t k0 = 0;
-    if (x.channels_last())
-        for (; k0 + L <= count; k0 += L) {
-            int64_t i0 = 0;
-            for (; i0 + L <= W; i0 += L) {
-                V<T> block[L];
-                for (int i = 0; i < L; ++i) {
-                    const IO* pixel = row + (i0 + i) * sw + k0;
-                    T values[L];
-                    for (int k = 0; k < L; ++k) values[k] = to_compute(pixel[k]);
-                    block[i] = load(values);
-                }
-                transpose<T>(block);
-                for (int k = 0; k < L; ++k) store(out + (k0 + k) * plane + i0, block[k]);
-            }
-            for (; i0 < W; ++i0)
-                for (int k = 0; k < L; ++k) out[(k0 + k) * plane + i0] = to_compute(row[i0 * sw + k0 + k]);
-        }
+    const int64_t k0 = x.channels_last() ? read_blocks<Simd<T>::size, IO, T>(row, sw, 0, count, W, out, plane) : 0;
     for (int64_t i = 0; i < W; ++i)
         for (int64_t k = k0; k < count; ++k) out[k * plane + i] = to_compute(row[k * sc + i * sw]);
+    for (int64_t k = 0; k < count; ++k) std::fill(out + k * plane + W, out + k * plane + row_size, T(0));
+}
+
+// The inverse of read_blocks. The last block of pixels may read beyond W.
+template <int B, class IO, class T>
+static int64_t write_blocks(IO* row, int64_t sw, int64_t k, int64_t count, int64_t W, const T* in, int64_t plane) {
+    using U = typename Lanes<T, B>::type;
+    for (; k + B <= count; k += B)
+        for (int64_t i0 = 0; i0 < W; i0 += B) {
+            U block[B];
+#pragma GCC unroll 16
+            for (int j = 0; j < B; ++j) std::memcpy(&block[j], in + (k + j) * plane + i0, sizeof block[j]);
+            transpose(block);
+            const auto put = [&](int i) {
+                T values[B];
+                std::memcpy(values, &block[i], sizeof values);
+                IO* pixel = row + (i0 + i) * sw + k;
+                for (int j = 0; j < B; ++j) pixel[j] = from_compute<IO, T>(values[j]);
+            };
+            // With all of them known to the compiler, the block stays in registers.
+            if (W - i0 >= B) {
+#pragma GCC unroll 16
+                for (int i = 0; i < B; ++i) put(i);
+            } else {
+                for (int i = 0; i < W - i0; ++i) put(i);
+            }
+        }
+    if constexpr (B / 2 >= SMALLEST_BLOCK) return write_blocks<B / 2>(row, sw, k, count, W, in, plane);
+    return k;
 }
 
 // Writes row y of `count` channels: the inverse of read_row.
 template <class IO, class T>
 static void write_row(const Image<IO>& y, int64_t n, int64_t c, int64_t count, int64_t row_index, int64_t W, const T* in,
                       int64_t plane) {
-    constexpr int L = Simd<T>::size;
     IO* row = y.at(n, c, row_index);
     const int64_t sc = y.stride[1], sw = y.stride[3];
     if (y.planar()) {
@@ -183,24 +225,7 @@ static void write_row(const Image<IO>& y, int64_t n, int64_t c, int64_t count, i
             for (int64_t i = 0; i < W; ++i) row[k * sc + i] = from_compute<IO, T>(in[k * plane + i]);
         return;
     }
-    int64_t k0 = 0;
-    if (y.channels_last())
-        for (; k0 + L <= count; k0 += L) {
-            int64_t i0 = 0;
-            for (; i0 + L <= W; i0 += L) {
-                V<T> block[L];
-                for (int k = 0; k < L; ++k) block[k] = load(in + (k0 + k) * plane + i0);
-                transpose<T>(block);
-                for (int i = 0; i < L; ++i) {
-                    T values[L];
-                    store(values, block[i]);
-                    IO* pixel = row + (i0 + i) * sw + k0;
-                    for (int k = 0; k < L; ++k) pixel[k] = from_compute<IO, T>(values[k]);
-                }
-            }
-            for (; i0 < W; ++i0)
-                for (int k = 0; k < L; ++k) row[i0 * sw + k0 + k] = from_compute<IO, T>(in[(k0 + k) * plane + i0]);
-        }
+    const int64_t k0 = y.channels_last() ? write_blocks<Simd<T>::size, IO, T>(row, sw, 0, count, W, in, plane) : 0;
     for (int64_t i = 0; i < W; ++i)
         for (int64_t k = k0; k < count; ++k) row[k * sc + i * sw] = from_compute<IO, T>(in[k * plane + i]);
 }
@@ -349,6 +374,7 @@ template <class T> struct Plan {
         groups = (s.C + group - 1) / group;
         chunk = std::clamp<int64_t>(CHUNK_BYTES / chunk_row_bytes, 1, band);
     }
+    int64_t plane_size(int64_t height) const { return height * row_size + CACHE_LINE_BYTES / int64_t(sizeof(T)); }
 };
 
 // ---- forward ---------------------------------------------------------------------------------------------------------
@@ -533,9 +559,9 @@ static void forward(const IO* x_data, const int64_t* x_stride, const Compute<IO>
     {
         Forward<T> worker(s, rows, cols, plan);
         const int64_t halo = rows.end(rows.cells() - 1) - rows.first();
-        const int64_t in_plane = std::min(s.H, plan.band + halo) * plan.row_size, out_plane = plan.band * plan.row_size;
+        const int64_t in_plane = plan.plane_size(std::min(s.H, plan.band + halo)), out_plane = plan.plane_size(plan.band);
         Buffer<T> input(plan.group * in_plane), output(plan.group * out_plane), weights(rows.cells() * cols.cells());
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t task = 0; task < tasks; ++task) {
             const int64_t n = task / (plan.groups * plan.bands), c = task / plan.bands % plan.groups * plan.group;
             const int64_t count = std::min(plan.group, s.C - c);
@@ -719,9 +745,9 @@ static void theta_grad(const IO* x_data, const int64_t* x_stride, const IO* dy_d
     {
         ThetaGrad<T> worker(s, rows, cols, plan);
         const int64_t halo = rows.end(rows.cells() - 1) - rows.first();
-        const int64_t in_plane = std::min(s.H, plan.band + halo) * plan.row_size, out_plane = plan.band * plan.row_size;
+        const int64_t in_plane = plan.plane_size(std::min(s.H, plan.band + halo)), out_plane = plan.plane_size(plan.band);
         Buffer<T> input(plan.group * in_plane), grad(plan.group * out_plane);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static)
         for (int64_t task = 0; task < tasks; ++task) {
             const int64_t part = task / plan.groups, c = task % plan.groups * plan.group;
             const int64_t count = std::min(plan.group, s.C - c);
