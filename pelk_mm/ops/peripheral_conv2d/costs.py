@@ -63,8 +63,8 @@ def _cheapest(backends: tuple[str, ...], function: str, shape: tuple[int, ...], 
     return min(costs, key=costs.__getitem__)
 
 
-# The estimates are good to some 20 %: in doubt the dense path is taken, so that nobody pays for a wrong guess.
-_DENSE_HANDICAP = 0.8
+# The estimates are good to some 25 %: in doubt the dense path is taken, so that nobody pays for a wrong guess.
+_DENSE_HANDICAP = 0.75
 
 
 def is_channels_last(x: Tensor) -> bool:
