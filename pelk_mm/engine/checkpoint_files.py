@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,8 +37,13 @@ def find_damage(path: str | Path, checksums: bool = True) -> str | None:
             wrong = archive.testzip() if checksums else None
     except zipfile.BadZipFile:
         return 'its end is missing, or it is no file of torch.save'
-    except (EOFError, NotImplementedError, RuntimeError):
-        wrong = 'a header'
+    # What Python's zipfile raises for a bit that is wrong in a size, a name or a flag.
+    except (EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return f'a header in it is wrong ({error or type(error).__name__})'
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return 'a header in it is wrong (it points outside the file)'
     return wrong and f'{wrong} in it has a wrong checksum'
 
 

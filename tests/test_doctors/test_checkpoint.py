@@ -160,7 +160,7 @@ def test_a_flipped_bit_that_stands_for_encryption(save, weights):
     path.write_bytes(content)
     finding, = examine_checkpoint(path)
     assert finding.level == 'fault'
-    assert finding.text == f'{path} is damaged: a header in it has a wrong checksum'
+    assert finding.text.startswith(f'{path} is damaged: a header in it is wrong (')
 
 
 @pytest.mark.parametrize(('content', 'text', 'cure'), [
