@@ -1,5 +1,6 @@
 """Fixtures for every test. Tests of ``pelk_mm.ops`` and ``pelk_mm.layers`` also run where only PyTorch is installed."""
 
+import runpy
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,31 @@ def fresh_default_scope():
     if 'mmengine' in sys.modules:
         from mmengine.registry import DefaultScope
         DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def run_tool(root, monkeypatch, capfd):
+    """Runs a tool, named by its path under ``tools``, as a user does; returns its exit code and what it prints.
+
+    What goes to stderr stands first, so that the last lines are the output's. Exceptions come through.
+    """
+    import torch
+
+    def run(name, *arguments):
+        path = str(root / 'tools' / name)
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        # Some tools turn gradients off, which would last.
+        with torch.enable_grad():
+            try:
+                runpy.run_path(path, run_name='__main__')
+            except SystemExit as error:
+                code = error.code or 0
+        out, err = capfd.readouterr()
+        return code, err + out
+
+    return run
 
 
 @pytest.fixture(scope='session')
