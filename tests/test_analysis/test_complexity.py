@@ -1,5 +1,4 @@
 import json
-import runpy
 from functools import lru_cache
 from pathlib import Path
 
@@ -225,13 +224,12 @@ def test_model_that_looks_at_values():
 
 
 @pytest.mark.parametrize('as_json', [True, False])
-def test_tool(as_json, monkeypatch, capsys):
+def test_tool(as_json, run_tool):
     config = str(ROOT / 'configs/imagenet/pelk-tiny_32xb128_in1k.py')
-    arguments = ['get_flops.py', config, '--shape', '64', '96', '--density', '0.6', '--cfg-options',
-                 'model.head.num_classes=10'] + ['--json'] * as_json
-    monkeypatch.setattr('sys.argv', arguments)
-    runpy.run_path(str(ROOT / 'tools/analysis_tools/get_flops.py'), run_name='__main__')
-    lines = capsys.readouterr().out.strip().splitlines()
+    code, printed = run_tool('analysis_tools/get_flops.py', config, '--shape', 64, 96, '--density', 0.6,
+                             '--cfg-options', 'model.head.num_classes=10', *['--json'] * as_json)
+    assert code == 0, printed
+    lines = printed.splitlines()
     if as_json:
         counts = json.loads(lines[-1])
         assert (counts['config'], counts['shape'], counts['density']) == (config, [64, 96], 0.6)

@@ -1,8 +1,6 @@
 """Effective receptive fields: nets whose field is known, the published ratios' method, and the tool."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from pelk_mm.analysis.erf import (
 )
 from pelk_mm.models import PeLK
 
-ROOT = Path(__file__).parents[2]
+TOOL = 'analysis_tools/visualize_erf.py'
 TINY = dict(type='pelk_mm.PeLK', arch=dict(depths=(1, 1), channels=(8, 8), kernel_sizes=(7, 5)), width_factor=1.0,
             layer_scale_init_value=1.0)  # yapf: disable
 
@@ -206,12 +204,7 @@ def config(tmp_path):
     return path
 
 
-def run_tool(monkeypatch, *arguments):
-    monkeypatch.setattr('sys.argv', ['visualize_erf.py', *map(str, arguments)])
-    runpy.run_path(str(ROOT / 'tools/analysis_tools/visualize_erf.py'), run_name='__main__')
-
-
-def test_tool(tmp_path, config, monkeypatch, capsys):
+def test_tool(tmp_path, config, run_tool):
     images, out, checkpoint = tmp_path / 'images', tmp_path / 'out', tmp_path / 'checkpoint.pth'
     images.mkdir()
     generator = np.random.default_rng(0)
@@ -219,8 +212,9 @@ def test_tool(tmp_path, config, monkeypatch, capsys):
         Image.fromarray(generator.integers(256, size=(40, 40, 3), dtype=np.uint8)).save(images / f'{index}.jpg')
     trained = build_with_weights(Config.fromfile(config), seed=7)
     torch.save(dict(state_dict=trained.state_dict()), checkpoint)
-    run_tool(monkeypatch, config, config, '--checkpoints', 'none', checkpoint, '--images', images, '--sizes', '64',
-             '48x80', '--out', out, '--names', 'random', 'trained')
+    code, printed = run_tool(TOOL, config, config, '--checkpoints', 'none', checkpoint, '--images', images, '--sizes',
+                             '64', '48x80', '--out', out, '--names', 'random', 'trained')
+    assert code == 0, printed
     numbers = json.loads((out / 'erf.json').read_text())
     assert numbers['num_images'] == 2
     assert [model['name'] for model in numbers['models']] == ['random', 'trained']
@@ -232,12 +226,12 @@ def test_tool(tmp_path, config, monkeypatch, capsys):
     field = measure_receptive_field(trained, load_images(find_images(images, 2), (64, 64), trained))
     assert second == [vars(region) for region in field.linear_regions()]
     assert Image.open(out / 'erf.png').size[0] > 500
-    assert 'images: all of them are used' in capsys.readouterr().out
+    assert 'images: all of them are used' in printed
     with pytest.raises(FileExistsError, match='erf.png exists and is not overwritten'):
-        run_tool(monkeypatch, config, '--images', images, '--out', out)
+        run_tool(TOOL, config, '--images', images, '--out', out)
 
 
-def test_tool_wants_one_checkpoint_for_each_config(tmp_path, config, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run_tool(monkeypatch, config, config, '--checkpoints', 'none', '--images', tmp_path)
-    assert '--checkpoints needs one for each of the 2 configs, got 1' in capsys.readouterr().err
+def test_tool_wants_one_checkpoint_for_each_config(tmp_path, config, run_tool):
+    code, printed = run_tool(TOOL, config, config, '--checkpoints', 'none', '--images', tmp_path)
+    assert code == 2
+    assert '--checkpoints needs one for each of the 2 configs, got 1' in printed

@@ -1,8 +1,6 @@
 """What is executed beside the dense form: counts, the table and the picture of get_flops.py."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 from torch import nn
@@ -12,7 +10,6 @@ from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK, SLaK
 
-ROOT = Path(__file__).parents[2]
 BOXES_BY_HAND = dict(multiply_adds=9 * 12, additions=7 * 3 + 4 * (2 + 2) + 4 * (3 + 2 * 3))
 
 
@@ -89,14 +86,13 @@ def test_bars_are_the_costs():
         'stem and downsampling', 'large kernels', 'pointwise', 'positional embedding']  # yapf: disable
 
 
-def test_tool_adds_to_its_numbers_and_draws(tmp_path, monkeypatch, capsys):
+def test_tool_adds_to_its_numbers_and_draws(tmp_path, root, run_tool):
     plot = tmp_path / 'new' / 'shares.png'
-    arguments = ['get_flops.py', str(ROOT / 'configs/imagenet/pelk-tiny_32xb128_in1k.py'), '--shape', '64', '64',
-                 '--backend', 'native', '--json', '--plot', str(plot)]  # yapf: disable
-    monkeypatch.setattr('sys.argv', arguments)
-    tool = str(ROOT / 'tools/analysis_tools/get_flops.py')
-    runpy.run_path(tool, run_name='__main__')
-    counts = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    command = ('analysis_tools/get_flops.py', root / 'configs/imagenet/pelk-tiny_32xb128_in1k.py', '--shape', 64, 64,
+               '--backend', 'native', '--json', '--plot', plot)  # yapf: disable
+    code, printed = run_tool(*command)
+    assert code == 0, printed
+    counts = json.loads(printed.splitlines()[-1])
     parts = counts['parts']['backbone']['parts']
     assert counts['backend'] == 'native'
     assert counts['executed_additions'] == parts['large_kernel']['executed_additions'] > 0
@@ -105,4 +101,4 @@ def test_tool_adds_to_its_numbers_and_draws(tmp_path, monkeypatch, capsys):
         counts['parts']['backbone']['executed_share'])
     assert plot.stat().st_size > 10_000
     with pytest.raises(FileExistsError, match=r'shares\.png exists and is not overwritten'):
-        runpy.run_path(tool, run_name='__main__')
+        run_tool(*command)

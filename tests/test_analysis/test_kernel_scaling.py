@@ -2,8 +2,6 @@
 
 import copy
 import csv
-import runpy
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -13,7 +11,7 @@ from pelk_mm.analysis import build_model
 from pelk_mm.analysis.kernel_scaling import draw_scaling, scale_kernels, taps_per_channel
 from pelk_mm.layers import PeripheralConv2d
 
-ROOT = Path(__file__).parents[2]
+TOOL = 'analysis_tools/kernel_scaling.py'
 
 
 @pytest.fixture(scope='module')
@@ -76,28 +74,24 @@ def test_nothing_to_replace():
         scale_kernels(nn.Linear(2, 2), [7])
 
 
-def run_tool(monkeypatch, *arguments):
-    monkeypatch.setattr('sys.argv', ['kernel_scaling.py', *map(str, arguments)])
-    runpy.run_path(str(ROOT / 'tools/analysis_tools/kernel_scaling.py'), run_name='__main__')
-
-
-def test_tool(tmp_path, monkeypatch, capsys):
+def test_tool(tmp_path, run_tool):
     config, out = tmp_path / 'net.py', tmp_path / 'out'
     config.write_text('default_scope = "mmpretrain"\nmodel = dict(type="ImageClassifier", backbone=dict('
                       'type="ConvNeXt", arch=dict(depths=[1], channels=[8]), out_indices=0))\n')
-    run_tool(monkeypatch, config, '--kernels', 7, 15, 8, '--center', 3, '--stripe-width', 3, '--out', out)
+    code, printed = run_tool(TOOL, config, '--kernels', 7, 15, 8, '--center', 3, '--stripe-width', 3, '--out', out)
+    assert code == 0, printed
     with (out / 'kernel_scaling.csv').open() as file:
         small, large = csv.DictReader(file)
     assert (small['kernel_size'], large['kernel_size']) == ('7', '15')
     assert int(large['dense']) - int(small['dense']) == 8 * (15**2 - 49)
     assert int(large['stripe']) - int(small['stripe']) == 8 * 6 * 8
     assert (out / 'kernel_scaling.png').exists()
-    assert capsys.readouterr().out.splitlines()[1].split()[0] == '7'
+    assert [line.split()[0] for line in printed.splitlines()[-4:]] == ['K', '7', '15', 'written:']
     with pytest.raises(FileExistsError, match=r'kernel_scaling\.csv exists and is not overwritten'):
-        run_tool(monkeypatch, config, '--out', out)
+        run_tool(TOOL, config, '--out', out)
 
 
-def test_tool_refuses_even_sizes(tmp_path, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run_tool(monkeypatch, '--kernels', 8, 16, 2, '--out', tmp_path)
-    assert '--kernels needs an odd first size' in capsys.readouterr().err
+def test_tool_refuses_even_sizes(tmp_path, run_tool):
+    code, printed = run_tool(TOOL, '--kernels', 8, 16, 2, '--out', tmp_path)
+    assert code == 2
+    assert '--kernels needs an odd first size' in printed

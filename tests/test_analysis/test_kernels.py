@@ -1,8 +1,6 @@
 """Kernels of models, stage by stage: what is found, its numbers, what is drawn, and the tool."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels, d
 from pelk_mm.models import PeLK, SLaK
 from pelk_mm.ops import SharingGrid
 
-ROOT = Path(__file__).parents[2]
 ARCH = dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(13, 9))
 
 
@@ -108,17 +105,17 @@ def test_grid_is_drawn_cell_by_cell():
     draw_grid(axis, grid)
 
 
-def test_tool(tmp_path, monkeypatch, capsys):
+def test_tool(tmp_path, run_tool):
     config = tmp_path / 'tiny.py'
     config.write_text('default_scope = "mmpretrain"\ncustom_imports = dict(imports=["pelk_mm.models"])\n'
                       f'model = dict(type="ImageClassifier", backbone=dict(type="pelk_mm.PeLK", arch={ARCH!r}))\n')
     out = tmp_path / 'out'
-    monkeypatch.setattr('sys.argv', ['visualize_kernels.py', str(config), '--out', str(out), '--channels', '1'])
-    tool = str(ROOT / 'tools/analysis_tools/visualize_kernels.py')
-    runpy.run_path(tool, run_name='__main__')
+    command = ('analysis_tools/visualize_kernels.py', config, '--out', out, '--channels', 1)
+    code, printed = run_tool(*command)
+    assert code == 0, printed
     stages = json.loads((out / 'kernels.json').read_text())['stages']
     assert [stage['kernel_size'] for stage in stages] == [[13, 13], [9, 9]]
-    assert 'stages.1: 9 x 9, 49 parameters a channel, 2 layers' in capsys.readouterr().out
+    assert 'stages.1: 9 x 9, 49 parameters a channel, 2 layers' in printed
     assert sorted(path.name for path in out.iterdir()) == ['grids.png', 'kernels.json', 'kernels.png']
     with pytest.raises(FileExistsError, match=r'kernels\.png exists and is not overwritten'):
-        runpy.run_path(tool, run_name='__main__')
+        run_tool(*command)

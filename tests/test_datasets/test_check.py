@@ -1,9 +1,7 @@
 """The check of the four data sets: complete ones pass, and every gap is named with its remedy."""
 
 import json
-import runpy
 import shutil
-import sys
 
 import pytest
 from PIL import Image
@@ -146,18 +144,15 @@ def test_digits_are_compared_with_their_own_record(digit_scenes, tmp_path):
 
 
 @pytest.mark.parametrize('complete', [True, False])
-def test_the_tool_prints_and_exits(root, digit_scenes, tmp_path, monkeypatch, capsys, complete):
+def test_the_tool_prints_and_exits(digit_scenes, tmp_path, run_tool, complete):
     folder = digit_scenes if complete else tmp_path
-    monkeypatch.setattr(sys, 'argv', ['check_dataset.py', 'digits', '--root', str(folder)])
-    with pytest.raises(SystemExit) as error:
-        runpy.run_path(str(root / 'tools/dataset_converters/check_dataset.py'), run_name='__main__')
-    output = capsys.readouterr().out
+    code, output = run_tool('dataset_converters/check_dataset.py', 'digits', '--root', folder)
     if complete:
-        assert error.value.code == 0
+        assert code == 0
         assert output.count('[ok]') == 9
         assert output.endswith('digits: complete.\n')
     else:
-        assert error.value.code == 1
+        assert code == 1
         assert f'[WRONG] {tmp_path / "meta.json"}: nothing; missing' in output
         assert f'digit_scenes.py --out {tmp_path}' in output
         assert output.endswith('digits: 1 of 1 parts are missing or wrong.\n')
@@ -170,29 +165,24 @@ def test_the_defaults_are_the_folders_of_the_configs(root):
     }  # yapf: disable
 
 
-def test_the_converters_pass_their_arguments_on(root, tmp_path, monkeypatch):
-    folder = root / 'tools/dataset_converters'
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        runpy.run_path(str(folder / name), run_name='__main__')
-
-    run('digit_scenes.py', '--out', tmp_path / 'digits', '--seed', 3, '--num-cls-train', 12, '--num-cls-val', 11,
-        '--num-scenes-train', 2, '--num-scenes-val', 1, '--cls-size', 48, '--scene-size', 80, '--digits-per-scene', 1,
-        2, '--val-fraction', 0.3)  # yapf: disable
+def test_the_converters_pass_their_arguments_on(tmp_path, run_tool):
+    code, output = run_tool(
+        'dataset_converters/digit_scenes.py', '--out', tmp_path / 'digits', '--seed', 3, '--num-cls-train', 12,
+        '--num-cls-val', 11, '--num-scenes-train', 2, '--num-scenes-val', 1, '--cls-size', 48, '--scene-size', 80,
+        '--digits-per-scene', 1, 2, '--val-fraction', 0.3)  # yapf: disable
+    assert code == 0, output
     assert json.loads((tmp_path / 'digits/meta.json').read_text())['parameters'] == dict(
         seed=3, num_cls_train=12, num_cls_val=11, num_scenes_train=2, num_scenes_val=1, cls_size=48, scene_size=80,
         digits_per_scene=[1, 2], val_fraction=0.3)  # yapf: disable
     for name, missing in (('imagenet.py', 'ILSVRC2012_img_train'), ('coco.py', 'train2017'), ('ade20k.py', 'csail')):
         with pytest.raises(FileNotFoundError, match=missing):
-            run(name, tmp_path / 'nowhere', '--out', tmp_path / 'out')
+            run_tool(f'dataset_converters/{name}', tmp_path / 'nowhere', '--out', tmp_path / 'out')
 
 
-def test_the_tool_makes_the_defaults_of_the_function(root, monkeypatch):
+def test_the_tool_makes_the_defaults_of_the_function(run_tool, monkeypatch):
     called = {}
     monkeypatch.setattr('pelk_mm.datasets.make_digit_scenes', lambda folder, **kwargs: called.update(kwargs))
-    monkeypatch.setattr(sys, 'argv', ['digit_scenes.py'])
-    runpy.run_path(str(root / 'tools/dataset_converters/digit_scenes.py'), run_name='__main__')
+    run_tool('dataset_converters/digit_scenes.py')
     import inspect
 
     from pelk_mm.datasets.digit_scenes import make_digit_scenes

@@ -1,6 +1,5 @@
 """The environment doctor: every planted fault is found, and its cure named."""
 
-import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -187,12 +186,10 @@ def test_the_tool_on_this_environment(root):
     assert result.returncode == any(level == 'FAULT' for level in subjects.values())
 
 
-def test_the_tool_exits_with_1(root, monkeypatch, capsys):
+def test_the_tool_exits_with_1(run_tool, monkeypatch):
     broken = dict(mmdet=dict(error="ModuleNotFoundError: No module named 'mmdet'"))
     monkeypatch.setattr(environment, 'run_probes', lambda parts: broken)
-    monkeypatch.setattr(sys, 'argv', ['check_env.py'])
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(root / 'tools/misc/check_env.py'), run_name='__main__')
-    assert exit_info.value.code == 1
-    assert 'FAULT mmdet' in capsys.readouterr().out
+    code, printed = run_tool('misc/check_env.py')
+    assert code == 1
+    assert 'FAULT mmdet' in printed
     assert has_fault(judge(GOOD, broken, (3, 11)))

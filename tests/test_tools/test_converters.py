@@ -2,9 +2,6 @@
 
 import argparse
 import hashlib
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,18 +12,17 @@ from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, rename
 from pelk_mm.models import SLaK
 from pelk_mm.version import __version__
 
-TOOLS = Path(__file__).parents[2] / 'tools/model_converters'
 DEPTHS, WIDTHS, KERNELS = (1, 2, 1, 1), (8, 12, 16, 20), (11, 9, 9, 7)
 
 
 @pytest.fixture
-def run_tool(monkeypatch, capsys):
-    """Runs a tool with arguments and returns what it prints."""
+def convert(run_tool):
+    """Runs a converter with arguments and returns what it prints."""
 
     def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        runpy.run_path(str(TOOLS / name), run_name='__main__')
-        return capsys.readouterr().out
+        code, printed = run_tool(f'model_converters/{name}', *arguments)
+        assert code == 0, printed
+        return printed
 
     return run
 
@@ -118,12 +114,12 @@ class Classifier(nn.Module):
         return self.head['fc'](self.backbone(x)[0])
 
 
-def test_released_slak_gives_the_same_logits(tmp_path, run_tool):
+def test_released_slak_gives_the_same_logits(tmp_path, convert):
     weights = released_slak()
     # As released: beside the weights the optimiser's state and the arguments of the command line.
     source = dict(model=weights, optimizer=dict(state={}), epoch=299, args=argparse.Namespace(lr=4e-3))
     torch.save(source, tmp_path / 'slak.pth')
-    done = run_tool('slak_to_pelk_mm.py', tmp_path / 'slak.pth', tmp_path / 'new/converted.pth')
+    done = convert('slak_to_pelk_mm.py', tmp_path / 'slak.pth', tmp_path / 'new/converted.pth')
     assert f'{len(weights)} tensors written' in done
     assert 'left out' not in done
 
@@ -134,7 +130,7 @@ def test_released_slak_gives_the_same_logits(tmp_path, run_tool):
         torch.testing.assert_close(model.eval()(x), plain_slak(weights, x))
 
 
-def test_released_segmentor_and_unknown_names(tmp_path, run_tool):
+def test_released_segmentor_and_unknown_names(tmp_path, convert):
     weights = {
         'backbone.stages.2.5.large_kernel.LoRA2.bn.running_mean': torch.rand(3),
         'backbone.norm1.weight': torch.rand(3),
@@ -143,7 +139,7 @@ def test_released_segmentor_and_unknown_names(tmp_path, run_tool):
         'mystery': torch.rand(1),
     }
     torch.save(dict(state_dict=weights), tmp_path / 'slak.pth')
-    done = run_tool('slak_to_pelk_mm.py', tmp_path / 'slak.pth', tmp_path / 'converted.pth')
+    done = convert('slak_to_pelk_mm.py', tmp_path / 'slak.pth', tmp_path / 'converted.pth')
     converted = torch.load(tmp_path / 'converted.pth', weights_only=True)['state_dict']
     assert set(converted) == {
         'backbone.stages.2.blocks.5.mixer.norms.horizontal.running_mean', 'backbone.norm1.weight',
@@ -155,7 +151,7 @@ def test_released_segmentor_and_unknown_names(tmp_path, run_tool):
     ]
 
 
-def test_released_convnext_loads_into_mmpretrains(tmp_path, run_tool):
+def test_released_convnext_loads_into_mmpretrains(tmp_path, convert):
     mmpretrain = pytest.importorskip('mmpretrain.models.backbones')
     backbone = mmpretrain.ConvNeXt(dict(depths=[1, 2, 1, 1], channels=[8, 12, 16, 20]))
     expected = {f'backbone.{name}': value for name, value in backbone.state_dict().items()}
@@ -172,21 +168,21 @@ def test_released_convnext_loads_into_mmpretrains(tmp_path, run_tool):
     assert 'stages.1.1.dwconv.weight' in released
     assert 'norm.weight' in released
     torch.save(dict(model=released, model_ema={}), tmp_path / 'convnext.pth')
-    done = run_tool('convnext_to_mmpretrain.py', tmp_path / 'convnext.pth', tmp_path / 'converted.pth')
+    done = convert('convnext_to_mmpretrain.py', tmp_path / 'convnext.pth', tmp_path / 'converted.pth')
     assert 'left out' not in done, done
     converted = torch.load(tmp_path / 'converted.pth', weights_only=True)['state_dict']
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[name], expected[name]) for name in expected)
     for key, message in dict(model_ema='no name in', module='key must be an entry of').items():
         with pytest.raises(ValueError, match=message):
-            run_tool('convnext_to_mmpretrain.py', tmp_path / 'convnext.pth', tmp_path / 'ema.pth', '--key', key)
+            convert('convnext_to_mmpretrain.py', tmp_path / 'convnext.pth', tmp_path / 'ema.pth', '--key', key)
     assert not (tmp_path / 'ema.pth').exists()
 
 
-def test_backbone_is_taken_out_of_a_classifier(tmp_path, run_tool):
+def test_backbone_is_taken_out_of_a_classifier(tmp_path, convert):
     model = Classifier()
     torch.save(dict(meta={}, state_dict=model.state_dict()), tmp_path / 'classifier.pth')
-    done = run_tool('classifier_to_backbone.py', tmp_path / 'classifier.pth', tmp_path / 'backbone.pth')
+    done = convert('classifier_to_backbone.py', tmp_path / 'classifier.pth', tmp_path / 'backbone.pth')
     weights = torch.load(tmp_path / 'backbone.pth', weights_only=True)['state_dict']
     model.backbone.load_state_dict(weights, strict=True)
     assert 'not converted, left out: head.fc.weight' in done
@@ -197,15 +193,15 @@ def test_two_names_must_not_become_one():
         rename({'norm.weight': torch.zeros(1), 'backbone.norm3.weight': torch.ones(1)}, CONVNEXT_NAMES)
 
 
-def test_nothing_is_overwritten(tmp_path, run_tool):
+def test_nothing_is_overwritten(tmp_path, convert):
     torch.save(dict(model=released_slak()), tmp_path / 'slak.pth')
     (tmp_path / 'mine.pth').write_text('precious')
     with pytest.raises(FileExistsError, match='exists and is not overwritten'):
-        run_tool('slak_to_pelk_mm.py', tmp_path / 'slak.pth', tmp_path / 'mine.pth')
+        convert('slak_to_pelk_mm.py', tmp_path / 'slak.pth', tmp_path / 'mine.pth')
     assert (tmp_path / 'mine.pth').read_text() == 'precious'
 
 
-def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, run_tool):
+def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, convert):
     weight = torch.randn(6, 7)
     weight[weight < 0] = 0
     # A view, as slicing leaves it: only what it shows is published.
@@ -219,7 +215,7 @@ def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, run_tool):
         ema_state_dict={},
         dynamic_sparsity=dict(step=3, masks={}))
     torch.save(checkpoint, tmp_path / 'epoch_3.pth')
-    done = run_tool('publish_model.py', tmp_path / 'epoch_3.pth', tmp_path / 'pelk.pth')
+    done = convert('publish_model.py', tmp_path / 'epoch_3.pth', tmp_path / 'pelk.pth')
     assert 'without dynamic_sparsity, ema_state_dict, message_hub, optimizer, param_schedulers' in done
     path, = tmp_path.glob('pelk-*.pth')
     assert path.stem == f'pelk-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}'
@@ -231,7 +227,7 @@ def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, run_tool):
     assert torch.equal(published['state_dict']['weight'], weight)
     assert path.stat().st_size < 100_000
     with pytest.raises(FileExistsError, match='exists and is not overwritten'):
-        run_tool('publish_model.py', tmp_path / 'epoch_3.pth', tmp_path / 'pelk.pth')
+        convert('publish_model.py', tmp_path / 'epoch_3.pth', tmp_path / 'pelk.pth')
     torch.save(dict(state_dict=dict(weight=weight)), tmp_path / 'bare.pth')
-    done = run_tool('publish_model.py', tmp_path / 'bare.pth', tmp_path / 'bare.pth')
+    done = convert('publish_model.py', tmp_path / 'bare.pth', tmp_path / 'bare.pth')
     assert 'its meta data lacks cfg, dataset_meta, mmengine_version' in done

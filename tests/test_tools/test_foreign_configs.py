@@ -1,8 +1,6 @@
 """Tools with configs of the toolboxes themselves, named by their prefix, whose backbones are not ours."""
 
 import json
-import runpy
-import sys
 
 import pytest
 import torch
@@ -15,22 +13,9 @@ RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 FCN = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'
 
 
-@pytest.fixture
-def run_tool(root, monkeypatch, capfd):
-
-    def run(name, *arguments):
-        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        try:
-            runpy.run_path(str(root / 'tools' / name), run_name='__main__')
-        finally:
-            torch.set_grad_enabled(True)
-        return capfd.readouterr().out
-
-    return run
-
-
 def test_costs(run_tool):
-    counts = json.loads(run_tool('analysis_tools/get_flops.py', RESNET, '--json').splitlines()[-1])
+    _, printed = run_tool('analysis_tools/get_flops.py', RESNET, '--json')
+    counts = json.loads(printed.splitlines()[-1])
     # As published.
     assert counts['mparams'] == pytest.approx(25.56, abs=0.01)
     assert counts['gmacs'] == pytest.approx(4.09, abs=0.01)
@@ -47,9 +32,10 @@ def test_norms_of_heads_are_folded_and_proven(run_tool, tmp_path):
     images = write_pictures(tmp_path, 1)
     model = build_model(load_config(FCN), 'cpu')
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'fcn.pth')
-    run_tool('model_converters/switch_to_deploy.py', FCN, tmp_path / 'fcn.pth', tmp_path / 'out.pth', '--json',
-             tmp_path / 'errors.json', '--images', images, '--cfg-options',
-             'test_dataloader.dataset.pipeline.1.scale=(64,32)')
+    code, printed = run_tool('model_converters/switch_to_deploy.py', FCN, tmp_path / 'fcn.pth', tmp_path / 'out.pth',
+                             '--json', tmp_path / 'errors.json', '--images', images, '--cfg-options',
+                             'test_dataloader.dataset.pipeline.1.scale=(64,32)')
+    assert code == 0, printed
     numbers = json.loads((tmp_path / 'errors.json').read_text())
     layers = {each['name']: each for each in numbers['differences']}
     assert [name for name, each in layers.items() if each['alone']] == [
