@@ -142,8 +142,22 @@ def tiny_config(task: str) -> Config:
 
 def build_tiny_model(cfg: Config) -> nn.Module:
     """Build a config's model in eval mode, every weight and statistic random, so that activations stay near 1."""
-    model = build_model(cfg, 'cpu')
-    generator = torch.Generator().manual_seed(0)
+    return randomise(build_model(cfg, 'cpu'))
+
+
+def randomise(model: nn.Module, seed: int = 0, scale: float = 4) -> nn.Module:
+    """Draw every weight and statistic of a model anew, as if it were trained, so that nothing cancels by being 0 or 1.
+
+    Args:
+        model (nn.Module): Changed in place.
+        seed (int): Of the numbers. Defaults to 0.
+        scale (float): Width of the range, around 0, of weights with two or more axes, before it is divided by the root
+            of their number for one output. Defaults to 4.
+
+    Returns:
+        nn.Module: The model.
+    """
+    generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         if not value.is_floating_point():
             continue
@@ -151,7 +165,8 @@ def build_tiny_model(cfg: Config) -> nn.Module:
         if value.ndim == 1:
             value.copy_(noise - 0.5 if name.endswith(('bias', 'mean')) else 0.5 + noise)
         else:
-            value.copy_((noise - 0.5) * 4 / value[0].numel()**0.5)
+            # Of no inputs there is nothing to divide.
+            value.copy_((noise - 0.5) * scale / max(value[0].numel(), 1)**0.5)
     return model
 
 

@@ -14,16 +14,13 @@ from torch import nn
 
 from pelk_mm.layers import LayerNorm2d
 from pelk_mm.models import PeLK, SLaK
+from pelk_mm.testing.strategies import half_grids, odd
+from pelk_mm.testing.tiny_models import randomise
 
 FEW = settings(max_examples=max(settings.default.max_examples // 8, 1))
 MODELS = pytest.mark.parametrize('cls', [PeLK, SLaK], ids=lambda cls: cls.__name__)
-
-
-def odd(low: int, high: int) -> st.SearchStrategy[int]:
-    return st.integers(low // 2, (high - 1) // 2).map(lambda half: 2 * half + 1)
-
-
-HALF_GRIDS = st.builds(lambda outer, centre: [*outer, centre], st.lists(st.integers(1, 5), max_size=3), odd(1, 5))
+# Lists, as in configs.
+HALF_GRIDS = half_grids(widest=5, longest=3).map(list)
 
 
 @st.composite
@@ -85,20 +82,6 @@ def image(arguments: dict, seed: int, batch: int = 2, more: tuple[int, int] = (0
     return torch.randn(batch, arguments['in_channels'], side + more[0], side + more[1], generator=generator)
 
 
-def trained(model: nn.Module, seed: int) -> nn.Module:
-    """In eval mode, with parameters and statistics as after training, so that nothing cancels by being 0 or 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        noise = torch.rand(value.shape, generator=generator)
-        if value.ndim == 1:
-            value.copy_(noise - 0.5 if name.endswith(('bias', 'mean')) else 0.5 + noise)
-        else:
-            value.copy_((noise - 0.5) * 2 / max(value[0].numel(), 1)**0.5)
-    return model.eval()
-
-
 def stage_of(name: str) -> int:
     """The stage that a parameter belongs to; names begin with ``stages.0``, ``downsample_layers.0`` or ``norm0``."""
     first, second = name.split('.')[:2]
@@ -141,7 +124,7 @@ def test_features_and_gradients(cls, data, seed, more):
 @given(st.data(), st.integers(0, 2**16), st.tuples(st.integers(0, 33), st.integers(0, 33)))
 def test_deployment_changes_no_output(cls, data, seed, more):
     arguments = data.draw(arguments_of(cls))
-    model = trained(cls(**arguments), seed).double()
+    model = randomise(cls(**arguments), seed, scale=2).eval().double()
     x = image(arguments, seed, more=more).double()
     before = model(x)
     model.switch_to_deploy()
@@ -161,7 +144,7 @@ def test_deployment_changes_no_output(cls, data, seed, more):
 @given(st.data(), st.integers(0, 2**16))
 def test_checkpoints_and_copies_are_the_same_model(cls, data, seed):
     arguments = data.draw(arguments_of(cls))
-    model = trained(cls(**arguments), seed)
+    model = randomise(cls(**arguments), seed, scale=2).eval()
     twin = cls(**arguments).eval()
     twin.load_state_dict(model.state_dict())
     x = image(arguments, seed)

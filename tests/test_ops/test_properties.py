@@ -16,19 +16,11 @@ from hypothesis import strategies as st
 from pelk_mm.ops import SharingGrid, available_backends, expand_kernel, peripheral_conv2d, sum_over_cells
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 from pelk_mm.testing.cases import LAYOUTS, Case, Inputs, Results, expected, lay_out, run
+from pelk_mm.testing.strategies import half_grids, odd
 from pelk_mm.testing.tolerances import RELATIVE_ERROR
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SEEDS = st.integers(0, 2**16)
-
-
-def odd(low: int, high: int) -> st.SearchStrategy[int]:
-    return st.integers(low // 2, (high - 1) // 2).map(lambda half: 2 * half + 1)
-
-
-def half_grids(widest: int = 9, longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
-    outer = st.lists(st.integers(1, widest), max_size=longest)
-    return st.builds(lambda widths, centre: (*widths, centre), outer, odd(1, widest))
 
 
 @st.composite

@@ -1,0 +1,48 @@
+"""What tests let hypothesis draw: odd numbers, half grids, damaged files. The one module that needs hypothesis."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+
+def odd(low: int, high: int) -> st.SearchStrategy[int]:
+    """Odd numbers from ``low`` to ``high``, both included."""
+    return st.integers(low // 2, (high - 1) // 2).map(lambda half: 2 * half + 1)
+
+
+def half_grids(widest: int = 9, longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
+    """Valid half grids, the outermost width first and the centre's, which is odd, last.
+
+    Args:
+        widest (int): The largest width. Defaults to 9.
+        longest (int): The largest number of widths beside the centre's. Defaults to 6.
+    """
+    outer = st.lists(st.integers(1, widest), max_size=longest)
+    return st.builds(lambda widths, centre: (*widths, centre), outer, odd(1, widest))
+
+
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes, least: int = 1, most: int = 6) -> bytes:
+    """A file with bits flipped, bytes changed, put in or taken out, or cut off.
+
+    Args:
+        draw (Callable): Given by hypothesis.
+        content (bytes): The whole file.
+        least (int): The smallest number of such changes. Defaults to 1.
+        most (int): The largest. Defaults to 6.
+    """
+    data = bytearray(content)
+    for _ in range(draw(st.integers(least, most))):
+        position = draw(st.integers(0, max(len(data) - 1, 0)))
+        how = draw(st.sampled_from(['flip', 'flip', 'set', 'insert', 'remove', 'cut']))
+        if how == 'flip' and data:
+            data[position] ^= 1 << draw(st.integers(0, 7))
+        elif how == 'set' and data:
+            data[position] = draw(st.integers(0, 255))
+        elif how == 'insert':
+            data[position:position] = draw(st.binary(max_size=20))
+        elif how == 'remove':
+            del data[position:position + draw(st.integers(1, 40))]
+        elif how == 'cut':
+            del data[position:]
+    return bytes(data)
