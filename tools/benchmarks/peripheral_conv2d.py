@@ -27,6 +27,8 @@ MAPS = {224: (56, 28, 14, 7), 512: (128, 64, 32, 16)}
 KERNELS = {5: (51, 49, 47, 13), 7: (101, 69, 67, 13)}
 CURVE = (7, 13, 21, 31, 41, 51, 71, 101, 121, 151)
 CURVE_SHAPE = (1, 46, 128, 128)
+# Kernel sizes and their centres, the first of each pair being what the second is compared with.
+SCALING = (((51, 5), (101, 7)), ((31, 5), (151, 5)))
 DENSE = ('conv2d', 'conv2d channels-last')
 
 
@@ -134,6 +136,35 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
             times.update(time_paired(slow, layouts, args.device, seconds=args.seconds, min_rounds=3))
     result.update({name: dict(vars(time), error=errors.get(name)) for name, time in times.items()})
     return result
+
+
+def measure_scaling(args: argparse.Namespace) -> list[dict]:
+    """How the time of the automatic choice grows with the kernel, on the map of the curve, all kernels in one run."""
+    dtype = getattr(torch, args.dtype)
+
+    def draw(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x, grad = (torch.randn(CURVE_SHAPE, generator=generator).to(args.device, dtype) for _ in range(2))
+        return x.requires_grad_(args.backward), grad
+
+    def timed(kernel: int, center: int) -> Callable:
+        grid = SharingGrid.from_kernel_size(kernel, center)
+        theta = torch.randn(CURVE_SHAPE[1], grid.num_cells, grid.num_cells, device=args.device, dtype=dtype)
+        theta.requires_grad_(args.backward)
+        if args.backward:
+            both = with_backward(lambda x, theta: peripheral_conv2d(x, theta, grid))
+            return lambda inputs: both(inputs[0], theta, inputs[1])
+        return lambda inputs: peripheral_conv2d(inputs[0], theta, grid)
+
+    kernels = [kernel for pair in SCALING for kernel in pair]
+    with torch.set_grad_enabled(args.backward):
+        times = time_paired({kernel: timed(*kernel) for kernel in kernels}, rotating(draw, args.device), args.device,
+                            seconds=4 * args.seconds)
+    rows = []
+    for small, large in SCALING:
+        medians = times[small].median, times[large].median
+        rows.append(dict(kernel_sizes=(small[0], large[0]), centers=(small[1], large[1]), medians=medians))
+    return rows
 
 
 _dense_rates: dict[str, float] = {}
@@ -265,8 +296,13 @@ def main() -> None:
     for kernel in () if args.no_curve else track(CURVE, 'curve', console=console):
         times = measure(CURVE_SHAPE, SharingGrid.from_kernel_size(kernel), args)
         results['curve'].append(dict(shape=CURVE_SHAPE, kernel_size=kernel, times=times))
+    results['scaling'] = [] if args.no_curve else measure_scaling(args)
     if results['curve']:
         show(console, 'kernel size', results['curve'])
+    for row in results['scaling']:
+        (small, large), (fast, slow) = row['kernel_sizes'], row['medians']
+        console.print(f'K = {large} takes {slow / fast:.2f} times as long as K = {small} ({1e3 * slow:.3g} and '
+                      f'{1e3 * fast:.3g} ms, timed in turn)')
     results['summary'] = summary(results['shapes'])
     for name, values in results['summary'].items():
         console.print(f'{name}: {values["geometric_mean"]:.3g} times the time of the automatic choice (geometric mean '
