@@ -89,7 +89,7 @@ def test_every_cut_is_found(tmp_path, save):
 
 def test_a_wrong_bit_anywhere_is_found_or_does_no_harm(tmp_path, save):
     content = Path(save('a.pth', 1)).read_bytes()
-    names = torch.load(tmp_path / 'a.pth')
+    whole = torch.load(tmp_path / 'a.pth')
     found = 0
     for place in range(len(content)):
         wrong = bytearray(content)
@@ -101,8 +101,9 @@ def test_a_wrong_bit_anywhere_is_found_or_does_no_harm(tmp_path, save):
         # Times, attributes and the like, which PyTorch does not read, or refuses.
         with suppress(RuntimeError):
             loaded = torch.load(tmp_path / 'a.pth')
-            assert loaded.keys() == names.keys() and loaded['meta'] == names['meta']
-            assert torch.equal(loaded['state_dict']['weight'], names['state_dict']['weight'])
+            assert loaded.keys() == whole.keys()
+            assert loaded['meta'] == whole['meta']
+            assert torch.equal(loaded['state_dict']['weight'], whole['state_dict']['weight'])
     assert found > 0.8 * len(content)
 
 
