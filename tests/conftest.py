@@ -34,6 +34,17 @@ def fresh_default_scope():
 
 
 @pytest.fixture
+def no_safe_globals():
+    """Run with PyTorch's own allow-list, and put back what was there."""
+    import torch
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.fixture
 def run_tool(root, monkeypatch, capfd):
     """Runs a tool, named by its path under ``tools``, as a user does; returns its exit code and what it prints.
 

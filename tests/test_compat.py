@@ -100,16 +100,6 @@ def test_setup_twice_wraps_once():
 
 
 @pytest.fixture
-def no_safe_globals():
-    """Run with PyTorch's own allow-list, and put back what was there."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    yield
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(before)
-
-
-@pytest.fixture
 def checkpoint(tmp_path):
     """A file with everything that MMEngine's runner saves beside weights."""
     history = HistoryBuffer([1.5, 0.5], [1, 1])

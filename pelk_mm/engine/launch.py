@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import errno
+import gc
 import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -185,17 +187,24 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     runner.build_dataloader = partial(build_checked_dataloader, runner.build_dataloader)
     if mode == 'train' and cfg.get('resume') and not resumed:
         _resume_from_whole_checkpoint(runner)
+    result = None
+    stop: SystemExit | None = None
     try:
         result = getattr(runner, mode)()
-    except SystemExit:
-        _leave_processes()
-        raise
+    except SystemExit as error:
+        # The frames of its traceback hold the runner.
+        stop = error.with_traceback(None)
     except OSError as error:
         if mode == 'train' and error.errno in DISK_FULL:
             raise OSError(error.errno, _disk_full_message(error, runner.work_dir)) from error
         raise
+    # Workers of loaders: the garbage collector would wait ten seconds for those that it finds.
+    runner._train_loop = runner._val_loop = runner._test_loop = None
+    del runner
     # Not after an error: the other processes would be waited for, which may never come.
     _leave_processes()
+    if stop is not None:
+        raise stop
     return result if mode == 'test' else None
 
 
@@ -230,6 +239,8 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
     dist_cfg = cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})
     dist_cfg['backend'] = 'gloo'
     timeout = dist_cfg.get('timeout')
+    # Imported later, as the first wrapped model does, its functions have the group as a default and keep it for good.
+    import_module('torch.distributed.nn.functional')
     torch.distributed.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
@@ -330,6 +341,9 @@ def _check_strategy(cfg: Config, mode: str) -> None:
 
 def _leave_processes() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What holds the group beside PyTorch itself goes first, as DDP's wrapper does, so that gloo's threads end with
+        # it. One that gives a tensor back to Python when the interpreter has begun to end aborts the process.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

@@ -6,7 +6,6 @@ Run as a script it is one rank of the distributed test.
 import itertools
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -24,6 +23,7 @@ from pelk_mm.compat import setup
 from pelk_mm.engine import CheckFiniteHook
 from pelk_mm.engine.finiteness import all_finite, image_paths, listed
 from pelk_mm.models import PeLK
+from pelk_mm.testing.processes import run_ranks
 
 RUN_NAMES = itertools.count()
 # The block that NaN is planted in.
@@ -210,17 +210,27 @@ def test_a_loss_alone_is_found(tmp_path):
     assert '\n  logged: loss, loss_shift\n' in message
 
 
-def test_the_iteration_is_repeated_with_its_random_numbers(tmp_path):
-    """Only what drop path lets through overflows; any other draw could miss it."""
+def features_of_both_passes(work_dir):
+    """What the head is given in the iteration that fails, and when it is repeated: finite numbers, after drop path."""
     seen = []
 
     def meddle(model):
         model.head.register_forward_hook(lambda module, args, output: seen.append(args[0].detach()))
-        set_weight(NAN)(model)
+        spoil_gamma(model)
 
-    assert f'{BLOCK}.pointwise_conv1' in stopped(make_runner(tmp_path, meddle))
-    assert len(seen) == 2
-    assert torch.equal(*seen) or torch.equal(seen[0].isnan(), seen[1].isnan())
+    assert f'parameters, {BLOCK}.gamma\n' in stopped(make_runner(work_dir, meddle))
+    first, second = seen
+    assert all_finite(seen)
+    return first, second
+
+
+def test_the_iteration_is_repeated_with_its_random_numbers(tmp_path, monkeypatch):
+    first, second = features_of_both_passes(tmp_path)
+    assert torch.equal(first, second)
+    # With other random numbers drop path drops other branches.
+    monkeypatch.setattr('pelk_mm.engine.hooks.check_finite.set_rng_state', lambda state: None)
+    first, second = features_of_both_passes(tmp_path)
+    assert not torch.equal(first, second)
 
 
 def test_good_runs_are_left_alone(tmp_path):
@@ -336,6 +346,7 @@ def test_helpers():
 
 def train_one_rank(rank, work_dir, kind):
     """Only rank 1 has something that is not finite."""
+    os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     meddle = dict(act=replace_act(Shift(NAN)), loss=shift_loss)[kind] if rank else None
@@ -347,17 +358,9 @@ def train_one_rank(rank, work_dir, kind):
     ('loss', '  losses: loss_shift\n'),
 ])
 def test_all_processes_stop_together(tmp_path, kind, found):
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path), kind],
-                         env=dict(environment, LOCAL_RANK=str(rank)),
-                         stderr=subprocess.PIPE,
-                         text=True) for rank in (0, 1)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        message = re.sub(r'^\[rank\d\]: ', '', errors[errors.index('FloatingPointError'):], flags=re.MULTILINE)
-        assert 'iteration 3 ' in message
+    for log in run_ranks(__file__, [(rank, tmp_path, kind) for rank in (0, 1)], tmp_path, exit_code=1):
+        message = re.sub(r'^\[rank\d\]: ', '', log, flags=re.MULTILINE).partition('\nFloatingPointError: ')[2]
+        assert message.startswith('Training stopped in iteration 3 '), log
         first, second = message.split('\nProcess ')[1:3]
         assert first.startswith('0:\n  between the layers, all was finite when the iteration was repeated\n')
         assert '  images: images/16.png, images/18.png, images/20.png, images/22.png' in first

@@ -18,9 +18,8 @@ Run as a script it is one of the processes.
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
+import time
 from functools import partialmethod, wraps
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from mmpretrain.models import ImageClassifier
 from pelk_mm.datasets import make_digit_scenes
 from pelk_mm.engine.hooks.preemption import EXIT_CODE
 from pelk_mm.engine.launch import load_config, run
+from pelk_mm.testing.processes import free_port, run_ranks
 
 pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU')
 
@@ -111,6 +111,7 @@ class Stop(Hook):
     """In process 1, asks for an end in the middle of a step."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
+        assert has_gloo_threads() or not sys.platform.startswith('linux')
         if runner.rank == 1 and runner.iter + 1 == STOP:
             signal.raise_signal(signal.SIGTERM)
 
@@ -138,6 +139,22 @@ def train(task, hooks, data, work_dir, world_size, launcher, **changes):
     run(cfg, 'train', launcher)
 
 
+def has_gloo_threads():
+    """Of this process. Those that are left can abort it while the interpreter ends."""
+    return 'pt_gloo_runloop\n' in [file.read_text() for file in Path('/proc/self/task').glob('*/comm')]
+
+
+def meet(rank, file):
+    """Agree on a port. Process 0 draws it now, as others would have taken one that was drawn for later."""
+    if rank == 0:
+        part = file.with_suffix('.part')
+        part.write_text(str(free_port()))
+        part.rename(file)
+    while not file.exists():
+        time.sleep(0.01)
+    os.environ['MASTER_PORT'] = file.read_text()
+
+
 def compute_in_double_precision():
     """Also where the libraries ask for single precision."""
     torch.set_default_dtype(torch.float64)
@@ -158,34 +175,27 @@ def start_from_the_same_weights():
         setattr(ImageClassifier, method, seeded)
 
 
-def one_process(rank, world_size, data, folder, ports):
+def one_process(rank, world_size, data, folder):
     """As a script: train every case."""
     compute_in_double_precision()
     start_from_the_same_weights()
     # MMEngine formats the config for each log and checkpoint, which would take longer than the training.
     Config.pretty_text = property(str)
     os.environ.update(MASTER_ADDR='127.0.0.1', WORLD_SIZE=str(world_size), RANK=str(rank), LOCAL_RANK=str(rank))
-    for (name, (task, hooks)), port in zip(CASES.items(), ports):
-        os.environ['MASTER_PORT'] = str(port)
+    for name, (task, hooks) in CASES.items():
+        if world_size > 1:
+            meet(rank, folder / f'{name}.port')
         train(task, hooks, data, folder / name, world_size, 'none' if world_size == 1 else 'pytorch')
+        assert not has_gloo_threads()
     if world_size > 1:
         sharding = load_config(str(ROOT / SHARDED))
         changes = dict(runner_type=sharding.runner_type, strategy=sharding.strategy)
-        os.environ['MASTER_PORT'] = ports[-2]
+        meet(rank, folder / 'stopped.port')
         with pytest.raises(SystemExit, match=str(EXIT_CODE)):
             train('classification', [dict(type=Stop)], data, folder / 'sharded', world_size, 'pytorch', **changes)
-        os.environ['MASTER_PORT'] = ports[-1]
+        assert not has_gloo_threads()
+        meet(rank, folder / 'resumed.port')
         train('classification', [], data, folder / 'sharded', world_size, 'pytorch', resume=True, **changes)
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(('127.0.0.1', 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope='module')
@@ -197,24 +207,9 @@ def trained(tmp_path_factory):
     content = json.loads(file.read_text())
     first = {annotation['image_id']: annotation for annotation in reversed(content['annotations'])}
     file.write_text(json.dumps(dict(content, annotations=list(first.values()))))
-    ports = [str(port) for port in free_ports(len(CASES) + 2)]
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    folders = [tmp_path_factory.mktemp(f'processes_{number}') for number in (1, 2)]
-    logs = [data.parent / name for name in ('one.log', 'first_of_two.log', 'second_of_two.log')]
-    running = []
-    try:
-        for (rank, world_size, folder), log in zip(((0, 1, folders[0]), (0, 2, folders[1]), (1, 2, folders[1])), logs):
-            command = [sys.executable, __file__, str(rank), str(world_size), str(data), str(folder), *ports]
-            with log.open('wb') as file:
-                running.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file))
-        for process, log in zip(running, logs):
-            assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-    finally:
-        # Where one of the two failed, the other waits for it.
-        for process in running:
-            process.kill()
-            process.wait()
-    return folders
+    one, two = (tmp_path_factory.mktemp(f'processes_{number}') for number in (1, 2))
+    run_ranks(__file__, [(0, 1, data, one), (0, 2, data, two), (1, 2, data, two)], data.parent)
+    return one, two
 
 
 def load(folder, step=STEPS):
@@ -255,4 +250,4 @@ def test_sharded_training_is_the_same_and_resumes(trained):
 
 
 if __name__ == '__main__':
-    one_process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])
+    one_process(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))

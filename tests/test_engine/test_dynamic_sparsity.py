@@ -8,7 +8,6 @@ import math
 import os
 import pickle
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,6 +41,8 @@ from pelk_mm.engine.sparsity import (
     unpack_mask,
 )
 from pelk_mm.models import PeLK
+from pelk_mm.testing.equality import assert_same
+from pelk_mm.testing.processes import run_ranks
 
 RUN_NAMES = itertools.count()
 
@@ -475,23 +476,6 @@ def test_snip_batch_size_is_used(tmp_path):
 
 # ---- stop and resume
 
-def assert_same(a, b, where=''):
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f'{where}.{key}')
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for index, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f'{where}.{index}')
-    elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
 @pytest.mark.parametrize(('loop', 'workers', 'seed'), [('Iter', 0, 0), ('Iter', 2, 0), ('Epoch', 0, 0), ('Epoch', 2, 0),
                                                        ('Iter', 2, None), ('Epoch', 0, None)])
 def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed):
@@ -556,6 +540,7 @@ def test_loading_without_resuming_draws_new_masks(tmp_path):
 
 def train_one_rank(rank, work_dir):
     """Two ranks see other images and draw other dropout; masks and weights must be the same."""
+    os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
     # MMEngine assumes a GPU for each rank, unless told otherwise.
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -569,16 +554,7 @@ def train_one_rank(rank, work_dir):
 
 
 def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)],
-                         env=dict(environment, LOCAL_RANK=str(rank)),
-                         stderr=subprocess.PIPE)
-        for rank in (0, 1)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors.decode()
+    run_ranks(__file__, [(rank, tmp_path) for rank in (0, 1)], tmp_path)
     first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
     assert first['step'] == 20
     assert first['masks']

@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner.checkpoint import load_from_local
 
+from pelk_mm.compat import load_safely
 from pelk_mm.engine.launch import (
     configure_testing,
     configure_training,
@@ -17,6 +17,7 @@ from pelk_mm.engine.launch import (
     load_config,
     prepare_cpu_processes,
 )
+from pelk_mm.testing.processes import free_port
 
 needs_no_gpu = pytest.mark.skipif(get_device() != 'cpu', reason='about machines without a GPU')
 
@@ -98,7 +99,7 @@ def launch(root, folder, *command: str, **variables) -> str:
 
 
 def weights(path) -> dict:
-    return load_from_local(str(path), 'cpu')['state_dict']
+    return load_safely(str(path), 'cpu')['state_dict']
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy):
@@ -116,12 +117,12 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy):
 
 @needs_no_gpu
 def test_two_cpu_processes_train_and_test(root, toy):
-    output = launch(root, toy, 'bash', 'dist_train.sh', 'toy.py', '2', '--work-dir', 'two', PORT='29731')
+    output = launch(root, toy, 'bash', 'dist_train.sh', 'toy.py', '2', '--work-dir', 'two', PORT=str(free_port()))
     assert '2 processes on the CPU with gloo; 1 SyncBN of the model become AllReduceBN' in output
     assert '[2/2]' in output
     assert set(weights(toy / 'two/epoch_2.pth')) == set(weights(toy / 'two/epoch_1.pth'))
     arguments = ('toy.py', 'two/epoch_2.pth', '2', '--out', 'out.pkl')
-    output = launch(root, toy, 'bash', 'dist_test.sh', *arguments, PORT='29731')
+    output = launch(root, toy, 'bash', 'dist_test.sh', *arguments, PORT=str(free_port()))
     assert 'count: 16' in output
     assert (toy / 'out.pkl').stat().st_size > 0
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner._flexible_runner import FlexibleRunner
-from mmengine.runner.checkpoint import load_from_local
 
+from pelk_mm.compat import load_safely
 from pelk_mm.engine import PreemptionHook
 from pelk_mm.engine.hooks import preemption
 
@@ -49,7 +49,7 @@ def stop(runner) -> tuple:
 
 def state(path) -> dict:
     """Every tensor of a checkpoint that matters to training."""
-    content = load_from_local(str(path), 'cpu')
+    content = load_safely(str(path), 'cpu')
     tensors = dict(content['state_dict'], **content.get('ema_state_dict', {}))
     for index, entry in content['optimizer']['state'].items():
         tensors.update({f'{index}.{name}': value for name, value in entry.items()})
@@ -83,7 +83,7 @@ def test_flexible_runner_stores_where_it_stopped(make_runner, tmp_path, method, 
     hooks = [PreemptionHook(), Send(method, count)]
     runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3]), cls=FlexibleRunner)
     assert stop(runner)[1] == saved
-    meta = load_from_local(str(tmp_path / saved), 'cpu')['meta']
+    meta = load_safely(str(tmp_path / saved), 'cpu')['meta']
     assert (meta['epoch'], meta['iter']) == (1, step)
 
 

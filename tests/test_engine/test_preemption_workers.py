@@ -1,4 +1,4 @@
-"""Workers that load data outlive the first signal of a stranger, and end with the training at once, however it ends."""
+"""Workers that load data outlive the first signal of a stranger, and end with the training, however it ends."""
 
 import signal
 import subprocess

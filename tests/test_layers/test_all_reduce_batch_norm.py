@@ -3,8 +3,6 @@
 Run as a script it is one of the processes.
 """
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pelk_mm.layers import AllReduceBatchNorm2d
+from pelk_mm.testing.processes import run_ranks
 
 # Of seven images, a mean far from zero, so that sums of squares would lose the variance.
 SHARES = (2, 5)
@@ -52,14 +51,7 @@ def one_process(rank, folder):
 def processes(tmp_path_factory):
     """What each process got."""
     folder = tmp_path_factory.mktemp('processes')
-    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    running = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(len(SHARES))
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    run_ranks(__file__, [(rank, folder) for rank in range(len(SHARES))], folder)
     return [torch.load(folder / f'{rank}.pth') for rank in range(len(SHARES))]
 
 

@@ -33,7 +33,7 @@ class FaultyFile:
 
     def __init__(self, path: str, mode: str) -> None:
         self.file = open(path, mode)  # noqa: SIM115
-        self.is_pointer = 'last_checkpoint' in path
+        self.is_pointer = os.path.basename(path).startswith('last_checkpoint')
         FaultyFile.checkpoints += not self.is_pointer
 
     def __enter__(self) -> 'FaultyFile':
