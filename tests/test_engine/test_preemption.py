@@ -11,6 +11,7 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from pelk_mm.compat import load_safely
 from pelk_mm.engine import PreemptionHook
 from pelk_mm.engine.hooks import preemption
+from pelk_mm.testing.equality import assert_same
 
 CHECKPOINT = dict(type='pelk_mm.WholeCheckpointHook', interval=2)
 
@@ -54,11 +55,6 @@ def state(path) -> dict:
     for index, entry in content['optimizer']['state'].items():
         tensors.update({f'{index}.{name}': value for name, value in entry.items()})
     return tensors
-
-
-def assert_same(one, other):
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(('step', 'epoch'), [(3, 0), (10, 0), (11, 1), (20, 1), (29, 2)])
