@@ -70,6 +70,8 @@ class DamagedCheckpoint(ValueError):
 
 def setup() -> None:
     """Apply every patch that the installed versions need. Calling it again changes nothing."""
+    # Importing it lets mmcv.ops load where mmcv was installed without its compiled operators.
+    from . import mmcv_ops  # noqa: F401
     register_config_packages()
     keep_scope_of_inherited_configs()
     find_base_configs_at_once()

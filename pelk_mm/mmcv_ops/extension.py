@@ -1,0 +1,363 @@
+"""The operators of ``mmcv._ext`` by torchvision and PyTorch, under mmcv's names and with mmcv's arguments.
+
+``mmcv.ops`` calls these inside its autograd functions: without gradients, and mostly with tensors to write into. What
+mmdet, mmseg and mmpretrain call is served, on every device that torchvision has code for. Anything else raises
+:class:`MissingOperator` when it is called.
+
+NMS and RoIAlign equal mmcv's compiled code bit for bit, the others to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .boxes import bbox_overlaps, nms, nms_match, softnms, vision_ops  # noqa: F401
+
+# The distributions that bring the module mmcv.
+_DISTRIBUTIONS = ('onedl-mmcv', 'mmcv')
+
+
+class MissingOperator(RuntimeError):
+    """An operator of mmcv that only its compiled code has."""
+
+
+def __getattr__(name: str) -> Callable[..., Any]:
+    """Return, for each operator that is not served, a function that raises :class:`MissingOperator`."""
+    if name.startswith('_'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    def missing(*args: Any, **kwargs: Any) -> None:
+        raise MissingOperator(f'mmcv.ops: {name} has no counterpart in torchvision or PyTorch. {_how_to_compile()}')
+
+    missing.__name__ = missing.__qualname__ = name
+    return missing
+
+
+def _how_to_compile() -> str:
+    installed = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    name, version = next(iter(installed.items()), (_DISTRIBUTIONS[0], ''))
+    requirement = f'{name}=={version}' if version else name
+    return ('It needs the compiled operators of mmcv, which build with PyTorch below 2.14 and a C++17 compiler: '
+            'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall --no-binary '
+            f'{name} {requirement}')
+
+
+def get_compiler_version() -> str:
+    """Name what stands in for compiled code."""
+    return 'none (torchvision and PyTorch, by pelk_mm.mmcv_ops)'
+
+
+def get_compiling_cuda_version() -> str:
+    """Return the CUDA version that PyTorch, and with it torchvision, was built for."""
+    return torch.version.cuda or 'not available'
+
+
+# Regions of interest
+
+
+def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor,
+                      aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
+                      pool_mode: int, aligned: bool) -> None:
+    """Write the average of bilinear samples in each bin of each region (Mask R-CNN, arXiv:1703.06870).
+
+    ``rois`` holds the index of the image and corners, shape (N, 5); ``output`` has the shape (N, C, height, width).
+
+    Raises:
+        MissingOperator: If ``pool_mode`` is 0, the maximum.
+    """
+    _only_averages(pool_mode)
+    output.copy_(
+        vision_ops().roi_align(input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned))
+
+
+def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor,
+                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
+                       pool_mode: int, aligned: bool) -> None:
+    """Write the gradient of :func:`roi_align_forward` into ``grad_input``."""
+    _only_averages(pool_mode)
+    grad_input.copy_(
+        vision_ops()._roi_align_backward(grad_output, rois, spatial_scale, aligned_height, aligned_width,
+                                         *grad_input.shape, sampling_ratio, aligned))
+
+
+def _only_averages(pool_mode: int) -> None:
+    if pool_mode != 1:
+        raise MissingOperator("mmcv.ops: roi_align with pool_mode='max' has no counterpart in torchvision, only 'avg' "
+                              f'has. {_how_to_compile()}')
+
+
+def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int,
+                     pooled_width: int, spatial_scale: float) -> None:
+    """Write the maximum in each bin of each region, and where it was found (Fast R-CNN, arXiv:1504.08083)."""
+    pooled, found = vision_ops().roi_pool(input, rois, spatial_scale, pooled_height, pooled_width)
+    output.copy_(pooled)
+    argmax.copy_(found)
+
+
+def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, pooled_height: int,
+                      pooled_width: int, spatial_scale: float) -> None:
+    """Write the gradient of :func:`roi_pool_forward` into ``grad_input``."""
+    grad_input.copy_(
+        vision_ops()._roi_pool_backward(grad_output, rois, argmax, spatial_scale, pooled_height, pooled_width,
+                                   *grad_input.shape))
+
+
+# Deformable convolutions, arXiv:1703.06211 and arXiv:1811.11168
+
+
+def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
+                        kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
+                        group: int, deformable_group: int, im2col_step: int) -> None:
+    """Write a deformable convolution; ``offset`` has y and x of each tap, shape (B, 2 G kH kW, H', W')."""
+    mask, bias = _absent_mask(offset), _absent_bias(weight)
+    output.copy_(
+        vision_ops().deform_conv2d(input, weight, offset, mask, bias, dH, dW, padH, padW, dilationH, dilationW, group,
+                              deformable_group, False))
+
+
+def deform_conv_backward_input(input: Tensor, offset: Tensor, gradOutput: Tensor, gradInput: Tensor,
+                               gradOffset: Tensor, weight: Tensor, columns: Tensor, kW: int, kH: int, dW: int, dH: int,
+                               padW: int, padH: int, dilationW: int, dilationH: int, group: int, deformable_group: int,
+                               im2col_step: int) -> None:
+    """Write the gradients of :func:`deform_conv_forward` for the input and the offsets."""
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    grad_input, _, grad_offset = _deform_conv_gradients(gradOutput, input, weight, offset, geometry)
+    gradInput.copy_(grad_input)
+    gradOffset.copy_(grad_offset)
+
+
+def deform_conv_backward_parameters(input: Tensor, offset: Tensor, gradOutput: Tensor, gradWeight: Tensor,
+                                    columns: Tensor, ones: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int,
+                                    padH: int, dilationW: int, dilationH: int, group: int, deformable_group: int,
+                                    scale: float, im2col_step: int) -> None:
+    """Add the gradient of :func:`deform_conv_forward` for the weight, times ``scale``."""
+    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
+    gradWeight.add_(_deform_conv_gradients(gradOutput, input, gradWeight, offset, geometry)[1], alpha=scale)
+
+
+def _deform_conv_gradients(grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor,
+                           geometry: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for the input, the weight and the offsets; that of the weight does not depend on the weight."""
+    mask, bias = _absent_mask(offset), _absent_bias(weight)
+    return vision_ops()._deform_conv2d_backward(grad, input, weight, offset, mask, bias, *geometry, False)[:3]
+
+
+def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
+                                  mask: Tensor, output: Tensor, columns: Tensor, kernel_h: int, kernel_w: int,
+                                  stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+                                  dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> None:
+    """Write a deformable convolution whose taps ``mask`` weighs, shape (B, G kH kW, H', W')."""
+    bias = bias if with_bias else _absent_bias(weight)
+    output.copy_(
+        vision_ops().deform_conv2d(input, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h,
+                              dilation_w, group, deformable_group, True))
+
+
+def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
+                                   mask: Tensor, columns: Tensor, grad_input: Tensor, grad_weight: Tensor,
+                                   grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor,
+                                   kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
+                                   dilation_h: int, dilation_w: int, group: int, deformable_group: int,
+                                   with_bias: bool) -> None:
+    """Write the gradients of :func:`modulated_deform_conv_forward`."""
+    gradients = vision_ops()._deform_conv2d_backward(grad_output, input, weight, offset, mask,
+                                                bias if with_bias else _absent_bias(weight), stride_h, stride_w, pad_h,
+                                                pad_w, dilation_h, dilation_w, group, deformable_group, True)
+    written = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias if with_bias else None)
+    for target, gradient in zip(written, gradients):
+        if target is not None:
+            target.copy_(gradient)
+
+
+def _absent_mask(offset: Tensor) -> Tensor:
+    return offset.new_zeros((offset.shape[0], 1))
+
+
+def _absent_bias(weight: Tensor) -> Tensor:
+    return weight.new_zeros(weight.shape[0])
+
+
+# Losses
+
+
+def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float,
+                               alpha: float) -> None:
+    """Write the focal loss of each class by itself (arXiv:1708.02002, equation 5).
+
+    ``input`` holds logits, shape (N, C); ``target`` classes, C for the background, shape (N,); ``weight`` a number for
+    each class, or nothing.
+    """
+    output.copy_(_sigmoid_focal_loss(input, target, weight, gamma, alpha))
+
+
+def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float,
+                                alpha: float) -> None:
+    """Write the derivative of :func:`sigmoid_focal_loss_forward`."""
+    ones = torch.ones_like(input)
+    grad_input.copy_(*_gradients(lambda x: _sigmoid_focal_loss(x, target, weight, gamma, alpha), ones, input))
+
+
+def _sigmoid_focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss
+    classes = logits.shape[1]
+    one_hot = (target[:, None] == torch.arange(classes, device=target.device)).to(logits.dtype)
+    return sigmoid_focal_loss(logits, one_hot, alpha, gamma) * _weight_of(target, weight, classes)[:, None]
+
+
+def softmax_focal_loss_forward(softmax: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float,
+                               alpha: float) -> None:
+    """Write the focal loss of probabilities, shape (N, C), into ``output``, shape (N,)."""
+    output.copy_(_softmax_focal_loss(softmax, target, weight, gamma, alpha))
+
+
+def softmax_focal_loss_backward(softmax: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor,
+                                gamma: float, alpha: float) -> None:
+    """Write the derivative of :func:`softmax_focal_loss_forward` for the logits, shape (N, C)."""
+    logits = softmax.clamp(min=torch.finfo(softmax.dtype).tiny).log()
+    gradients = _gradients(lambda x: _softmax_focal_loss(x.softmax(1), target, weight, gamma, alpha),
+                           torch.ones_like(buff), logits)
+    grad_input.copy_(*gradients)
+
+
+def _softmax_focal_loss(softmax: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
+    # Targets below zero are ignored.
+    probability = softmax.gather(1, target.clamp(min=0)[:, None])[:, 0]
+    log = probability.clamp(min=torch.finfo(softmax.dtype).tiny).log()
+    loss = -alpha * (1 - probability)**gamma * log
+    return loss * _weight_of(target, weight, softmax.shape[1]) * (target >= 0)
+
+
+def _weight_of(target: Tensor, weight: Tensor, classes: int) -> Tensor:
+    """Weight of each sample's class; that of the background, which mmcv reads past the end, is 1."""
+    if not weight.numel():
+        return torch.ones_like(target, dtype=weight.dtype)
+    return F.pad(weight, (0, 1), value=1.0)[target.clamp(0, classes)]
+
+
+def _gradients(function: Callable[..., Tensor], grad_output: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of a function for its tensors, also where gradients are off."""
+    with torch.enable_grad():
+        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
+        return torch.autograd.grad(function(*leaves), leaves, grad_output)
+
+
+# Attention, upsampling, masks
+
+
+def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                           sampling_locations: Tensor, attention_weights: Tensor, im2col_step: int) -> Tensor:
+    """Return multi-scale deformable attention (arXiv:2010.04159) by mmcv's own PyTorch code, which uses grid_sample."""
+    return _ms_deform_attn(value, value_spatial_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                            sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor,
+                            grad_value: Tensor, grad_sampling_loc: Tensor, grad_attn_weight: Tensor,
+                            im2col_step: int) -> None:
+    """Write the gradients of :func:`ms_deform_attn_forward`."""
+    gradients = _gradients(lambda v, locations, weights: _ms_deform_attn(v, value_spatial_shapes, locations, weights),
+                           grad_output, value, sampling_locations, attention_weights)
+    for target, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), gradients):
+        target.copy_(gradient)
+
+
+def _ms_deform_attn(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    # mmcv.ops imports this module.
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+    return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+
+def carafe_forward(features: Tensor, masks: Tensor, rfeatures: Tensor, routput: Tensor, rmasks: Tensor, output: Tensor,
+                   kernel_size: int, group_size: int, scale_factor: int) -> None:
+    """Write features upsampled by kernels of their own at each output pixel (CARAFE, arXiv:1905.02188).
+
+    ``masks`` holds the kernels, shape (B, G K K, sH, sW), of G groups of channels. ``rfeatures`` receives the features,
+    which the backward pass gets in their place.
+    """
+    rfeatures.copy_(features)
+    output.copy_(_carafe(features, masks, kernel_size, group_size, scale_factor))
+
+
+def carafe_backward(top_grad: Tensor, rfeatures: Tensor, masks: Tensor, rtop_grad: Tensor, rbottom_grad_hs: Tensor,
+                    rbottom_grad: Tensor, rmask_grad: Tensor, bottom_grad: Tensor, mask_grad: Tensor, kernel_size: int,
+                    group_size: int, scale_factor: int) -> None:
+    """Write the gradients of :func:`carafe_forward` for features and masks."""
+    carafe_naive_backward(top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor)
+
+
+def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int,
+                         scale_factor: int) -> None:
+    """Write what :func:`carafe_forward` does."""
+    output.copy_(_carafe(features, masks, kernel_size, group_size, scale_factor))
+
+
+def carafe_naive_backward(top_grad: Tensor, features: Tensor, masks: Tensor, bottom_grad: Tensor, mask_grad: Tensor,
+                          kernel_size: int, group_size: int, scale_factor: int) -> None:
+    """Write the gradients of :func:`carafe_naive_forward` for features and masks."""
+    grad_features, grad_masks = _gradients(lambda f, m: _carafe(f, m, kernel_size, group_size, scale_factor), top_grad,
+                                           features, masks)
+    bottom_grad.copy_(grad_features)
+    mask_grad.copy_(grad_masks)
+
+
+def _carafe(features: Tensor, masks: Tensor, kernel_size: int, groups: int, scale: int) -> Tensor:
+    batch, channels, height, width = features.shape
+    taps = kernel_size**2
+    columns = F.unfold(features, kernel_size, padding=kernel_size // 2)
+    columns = columns.view(batch, groups, channels // groups, taps, height, width)
+    masks = masks.view(batch, groups, taps, height, scale, width, scale)
+    upsampled = torch.einsum('bgcthw,bgthiwj->bgchiwj', columns, masks)
+    return upsampled.reshape(batch, channels, height * scale, width * scale)
+
+
+def masked_im2col_forward(im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, col: Tensor, kernel_h: int,
+                          kernel_w: int, pad_h: int, pad_w: int) -> None:
+    """Write the patches at some pixels of one image, shape (1, C, H, W), as columns, shape (C kH kW, pixels)."""
+    columns = F.unfold(im, (kernel_h, kernel_w), padding=(pad_h, pad_w))[0]
+    width = im.shape[3] + 2 * pad_w - kernel_w + 1
+    col.copy_(columns[:, mask_h_idx * width + mask_w_idx])
+
+
+def masked_col2im_forward(col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int,
+                          channels: int) -> None:
+    """Write columns, shape (C, pixels), to these pixels of one image, shape (1, C, H, W)."""
+    im[0, :, mask_h_idx, mask_w_idx] = col
+
+
+def psamask_forward(input: Tensor, output: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int,
+                    h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int) -> None:
+    """Spread the attention of each pixel, which is relative to the pixel, over the map (PSANet, ECCV 2018).
+
+    ``input`` has the shape (B, mask height x mask width, H, W), ``output`` (B, H W, H, W). A ``psa_type`` of 0
+    collects: channels of the output are the pixels attended to; 1 distributes: they are the pixels that attend.
+    """
+    taps, near, far = _psamask_places(psa_type, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
+    output.flatten(2)[:, near, far] = input.flatten(2)[:, taps, near if psa_type else far]
+
+
+def psamask_backward(grad_output: Tensor, grad_input: Tensor, psa_type: int, num_: int, h_feature: int, w_feature: int,
+                     h_mask: int, w_mask: int, half_h_mask: int, half_w_mask: int) -> None:
+    """Write the gradient of :func:`psamask_forward`."""
+    taps, near, far = _psamask_places(psa_type, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
+    grad_input.flatten(2)[:, taps, near if psa_type else far] = grad_output.flatten(2)[:, near, far]
+
+
+def _psamask_places(psa_type: int, height: int, width: int, h_mask: int, w_mask: int, half_h: int,
+                    half_w: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tap of the attention, channel and pixel of the output, for each pair of a pixel and one that it attends to."""
+    y, x, i, j = torch.meshgrid(*(torch.arange(size) for size in (height, width, h_mask, w_mask)), indexing='ij')
+    other_y, other_x = y + i - half_h, x + j - half_w
+    inside = (other_y >= 0) & (other_y < height) & (other_x >= 0) & (other_x < width)
+    taps, pixel, other = (places[inside] for places in (i * w_mask + j, y * width + x, other_y * width + other_x))
+    return (taps, pixel, other) if psa_type else (taps, other, pixel)
