@@ -29,7 +29,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes = boxes + boxes.new_tensor([0, 0, offset, offset]) if offset else boxes
     # mmcv compares in fp32, torchvision in fp64, where 0.1 is another number.
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    return vision_ops().nms(boxes, scores, threshold)
+    # As mmcv sorts: equal scores may come in another order than torchvision's stable sort has.
+    order = scores.sort(descending=True)[1]
+    return order[vision_ops().nms(boxes[order], scores[order], threshold)]
 
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float,
@@ -88,7 +90,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     Returns:
         list[list[int]]: For each box kept, by descending score: its index, then those of the boxes it suppresses.
     """
-    left = dets[:, 4].argsort(stable=True, descending=True)
+    left = dets[:, 4].sort(descending=True)[1]
     groups = []
     while len(left):
         overlaps = _pairwise_overlaps(dets[left[:1], :4], dets[left[1:], :4])[0]
