@@ -17,6 +17,11 @@ if find_spec('hypothesis'):
     settings.load_profile('pelk_mm')
 
 
+if find_spec('mmcv'):
+    # Tests import mmdet when they are collected.
+    import pelk_mm.mmcv_ops  # noqa: F401
+
+
 @pytest.fixture(scope='session', autouse=True)
 def both_stacks_alike():
     if find_spec('mmengine'):
@@ -67,6 +72,28 @@ def run_tool(root, monkeypatch, capfd):
         return code, err + out
 
     return run
+
+
+@pytest.fixture
+def without_files(tmp_path):
+    """Make a copy of an installed package, by links, that lacks the files of some patterns; returns its folder."""
+
+    def copy(package, *patterns):
+        source = Path(find_spec(package).origin).parent
+        folder = tmp_path / 'site' / package
+        folder.mkdir(parents=True)
+        for file in source.iterdir():
+            if file.name != '__pycache__' and not any(map(file.match, patterns)):
+                (folder / file.name).symlink_to(file)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def mmcv_without_ops(without_files) -> Path:
+    """The folder of a package mmcv that has no operators, compiled or installed by us."""
+    return without_files('mmcv', '_ext.*')
 
 
 @pytest.fixture(scope='session')

@@ -106,8 +106,8 @@ def roi_align_cases():
         draw = draws(8)
         x = tensor(draw.randn(2, 3, 13, 17), grad=True)
         # The last ones lie partly, and wholly, outside; one has no area.
-        corners = np.array([[2, 3, 40, 50], [10.5, 8.25, 30, 21], [-20, -9, 12, 15], [60, 30, 90, 80], [200, 200, 260, 300],
-                            [20, 20, 20, 20]])
+        corners = np.array([[2, 3, 40, 50], [10.5, 8.25, 30, 21], [-20, -9, 12, 15], [60, 30, 90, 80],
+                            [200, 200, 260, 300], [20, 20, 20, 20]])
         rois = tensor(np.concatenate([np.array([[0, 1, 0, 1, 0, 1]]).T, corners], 1))
         y = ops.roi_align(x, rois, size, 0.25, ratio, 'avg', aligned)
         y.backward(tensor(draw.randn(*y.shape)))

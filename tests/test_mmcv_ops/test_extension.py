@@ -1,4 +1,4 @@
-"""Operators by torchvision and PyTorch against mmcv's compiled ones, and against definitions where none is for the CPU."""
+"""Operators by torchvision and PyTorch against mmcv's compiled ones, and against definitions where these need a GPU."""
 
 import ast
 import importlib.util
@@ -224,8 +224,8 @@ class TestDefinitions:
                 rows.append(total)
             return torch.stack(rows).view(2, 4, 6)
 
-        assert_same(lambda v, l, w: MultiScaleDeformableAttnFunction.apply(v, shapes, starts, l, w, 64), definition,
-                    value, locations, weights)
+        function = MultiScaleDeformableAttnFunction.apply
+        assert_same(lambda x, *more: function(x, shapes, starts, *more, 64), definition, value, locations, weights)
 
     @pytest.mark.parametrize('operator', ['carafe', 'carafe_naive'])
     def test_carafe(self, operator, monkeypatch):
