@@ -1,9 +1,9 @@
-"""Packaging. Imports nothing beyond setuptools; PyTorch and OpenMMLab are whatever the environment already has."""
+"""The parts of packaging that pyproject.toml cannot say: extras from requirements/, and the configs in the wheel."""
 
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -23,12 +23,6 @@ class BuildWithConfigs(build_py):
         shutil.copy(ROOT / 'model-index.yml', target)
 
 
-def read_version() -> str:
-    scope: dict = {}
-    exec((ROOT / 'pelk_mm' / 'version.py').read_text(encoding='utf-8'), scope)
-    return scope['__version__']
-
-
 def read_requirements(name: str) -> list:
     """The requirements of a file, of the files it names, without comments."""
     requirements = []
@@ -42,31 +36,8 @@ def read_requirements(name: str) -> list:
 
 
 setup(
-    name='pelk-mm',
-    version=read_version(),
-    description='PeLK large-kernel vision backbones (peripheral convolution) for OpenMMLab and plain PyTorch',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    keywords='computer vision, large-kernel convolution, image classification, semantic segmentation, object detection',
-    classifiers=[
-        'License :: OSI Approved :: Apache Software License',
-        'Operating System :: POSIX :: Linux',
-        'Programming Language :: Python :: 3',
-        'Programming Language :: Python :: 3.10',
-        'Programming Language :: Python :: 3.11',
-        'Programming Language :: Python :: 3.12',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-    packages=find_packages(include=['pelk_mm', 'pelk_mm.*']),
-    package_data={'pelk_mm': ['**/*.md', '**/*.json', '**/*.cpp', '**/*.html']},
     cmdclass={'build_py': BuildWithConfigs},
-    python_requires='>=3.10',
-    # torch.library.custom_op and the device-generic autocast queries came with PyTorch 2.4.
-    install_requires=['torch>=2.4', 'numpy'],
     extras_require={
         name: read_requirements(name)
         for name in ('onedl', 'openmmlab', 'deploy', 'digits', 'tests', 'dev')
-    },
-    zip_safe=False,
-)
+    })

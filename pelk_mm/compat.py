@@ -13,6 +13,10 @@ config; so does whoever parses one that inherits from ``pelk_mm::`` with tools o
 
 from __future__ import annotations
 
+from .install_hints import require
+
+require('mmengine', by='pelk_mm.compat')
+
 import logging
 import os
 import re

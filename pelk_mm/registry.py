@@ -4,6 +4,10 @@ Every toolbox finds our modules by the prefix, e.g. ``type='pelk_mm.PeLK'`` in a
 is ``mmseg``. ``locations`` make the import happen at the first look-up.
 """
 
+from .install_hints import require
+
+require('mmengine', by='pelk_mm.registry')
+
 import inspect
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# Make the virtual environment: PyTorch, an OpenMMLab stack with mmcv's compiled ops, and this package (editable).
+# Make the virtual environment: PyTorch, an OpenMMLab stack, and this package (editable). Nothing is compiled by default.
 #
 #     bash tools/setup_env.sh
 #
 # Run it as often as you like: what is done already is not done again. Environment variables:
 #   STACK           onedl (default, the maintained forks) or openmmlab (upstream's last releases)
 #   VENV            folder of the environment, default .venv beside this script's repository
-#   PYTHON          Python 3.10, 3.11 or 3.12 to make it from, default the first that fits of python3.11, python3.12,
-#                   python3.10, python3 and python
-#   CXX             C++17 compiler, default c++
-#   MAX_JOBS        compile jobs, default one per core and 2 GB of memory
+#   PYTHON          Python 3.10 to 3.13 to make it from, default the first that fits of python3.11, python3.12,
+#                   python3.13, python3.10, python3 and python
 #   MIN_FREE_GB     free disk space asked for, default 12, and a third of it for temporary files (TMPDIR)
-#   XDG_CACHE_HOME  wheels built here are kept in its pelk_mm/wheels, default ~/.cache
-#   CUDA_VISIBLE_DEVICES=  (empty) builds mmcv's ops for the CPU only, also where there is a GPU
+#   MMCV_OPS        torchvision (default): mmcv's operators by torchvision and PyTorch, see pelk_mm/mmcv_ops
+#                   compiled: mmcv's own operators, with an older PyTorch; takes a quarter of an hour on 2 cores, and
+#                   CXX             C++17 compiler, default c++
+#                   MAX_JOBS        compile jobs, default one per core and 2 GB of memory
+#                   XDG_CACHE_HOME  wheels built here are kept in its pelk_mm/wheels, default ~/.cache
+#                   CUDA_VISIBLE_DEVICES=  (empty) builds for the CPU only, also where there is a GPU
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 STACK=${STACK:-onedl}
+MMCV_OPS=${MMCV_OPS:-torchvision}
 VENV=${VENV:-$ROOT/.venv}
 [[ $VENV = /* ]] || VENV=$PWD/$VENV
 MIN_FREE_GB=${MIN_FREE_GB:-12}
@@ -37,18 +40,18 @@ duration() { printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); }
 
 # Why Python $1 cannot be used; nothing if it can.
 python_problem() {
-    "$1" - 2>/dev/null <<'PY' || say "does not run"
+    "$1" - "$MMCV_OPS" 2>/dev/null <<'PY' || say "does not run"
 import importlib.util
 import os
 import sys
 import sysconfig
 
 version = '%d.%d' % sys.version_info[:2]
-if version not in ('3.10', '3.11', '3.12'):
-    print('is Python ' + version + ', the pins of requirements/ are for 3.10 to 3.12')
+if version not in ('3.10', '3.11', '3.12', '3.13'):
+    print('is Python ' + version + ', the pins of requirements/ are for 3.10 to 3.13')
 elif not all(importlib.util.find_spec(name) for name in ('venv', 'ensurepip')):
     print('cannot make virtual environments (Debian, Ubuntu: install python' + version + '-venv)')
-elif not os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')):
+elif sys.argv[1] == 'compiled' and not os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')):
     print('has no Python.h to compile mmcv with (Debian, Ubuntu: install python' + version + '-dev)')
 PY
 }
@@ -56,6 +59,7 @@ PY
 # Why the C++ compiler cannot be used; nothing if it can. CXX may hold arguments, as in "ccache g++".
 compiler_problem() {
     local cxx folder
+    [[ $MMCV_OPS = compiled ]] || return 0
     read -ra cxx <<<"${CXX:-c++}"
     if ! command -v "${cxx[0]}" >/dev/null; then
         say "C++ compiler: ${cxx[0]} not found; install g++ 9 or later, or set CXX"
@@ -81,7 +85,7 @@ disk_problem() {
 
 # Sets PYTHON, or refuses with everything that is in the way.
 check_machine() {
-    local problems=() candidates=(python3.11 python3.12 python3.10 python3 python) candidate problem found=
+    local problems=() candidates=(python3.11 python3.12 python3.13 python3.10 python3 python) candidate problem found=
     [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
         problem=$(python_problem "$candidate")
@@ -92,7 +96,7 @@ check_machine() {
         problems+=("Python: $candidate $problem")
     done
     [[ -z $found ]] || problems=()
-    ((${#problems[@]} == 0)) || problems+=("Python: set PYTHON to a Python 3.10, 3.11 or 3.12")
+    ((${#problems[@]} == 0)) || problems+=("Python: set PYTHON to a Python 3.10 to 3.13")
     # pip unpacks downloads where temporary files go.
     for problem in "$(compiler_problem)" "$(disk_problem "$VENV" "$MIN_FREE_GB")" \
         "$(disk_problem "${TMPDIR:-/tmp}" $((MIN_FREE_GB / 3)))"; do
@@ -104,25 +108,31 @@ check_machine() {
 
 # What the environment is made of: changes when a pin, the stack or the place of the sources does.
 fingerprint() {
-    { say "$STACK $ROOT" && cat "$ROOT"/requirements/*.txt; } | sha256sum | cut -c1-16
+    { say "$STACK $MMCV_OPS $ROOT" && cat "$ROOT"/requirements/*.txt; } | sha256sum | cut -c1-16
 }
 
-stamp() { printf 'stack=%s\nfingerprint=%s\nstate=%s\n' "$STACK" "$(fingerprint)" "$1" >"$STAMP"; }
+# The text of the stamp of an environment in state $1.
+stamp_text() { printf 'stack=%s\nmmcv_ops=%s\nfingerprint=%s\nstate=%s' "$STACK" "$MMCV_OPS" "$(fingerprint)" "$1"; }
 
-# Refuses unless VENV is absent, or was made by this script for this stack.
+stamp() { say "$(stamp_text "$1")" >"$STAMP"; }
+
+# Refuses unless VENV is absent, or was made by this script for this stack and these operators.
 check_venv() {
     [[ -d $VENV && -n $(ls -A "$VENV") ]] || return 0
     local other="Give another place with VENV=..., or remove it: rm -r $VENV"
     [[ -f $STAMP ]] || refuse "$VENV was not made by this script." "$other"
-    local made_for
-    made_for=$(sed -n 's/^stack=//p' "$STAMP")
-    [[ $made_for = "$STACK" ]] || refuse "$VENV holds STACK=$made_for, asked for is STACK=$STACK." "$other"
+    # Version 0.1.0 always compiled, and did not write down that it did.
+    local stack ops
+    stack=$(sed -n 's/^stack=//p' "$STAMP")
+    ops=$(sed -n 's/^mmcv_ops=//p' "$STAMP")
+    [[ $stack = "$STACK" && ${ops:=compiled} = "$MMCV_OPS" ]] ||
+        refuse "$VENV holds STACK=$stack MMCV_OPS=$ops, asked for is STACK=$STACK MMCV_OPS=$MMCV_OPS." "$other"
     if [[ -e $VENV/bin/python || -L $VENV/bin/python ]] && ! "$VENV/bin/python" -c '' 2>/dev/null; then
         refuse "$VENV/bin/python does not run; was the folder or its Python moved?" "$other"
     fi
 }
 
-is_ready() { [[ -f $STAMP && $(cat "$STAMP") = $(printf 'stack=%s\nfingerprint=%s\nstate=complete' "$STACK" "$(fingerprint)") ]]; }
+is_ready() { [[ -f $STAMP && $(cat "$STAMP") = "$(stamp_text complete)" ]]; }
 
 JOB=
 BUILDING=
@@ -205,9 +215,16 @@ build_mmcv() {
         --wheel-dir "$2" "$1" && has_ops "$2"/*.whl
 }
 
-install_mmcv() {
-    local requirement torch abi platform device key kept jobs memory_gb
-    requirement=$(grep -E '^(onedl-)?mmcv==' "$ROOT/requirements/$STACK.txt")
+# Install mmcv without operators: in pip's isolated build it sees no PyTorch, and compiles nothing. mmcv 2.1.0 builds
+# with a setuptools that has pkg_resources. pip's cache may hold a wheel with operators that was built for another PyTorch.
+install_plain_mmcv() {
+    local build=$ROOT/requirements/build.txt
+    PIP_CONSTRAINT=$build PIP_BUILD_CONSTRAINT=$build pip install --progress-bar off --no-deps --no-cache-dir \
+        --no-binary "${1%%==*}" "$1"
+}
+
+install_compiled_mmcv() {
+    local requirement=$1 torch abi platform device key kept jobs memory_gb
     read -r torch abi platform device <<<"$(wheel_platform)"
     [[ -n ${device:-} ]] || refuse "the PyTorch in $VENV does not import. Remove the folder and run this again."
     key=$(wheel_key "$STACK" "$requirement" "$torch" "$abi" "$platform" "$device")
@@ -255,7 +272,7 @@ import mmpretrain
 import mmseg
 import torch
 import torchvision
-from mmcv.ops import nms
+from mmcv.ops import get_compiler_version, nms
 
 import pelk_mm
 
@@ -263,20 +280,25 @@ boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]], dtype=t
 _, kept = nms(boxes, torch.tensor([0.8, 0.9, 0.7]), 0.5)
 assert kept.tolist() == [1, 2], f'mmcv.ops.nms kept {kept.tolist()}, expected [1, 2]'
 modules = (torch, torchvision, mmcv, mmengine, mmseg, mmdet, mmpretrain, pelk_mm)
-print(', '.join(f'{module.__name__} {module.__version__}' for module in modules), file=sys.stderr)
+versions = ', '.join(f'{module.__name__} {module.__version__}' for module in modules)
+print(f'{versions}; compiler of mmcv.ops: {get_compiler_version()}', file=sys.stderr)
 PY
 }
 
 main() {
     [[ $STACK = onedl || $STACK = openmmlab ]] || refuse "STACK must be onedl or openmmlab, got '$STACK'."
+    [[ $MMCV_OPS = torchvision || $MMCV_OPS = compiled ]] ||
+        refuse "MMCV_OPS must be torchvision or compiled, got '$MMCV_OPS'."
     [[ $MIN_FREE_GB =~ ^(0|[1-9][0-9]*)$ ]] || refuse "MIN_FREE_GB must be a whole number of GB, got '$MIN_FREE_GB'."
     check_venv
     if is_ready; then
-        say "Environment $VENV (STACK=$STACK) is ready."
+        say "Environment $VENV (STACK=$STACK, MMCV_OPS=$MMCV_OPS) is ready."
         return
     fi
     check_machine
-    say "Making $VENV with $("$PYTHON" --version), STACK=$STACK: 2 to 5 min, and once about 15 min on 2 cores to compile mmcv."
+    local estimate="2 to 5 min"
+    [[ $MMCV_OPS = torchvision ]] || estimate+=", and once about 15 min on 2 cores to compile mmcv"
+    say "Making $VENV with $("$PYTHON" --version), STACK=$STACK, MMCV_OPS=$MMCV_OPS: $estimate."
     mkdir -p "$VENV"
     trap clean_up EXIT
     if command -v flock >/dev/null; then
@@ -286,14 +308,22 @@ main() {
     fi
     stamp incomplete
     [[ -x $VENV/bin/pip ]] || step "make the virtual environment" "seconds" "$PYTHON" -m venv "$VENV"
-    local requirements=$ROOT/requirements
+    local requirements=$ROOT/requirements mmcv torch=torch.txt
+    mmcv=$(grep -E '^(onedl-)?mmcv==' "$requirements/$STACK.txt")
+    [[ $MMCV_OPS = torchvision ]] || torch=torch_compiled_mmcv.txt
     step "install build tools" "seconds" install -r "$requirements/build.txt"
-    step "install PyTorch" "1 to 3 min, 2.5 GB to download" install -r "$requirements/torch.txt"
-    install_mmcv
+    step "install PyTorch" "1 to 3 min, 2.5 GB to download" install -r "$requirements/$torch"
+    if [[ $MMCV_OPS = compiled ]]; then
+        install_compiled_mmcv "$mmcv"
+    else
+        step "install $mmcv" "seconds" install_plain_mmcv "$mmcv"
+    fi
     step "install STACK=$STACK" "about 1 min" install -r "$requirements/$STACK.txt" -r "$requirements/dev.txt"
     step "check OpenCV" "seconds" check_opencv
     step "install pelk_mm" "seconds" install --no-deps -e "$ROOT"
-    step "check imports and mmcv's compiled ops" "seconds" check_imports
+    [[ $MMCV_OPS = compiled ]] ||
+        step "let mmcv's operators run on torchvision" "seconds" "$VENV/bin/python" -m pelk_mm.mmcv_ops install
+    step "check imports and mmcv's operators" "seconds" check_imports
     tail -n 1 "$LOG"
     stamp complete
     say "Ready in $(duration $SECONDS). Use it with: source $VENV/bin/activate"

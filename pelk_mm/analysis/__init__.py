@@ -1,5 +1,9 @@
 """Costs and pictures of models as importable functions; the tools only parse arguments."""
 
+from ..install_hints import require
+
+require('mmengine', 'mmcv', by='pelk_mm.analysis')
+
 from .complexity import Complexity, Cost, count_complexity, default_shape
 from .model_building import build_model, build_with_weights
 from .paper import load_paper_tables

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from ..install_hints import require
+
 # The photographs are cut at this share of their width: crops for training come from the left, for validation from
 # the right, so that the two parts share no background pixel either.
 PHOTO_SPLIT = 0.7
@@ -23,6 +25,7 @@ def load_handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
         tuple: images of shape (1797, 8, 8), float64 in [0, 1], and their classes 0 .. 9 of shape (1797, ), int64.
     """
     # Imported here, as the rest of the package does without scikit-learn.
+    require('sklearn', by='the built-in data set')
     from sklearn.datasets import load_digits
     digits = load_digits()
     return digits.images / 16.0, digits.target
@@ -34,6 +37,7 @@ def load_photographs() -> dict[str, list[Image.Image]]:
     Returns:
         dict: 'train' and 'val', each a list of two RGB pictures.
     """
+    require('sklearn', by='the built-in data set')
     from sklearn.datasets import load_sample_image
     parts = {'train': [], 'val': []}
     for name in ('china.jpg', 'flower.jpg'):

@@ -1,5 +1,9 @@
 """From a trained model to one that runs elsewhere: merged, proven equal, exported, run."""
 
+from ..install_hints import require
+
+require('mmengine', 'mmcv', by='pelk_mm.deploy')
+
 from .comparing import Detections, Difference, compare
 from .export_forms import prepare_for_export
 from .exporting import ImageModel, capture, describe, save_onnx, save_package, task_of

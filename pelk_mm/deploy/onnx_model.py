@@ -12,6 +12,7 @@ import numpy as np
 from mmengine.dataset import Compose
 from mmengine.registry import TRANSFORMS, DefaultScope
 
+from ..install_hints import require
 from .exporting import TASKS
 
 
@@ -35,10 +36,8 @@ class OnnxModel:
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         if not Path(path).is_file():
             raise FileNotFoundError(f'no such ONNX file: {path}')
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError('running ONNX files needs onnxruntime: pip install -r requirements/deploy.txt') from error
+        require('onnxruntime', by='running ONNX files')
+        import onnxruntime
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self._session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])

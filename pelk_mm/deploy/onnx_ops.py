@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from ..install_hints import require
 from ..ops import SharingGrid
 
 # Slices end there where they end with the axis.
@@ -24,11 +25,9 @@ def translations() -> dict[Callable, Callable]:
 
 
 def _peripheral_conv2d() -> Callable:
-    try:
-        from onnxscript import INT64
-        from onnxscript import opset20 as op
-    except ImportError as error:
-        raise ImportError('export to ONNX needs onnxscript: pip install -r requirements/deploy.txt') from error
+    require('onnxscript', by='export to ONNX')
+    from onnxscript import INT64
+    from onnxscript import opset20 as op
 
     def ints(*numbers: int) -> INT64:
         # By its type, a constant may be anything.

@@ -5,6 +5,10 @@ A file is only ever loaded as tensors and plain values: what would run code is r
 
 from __future__ import annotations
 
+from ..install_hints import require
+
+require('mmengine', by='pelk_mm.doctors.checkpoint')
+
 import difflib
 import math
 import re

@@ -15,8 +15,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
+from ..install_hints import install_line
 from . import probes
 from .finding import Finding
 
@@ -32,26 +34,31 @@ STACKS = {
     'openmmlab':
     dict(mmcv='mmcv', mmengine='mmengine', mmseg='mmsegmentation', mmdet='mmdet', mmpretrain='mmpretrain'),
 }
+_SETUP_SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'setup_env.sh'
 # Other packages that bring the module mmcv, and overwrite it.
 RIVALS = ('mmcv-lite', 'mmcv-full')
 OTHERS = ('torch', 'torchvision', 'triton', 'numpy', 'setuptools', 'pelk-mm')
 
-SETUP = 'bash tools/setup_env.sh'
-_BUILD_OPS = (f'{SETUP}  (compiles them), or by hand, with the version of requirements/STACK.txt:\n'
+TORCH_PAIR = 'pip install torch==2.14.1 torchvision==0.29.1'
+_REINSTALL_TORCH = TORCH_PAIR.replace('install', 'install --force-reinstall')
+_STAND_IN = 'python -m pelk_mm.mmcv_ops install  (torchvision does the work of its operators)'
+_BUILD_OPS = ('pip uninstall -y {mmcv}, pip install {pin} and ' + _STAND_IN + ', or compile it for this PyTorch:\n'
               'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
               '--no-binary {mmcv} {pin}')
 
-# What imports raise, as a regular expression, and the cure. ``{name}`` is what the first group matched.
+# What imports raise, as a regular expression, and the cure. ``{name}`` is what the first group matched, ``{setup}``
+# sets up everything.
 CURES = (
-    (r"No module named 'mmcv\._ext'", _BUILD_OPS),
-    (r'mmcv/_ext.*|_ext\.\S*: undefined symbol', 'mmcv was compiled with another PyTorch. ' + _BUILD_OPS),
+    (r"No module named 'mmcv\._ext'", _STAND_IN),
+    (r'mmcv/_ext.*|_ext\.\S*: undefined symbol', 'mmcv was compiled with another PyTorch: ' + _BUILD_OPS),
     (r'torchvision::nms does not exist|torchvision.*undefined symbol', '{torchvision}'),
     (r"No module named 'pkg_resources'", 'pip install setuptools==81.0.0  (82 dropped pkg_resources)'),
     (r'libGL\.so|libgthread', 'pip install --force-reinstall --no-deps opencv-python-headless  (no display is needed)'),
-    (r'(MMCV|MMEngine)==\S+ is used but', 'pip install -r requirements/STACK.txt  (versions that fit each other)'),
+    (r'(MMCV|MMEngine)==\S+ is used but', 'pip install "pelk-mm[{stack}]"  (versions that fit each other)'),
     (r'compiled using NumPy 1|numpy\.core\.multiarray failed', 'pip install numpy==2.2.6, or what the error asks for'),
-    (r"No module named '(torch|torchvision|mm\w+)'", f'{SETUP}, and use its Python: source .venv/bin/activate'),
-    (r"No module named '([\w.]+)'", 'pip install {name}'),
+    (r"No module named '(torch|torchvision)'", TORCH_PAIR),
+    (r"No module named 'mm\w+'", '{setup}'),
+    (r"No module named '([\w.]+)'", '{install}'),
 )
 
 
@@ -134,9 +141,9 @@ def judge(versions: Mapping[str, str], results: Mapping[str, Mapping[str, Any]],
 def _python(version: tuple[int, int]) -> Finding:
     text = '{}.{}'.format(*version)
     if version < (3, 10):
-        return Finding('fault', 'Python', f'{text}, 3.10 or later is needed', SETUP)
-    if version != (3, 11):
-        return Finding('note', 'Python', f'{text}; tested is 3.11')
+        return Finding('fault', 'Python', f'{text}, 3.10 or later is needed', 'Make an environment with Python 3.11')
+    if version > (3, 13):
+        return Finding('note', 'Python', f'{text}; tested are 3.10 to 3.13')
     return Finding('ok', 'Python', f'{text}, {sys.executable}')
 
 
@@ -150,14 +157,17 @@ def _imported(name: str, result: Mapping[str, Any], versions: Mapping[str, str])
         if match:
             mmcv = STACKS[stack]['mmcv']
             pin = f'{mmcv}=={versions[mmcv]}' if mmcv in versions else mmcv
-            cure = cure.replace('STACK', stack).format(
-                name=match.group(1) if match.re.groups else '',
+            name = match.group(1) if match.re.groups else ''
+            cure = cure.format(
+                setup=_setup(stack),
+                stack=stack,
+                install=install_line(name or ''),
                 torchvision=_fitting_torchvision(versions),
                 mmcv=mmcv,
                 pin=pin)
             break
     else:
-        cure = f'{SETUP}  (reinstalls what does not fit, after: rm -r .venv)'
+        cure = f'In a new environment: {_setup(stack)}'
     return Finding('fault', name, error[:300], cure)
 
 
@@ -169,12 +179,13 @@ def _combinations(versions: Mapping[str, str]) -> list[Finding]:
     for name, other in twice:
         findings.append(
             Finding('fault', 'two stacks', f'{name} and {other} are both installed, over one another',
-                    f'pip uninstall -y {name} {other}, and install one of them again: {SETUP}'))
+                    f'pip uninstall -y {name} {other}, and install one of them again: pip install {name}'))
     for rival in RIVALS:
         if rival in versions:
             findings.append(
                 Finding('fault', 'mmcv', f'{rival} brings the module mmcv too, and lacks what is needed here',
-                        f'pip uninstall -y {rival} and install mmcv again: {SETUP}'))
+                        f'pip uninstall -y {rival}, and install mmcv again: pip install --force-reinstall --no-deps '
+                    f'{STACKS[_stack(versions)]["mmcv"]}'))
     stacks = {stack for stack, names in STACKS.items() if any(name in versions for name in names.values())}
     if len(stacks) > 1 and not twice:
         findings.append(
@@ -182,16 +193,12 @@ def _combinations(versions: Mapping[str, str]) -> list[Finding]:
                 'fault', 'two stacks',
                 'packages of both stacks are mixed: ' + ', '.join(name for names in STACKS.values()
                                                                   for name in names.values() if name in versions),
-                f'Take one, in a fresh environment: VENV=.venv-new {SETUP}'))
+                f'Take one, in a new environment: {_setup("onedl")}'))
     torch, torchvision = versions.get('torch'), versions.get('torchvision')
     if torch and _numbers(torch) < (2, 4):
         findings.append(
-            Finding('fault', 'torch', f'{torch}, 2.4 or later is needed', 'pip install -r requirements/torch.txt'))
-    if torch and _numbers(torch) >= (2, 14):
-        findings.append(
-            Finding('note', 'torch', f'{torch}: from 2.14 on its headers are C++20, and mmcv compiles as C++17',
-                    'pip install -r requirements/torch.txt'))
-    if torch and torchvision and _numbers(torch) >= (2, 0) and _numbers(torchvision) != (0, _numbers(torch)[1] + 15):
+            Finding('fault', 'torch', f'{torch}, 2.4 or later is needed', TORCH_PAIR))
+    if torch and torchvision and _numbers(torch) >= (2, 0) and _numbers(torchvision)[1] != _torchvision_minor(torch):
         findings.append(
             Finding('fault', 'torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions)))
     if versions.get('mmengine') and _numbers(versions.get('setuptools', '0')) >= (82, 0):
@@ -238,8 +245,9 @@ def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mappi
                         f'{", ".join(devices["architectures"])}', 'Install a PyTorch built for it, see pytorch.org'))
         if ops and 'error' not in ops and not re.search(r'\d', str(ops.get('cuda'))):
             findings.append(
-                Finding('fault', 'mmcv.ops', 'compiled for the CPU alone: detection fails on the GPU',
-                        f'Install a CUDA {built_for} compiler (nvcc), then rm -r .venv and {SETUP}'))
+                Finding('fault', 'mmcv.ops', 'compiled for the CPU only: detection fails on the GPU',
+                        'PELK_MM_MMCV_OPS=torchvision in the environment of our tools, or mmcv without operators: '
+                        f'pip install --force-reinstall --no-deps --no-cache-dir {STACKS[_stack(versions)]["mmcv"]}'))
         if 'triton' not in versions:
             findings.append(
                 Finding('note', 'triton', 'not installed: the op runs without its GPU kernels',
@@ -253,7 +261,7 @@ def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mappi
     elif devices['driver']:
         findings.append(
             Finding('fault', 'CUDA', 'a driver is there, but this PyTorch is built for the CPU alone',
-                    'pip install --force-reinstall -r requirements/torch.txt'))
+                    _REINSTALL_TORCH))
     else:
         findings.append(Finding('ok', 'CUDA', f'no GPU; {devices["threads"]} CPU threads'))
     if 'triton' in versions:
@@ -269,8 +277,21 @@ def _backends(device: str, reasons: Mapping[str, str | None]) -> Finding:
 
 def _fitting_torchvision(versions: Mapping[str, str]) -> str:
     if 'torch' not in versions:
-        return 'pip install -r requirements/torch.txt'
-    return f'pip install "torchvision==0.{_numbers(versions["torch"])[1] + 15}.*"  (for torch {versions["torch"]})'
+        return TORCH_PAIR
+    minor = _torchvision_minor(versions['torch'])
+    return f'pip install "torchvision==0.{minor}.*"  (for torch {versions["torch"]})'
+
+
+def _torchvision_minor(torch: str) -> int:
+    """The minor version of torchvision for a PyTorch 2; 0.29 is the last that goes with one PyTorch only."""
+    return min(_numbers(torch)[1] + 15, 29)
+
+
+def _setup(stack: str) -> str:
+    """The command that sets up a stack: a script in a clone of the repository, pip for who installed a wheel."""
+    if _SETUP_SCRIPT.is_file():
+        return f'bash {_SETUP_SCRIPT}, and use its Python: source .venv/bin/activate'
+    return f'pip install "pelk-mm[{stack}]"'
 
 
 def _stack(versions: Mapping[str, str]) -> str:

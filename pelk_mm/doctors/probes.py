@@ -44,12 +44,15 @@ def _torchvision() -> dict[str, Any]:
 
 def _ops() -> dict[str, Any]:
     import torch
+
+    from ..mmcv_ops import use
+    uses_torchvision = use()
     from mmcv.ops import get_compiling_cuda_version, nms
     boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]], dtype=torch.float32)
     kept = nms(boxes, torch.tensor([0.8, 0.9, 0.7]), 0.5)[1].tolist()
     if kept != [1, 2]:
         raise AssertionError(f'mmcv.ops.nms kept {kept}, expected [1, 2]')
-    return dict(version='', cuda=get_compiling_cuda_version())
+    return dict(version='by torchvision' if uses_torchvision else 'compiled', cuda=get_compiling_cuda_version())
 
 
 def _devices() -> dict[str, Any]:

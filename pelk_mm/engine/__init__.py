@@ -1,5 +1,9 @@
 """Registered engine parts; configs name them with the prefix ``pelk_mm.``."""
 
+from ..install_hints import require
+
+require('mmengine', 'mmcv', by='pelk_mm.engine')
+
 from .hooks import CheckFiniteHook, ClassCountHook, DynamicSparsityHook, PreemptionHook, WholeCheckpointHook
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor

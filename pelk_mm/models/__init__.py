@@ -1,5 +1,9 @@
 """Registered models; configs name them with the prefix ``pelk_mm.``."""
 
+from ..install_hints import require
+
+require('mmengine', 'mmcv', by='pelk_mm.models')
+
 from pelk_mm.layers import AllReduceBatchNorm2d
 from pelk_mm.registry import MODELS
 

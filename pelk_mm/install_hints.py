@@ -1,0 +1,54 @@
+"""The ``pip install`` line for what is missing. The package itself asks for PyTorch and NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from types import MappingProxyType
+
+# One of the tested stacks of OpenMMLab; the extra "openmmlab" is the other one.
+_STACK = 'pip install "pelk-mm[onedl]"'
+_EXPORT = 'pip install "pelk-mm[deploy]"'
+
+# By the name that is imported. A name that is not here is its package's.
+INSTALL_LINES: Mapping[str, str] = MappingProxyType(
+    dict(
+        mmengine=_STACK,
+        mmcv=_STACK,
+        mmpretrain=_STACK,
+        mmseg=_STACK,
+        mmdet=_STACK,
+        onnx=_EXPORT,
+        onnxruntime=_EXPORT,
+        onnxscript=_EXPORT,
+        sklearn='pip install "pelk-mm[digits]"',
+        hypothesis='pip install "pelk-mm[tests]"',
+        cv2='pip install opencv-python-headless',
+        PIL='pip install pillow',
+        yaml='pip install pyyaml'))
+
+
+def install_line(module: str) -> str:
+    """Return what brings a module.
+
+    Args:
+        module (str): As it is imported, e.g. ``'cv2'`` or ``'mmengine.runner'``.
+    """
+    package = module.partition('.')[0]
+    return INSTALL_LINES.get(package, f'pip install {package}')
+
+
+def require(*modules: str, by: str) -> None:
+    """Check that modules are installed, without importing them.
+
+    Args:
+        *modules (str): As they are imported.
+        by (str): What needs them, for the message.
+
+    Raises:
+        ModuleNotFoundError: If one is missing; the message has the line that installs it.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(
+                f'{by} needs {module}, which is not installed: {install_line(module)}', name=module)
