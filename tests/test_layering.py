@@ -14,10 +14,11 @@ TOOLBOXES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
-    'models': {'ops', 'layers', 'models', 'registry'},
-    'datasets': {'datasets', 'image_names', 'registry'},
-    'engine': {'compat', 'engine', 'registry', 'whole_files'},
-    'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'layers', 'ops', 'whole_files'},
+    'models': {'install_hints', 'ops', 'layers', 'models', 'registry'},
+    'datasets': {'datasets', 'image_names', 'install_hints', 'registry'},
+    'engine': {'compat', 'engine', 'install_hints', 'registry', 'whole_files'},
+    'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
+    'mmcv_ops': {'mmcv_ops'},
 }
 
 

@@ -5,25 +5,33 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
 from packaging.requirements import Requirement
 
-PYTHONS = ('3.10', '3.11', '3.12')
+PYTHONS = ('3.10', '3.11', '3.12', '3.13')
 
 
 @pytest.fixture(scope='module')
-def wheel(root, tmp_path_factory):
-    """A wheel built from a copy of the sources."""
+def sources(root, tmp_path_factory):
+    """A copy of the sources, to build from."""
     copy = tmp_path_factory.mktemp('sources')
-    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE', 'model-index.yml'):
-        shutil.copy(root / name, copy)
-    for name in ('pelk_mm', 'configs', 'tools', 'requirements'):
+    for file in root.iterdir():
+        if file.is_file():
+            shutil.copy(file, copy)
+    for name in ('pelk_mm', 'configs', 'tools', 'requirements', 'tests'):
         shutil.copytree(root / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__'))
+    return copy
+
+
+@pytest.fixture(scope='module')
+def wheel(sources, tmp_path_factory):
+    """A wheel built from the sources."""
     out = tmp_path_factory.mktemp('wheel')
     command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index']
-    subprocess.run([*command, '--wheel-dir', str(out), str(copy)], check=True, capture_output=True, text=True)
+    subprocess.run([*command, '--wheel-dir', str(out), str(sources)], check=True, capture_output=True, text=True)
     return zipfile.ZipFile(next(out.glob('pelk_mm-*.whl')))
 
 
@@ -67,7 +75,7 @@ def test_wheel_forces_no_stack(wheel):
     assert [line for line in required if 'extra ==' not in line] == ['torch>=2.4', 'numpy']
     for stack, package in (('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')):
         assert any(line.startswith(package) and f'extra == "{stack}"' in line for line in required)
-    for python, package in zip(PYTHONS, ('scikit-learn==1.7.2', 'scikit-learn==1.9.1', 'scikit-learn==1.9.1')):
+    for python, package in zip(PYTHONS, ('scikit-learn==1.7.2', *['scikit-learn==1.9.1'] * 3)):
         environment = dict(extra='digits', python_version=python)
         chosen = [str(item) for item in map(Requirement, required) if item.marker and item.marker.evaluate(environment)]
         assert [name.partition(';')[0] for name in chosen] == [package]
@@ -88,9 +96,28 @@ def test_setup_imports_no_torch(root):
     assert imported <= {'shutil', 'pathlib', 'setuptools', 'setuptools.command.build_py'}
 
 
+def test_the_build_warns_of_nothing(sources, tmp_path):
+    """A source distribution has no tests, the wheel an SPDX licence; neither build meets a deprecation."""
+    code = f'from setuptools.build_meta import *; build_sdist("{tmp_path}"); build_wheel("{tmp_path}")'
+    result = subprocess.run([sys.executable, '-W', 'error::DeprecationWarning:setuptools', '-c', code],
+                            cwd=sources, check=True, capture_output=True, text=True)
+    assert 'Deprecat' not in result.stdout + result.stderr
+    with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
+    assert not [name for name in names if name.startswith('tests/')]
+    assert {'setup.py', 'requirements/onedl.txt', 'pelk_mm/mmcv_ops/extension.py', 'tools/train.py'} <= names
+    with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as built:
+        metadata = built.read(next(name for name in built.namelist() if name.endswith('METADATA'))).decode()
+    assert 'License-Expression: Apache-2.0' in metadata
+    assert 'License ::' not in metadata
+
+
 def test_pins_of_the_requirement_files_do_not_contradict(root):
     pins = {}
     for file in (root / 'requirements').glob('*.txt'):
+        if file.name == 'torch_compiled_mmcv.txt':
+            # In the place of torch.txt.
+            continue
         stack = 'openmmlab' if 'openmmlab' in file.name else 'onedl' if 'onedl' in file.name else None
         for line in file.read_text().splitlines():
             if '==' not in line or line.startswith('#'):
@@ -105,6 +132,6 @@ def test_pins_of_the_requirement_files_do_not_contradict(root):
     assert {key: versions for key, versions in pins.items() if len(versions) > 1} == {}
     # What is pinned for one Python is for the others, but for what only the dependencies of one ask for.
     names = {python: {name for _, other, name in pins if other == python} for python in PYTHONS}
-    assert names['3.11'] == names['3.12']
+    assert names['3.11'] == names['3.12'] == names['3.13']
     assert names['3.10'] - names['3.11'] == {'coloredlogs', 'exceptiongroup', 'humanfriendly', 'tomli'}
     assert names['3.11'] - names['3.10'] == {'lazy-importer'}

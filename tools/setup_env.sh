@@ -40,7 +40,7 @@ duration() { printf '%d min %02d s' $(($1 / 60)) $(($1 % 60)); }
 
 # Why Python $1 cannot be used; nothing if it can.
 python_problem() {
-    "$1" - "$MMCV_OPS" 2>/dev/null <<'PY' || say "does not run"
+    MMCV_OPS=$MMCV_OPS "$1" - 2>/dev/null <<'PY' || say "does not run"
 import importlib.util
 import os
 import sys
@@ -51,7 +51,7 @@ if version not in ('3.10', '3.11', '3.12', '3.13'):
     print('is Python ' + version + ', the pins of requirements/ are for 3.10 to 3.13')
 elif not all(importlib.util.find_spec(name) for name in ('venv', 'ensurepip')):
     print('cannot make virtual environments (Debian, Ubuntu: install python' + version + '-venv)')
-elif sys.argv[1] == 'compiled' and not os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')):
+elif os.environ['MMCV_OPS'] == 'compiled' and not os.path.exists(os.path.join(sysconfig.get_path('include'), 'Python.h')):
     print('has no Python.h to compile mmcv with (Debian, Ubuntu: install python' + version + '-dev)')
 PY
 }

@@ -157,11 +157,11 @@ def _imported(name: str, result: Mapping[str, Any], versions: Mapping[str, str])
         if match:
             mmcv = STACKS[stack]['mmcv']
             pin = f'{mmcv}=={versions[mmcv]}' if mmcv in versions else mmcv
-            name = match.group(1) if match.re.groups else ''
+            missing = match.group(1) if match.re.groups else None
             cure = cure.format(
                 setup=_setup(stack),
                 stack=stack,
-                install=install_line(name or ''),
+                install=install_line(missing or ''),
                 torchvision=_fitting_torchvision(versions),
                 mmcv=mmcv,
                 pin=pin)
@@ -198,7 +198,7 @@ def _combinations(versions: Mapping[str, str]) -> list[Finding]:
     if torch and _numbers(torch) < (2, 4):
         findings.append(
             Finding('fault', 'torch', f'{torch}, 2.4 or later is needed', TORCH_PAIR))
-    if torch and torchvision and _numbers(torch) >= (2, 0) and _numbers(torchvision)[1] != _torchvision_minor(torch):
+    if torch and torchvision and _numbers(torch) >= (2, 0) and not _fits(torch, torchvision):
         findings.append(
             Finding('fault', 'torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions)))
     if versions.get('mmengine') and _numbers(versions.get('setuptools', '0')) >= (82, 0):
@@ -278,13 +278,18 @@ def _backends(device: str, reasons: Mapping[str, str | None]) -> Finding:
 def _fitting_torchvision(versions: Mapping[str, str]) -> str:
     if 'torch' not in versions:
         return TORCH_PAIR
-    minor = _torchvision_minor(versions['torch'])
-    return f'pip install "torchvision==0.{minor}.*"  (for torch {versions["torch"]})'
+    return f'pip install "torchvision{_torchvision_for(versions["torch"])}"  (for torch {versions["torch"]})'
 
 
-def _torchvision_minor(torch: str) -> int:
-    """The minor version of torchvision for a PyTorch 2; 0.29 is the last that goes with one PyTorch only."""
-    return min(_numbers(torch)[1] + 15, 29)
+def _torchvision_for(torch: str) -> str:
+    """The versions of torchvision for a PyTorch 2: one each, until 0.29 took every later PyTorch."""
+    minor = _numbers(torch)[1] + 15
+    return f'==0.{minor}.*' if minor < 29 else '>=0.29'
+
+
+def _fits(torch: str, torchvision: str) -> bool:
+    wanted, minor = _numbers(torch)[1] + 15, _numbers(torchvision)[1]
+    return minor == wanted if wanted < 29 else minor >= 29
 
 
 def _setup(stack: str) -> str:

@@ -1,9 +1,8 @@
 """The environment doctor: every planted fault is found, and its cure named."""
 
+import re
 import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -27,35 +26,44 @@ NO_GPU = dict(built_for='13.0', names=[], capabilities=[], architectures=[], dri
 GPU = dict(NO_GPU, names=['NVIDIA A100'], capabilities=[[8, 0]], architectures=['sm_75', 'sm_80'], driver=True)
 
 
-def without(package, pattern, folder):
-    """A copy of an installed package, by links, that lacks the files of a pattern."""
-    source = Path(find_spec(package).origin).parent
-    (folder / package).mkdir(parents=True)
-    for file in source.iterdir():
-        if not file.match(pattern):
-            (folder / package / file.name).symlink_to(file)
-
-
 def faults(findings):
     return [finding for finding in findings if finding.level == 'fault']
 
 
-def test_ops_missing_and_torchvision_of_another_torch(tmp_path, monkeypatch):
-    without('mmcv', '_ext.*', tmp_path)
-    without('torchvision', '_C.*', tmp_path)
-    info = tmp_path / 'torchvision-0.25.0.dist-info'
+def test_torchvision_of_another_torch(without_files, monkeypatch):
+    folder = without_files('torchvision', '_C*')
+    info = folder.parent / 'torchvision-0.22.0.dist-info'
     info.mkdir()
-    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: torchvision\nVersion: 0.25.0\n')
-    monkeypatch.syspath_prepend(str(tmp_path))
-    found = faults(examine_environment(['torch', 'torchvision', 'mmcv.ops']))
-    assert [finding.subject for finding in found] == ['torchvision', 'mmcv.ops', 'torchvision']
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: torchvision\nVersion: 0.22.0\n')
+    monkeypatch.syspath_prepend(folder.parent)
+    found = faults(examine_environment(['torch', 'torchvision']))
+    assert [finding.subject for finding in found] == ['torchvision', 'torchvision']
     torch = installed_versions()['torch']
-    assert 'operator torchvision::nms does not exist' in found[0].text
-    assert f'0.25.0 is not for torch {torch}' in found[2].text
-    assert found[0].cure == found[2].cure == f'pip install "torchvision==0.26.*"  (for torch {torch})'
-    assert "No module named 'mmcv._ext'" in found[1].text
-    assert 'tools/setup_env.sh' in found[1].cure
-    assert 'MMCV_WITH_OPS=1 pip install --no-build-isolation' in found[1].cure
+    assert 'torchvision::nms' in found[0].text
+    assert f'0.22.0 is not for torch {torch}' in found[1].text
+    assert found[0].cure == found[1].cure
+    assert re.fullmatch(r'pip install "torchvision(==0\.\d\d\.\*|>=0\.29)"  \(for torch .+\)', found[0].cure)
+
+
+@pytest.mark.parametrize(('torch', 'torchvision', 'fits'), [
+    ('2.11.0', '0.26.0', True),
+    ('2.11.0', '0.27.0', False),
+    ('2.13.0', '0.28.0', True),
+    ('2.13.0', '0.29.1', False),
+    ('2.14.1', '0.28.0', False),
+    ('2.14.1', '0.29.1', True),
+    ('2.15.0', '0.29.2', True),
+])
+def test_pairs_of_torch_and_torchvision(torch, torchvision, fits):
+    """From 0.29 on, torchvision's binaries fit every later PyTorch."""
+    found = faults(judge(dict(GOOD, torch=torch, torchvision=torchvision), {}, (3, 11)))
+    assert [finding.subject for finding in found] == ([] if fits else ['torchvision'])
+
+
+def test_operators_of_mmcv_by_torchvision(mmcv_without_ops, monkeypatch):
+    monkeypatch.syspath_prepend(mmcv_without_ops.parent)
+    finding, = [each for each in examine_environment(['mmcv.ops']) if each.subject == 'mmcv.ops']
+    assert (finding.level, finding.text) == ('ok', 'by torchvision')
 
 
 def test_a_crash_is_told_and_the_rest_still_tried(tmp_path, monkeypatch):
@@ -71,7 +79,7 @@ def test_a_crash_is_told_and_the_rest_still_tried(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('versions', 'text', 'cure'), [
     ({
         'torch': '2.3.1'
-    }, '2.4 or later is needed', 'requirements/torch.txt'),
+    }, '2.4 or later is needed', 'pip install torch==2.14.1 torchvision==0.29.1'),
     ({
         'torchvision': '0.27.0'
     }, '0.27.0 is not for torch 2.11.0', 'pip install "torchvision==0.26.*"'),
@@ -84,7 +92,7 @@ def test_a_crash_is_told_and_the_rest_still_tried(tmp_path, monkeypatch):
     ({
         'onedl-mmdetection': None,
         'mmdet': '3.3.0'
-    }, 'packages of both stacks are mixed', 'VENV=.venv-new'),
+    }, 'packages of both stacks are mixed', 'in a new environment: bash'),
     ({
         'onedl-mmengine': None,
         'mmengine': '0.10.7',
@@ -100,15 +108,18 @@ def test_bad_combinations(versions, text, cure):
 
 
 @pytest.mark.parametrize(('error', 'cure'), [
-    ("ModuleNotFoundError: No module named 'mmcv._ext'", '--no-binary onedl-mmcv onedl-mmcv==2.3.6'),
-    ('ImportError: /x/mmcv/_ext.cpython-311.so: undefined symbol: _ZN3c10', 'compiled with another PyTorch'),
+    ("ModuleNotFoundError: No module named 'mmcv._ext'", 'python -m pelk_mm.mmcv_ops install'),
+    ('ImportError: /x/mmcv/_ext.cpython-311.so: undefined symbol: _ZN3c10', '--no-binary onedl-mmcv onedl-mmcv==2.3.6'),
     ('RuntimeError: operator torchvision::nms does not exist', 'pip install "torchvision==0.26.*"'),
     ("ModuleNotFoundError: No module named 'pkg_resources'", 'setuptools==81.0.0'),
     ('ImportError: libGL.so.1: cannot open shared object file', 'opencv-python-headless'),
-    ('AssertionError: MMCV==2.3.0 is used but incompatible', 'pip install -r requirements/onedl.txt'),
+    ('AssertionError: MMCV==2.3.0 is used but incompatible', 'pip install "pelk-mm[onedl]"'),
     ("ModuleNotFoundError: No module named 'ftfy'", 'pip install ftfy'),
+    ("ModuleNotFoundError: No module named 'cv2'", 'pip install opencv-python-headless'),
+    ("ModuleNotFoundError: No module named 'sklearn.datasets'", 'pip install "pelk-mm[digits]"'),
+    ("ModuleNotFoundError: No module named 'torch'", 'pip install torch==2.14.1 torchvision==0.29.1'),
     ("ModuleNotFoundError: No module named 'mmdet'", 'source .venv/bin/activate'),
-    ('the Python process crashed', 'rm -r .venv'),
+    ('the Python process crashed', 'In a new environment: bash'),
 ])
 def test_cures_of_failed_imports(error, cure):
     finding, = faults(judge(GOOD, {'part': dict(error=error)}, (3, 11)))
@@ -118,11 +129,19 @@ def test_cures_of_failed_imports(error, cure):
 
 
 def test_cures_name_the_pinned_versions(root):
-    build = (root / 'requirements' / 'build.txt').read_text()
-    constraints = (root / 'requirements' / 'constraints.txt').read_text()
+    names = ('build', 'constraints', 'torch')
+    pinned = ''.join((root / 'requirements' / f'{name}.txt').read_text() for name in names)
     pins = [word for _, cure in environment.CURES for word in cure.replace(',', ' ').split() if '==' in word]
-    assert pins == ['setuptools==81.0.0', 'numpy==2.2.6']
-    assert all(pin in build + constraints for pin in pins)
+    assert pins == ['setuptools==81.0.0', 'numpy==2.2.6', 'torch==2.14.1', 'torchvision==0.29.1']
+    assert all(pin in pinned for pin in pins)
+
+
+def test_who_installed_a_wheel_has_no_script(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, '_SETUP_SCRIPT', tmp_path / 'setup_env.sh')
+    finding, = faults(judge(GOOD, dict(mmdet=dict(error="ModuleNotFoundError: No module named 'mmdet'")), (3, 11)))
+    assert finding.cure == 'pip install "pelk-mm[onedl]"'
+    mixed = {name: version for name, version in GOOD.items() if name != 'onedl-mmengine'} | {'mmengine': '0.10.7'}
+    assert all('setup_env.sh' not in finding.cure for finding in judge(mixed, {}, (3, 9)))
 
 
 @pytest.mark.parametrize(('devices', 'ops', 'level', 'text'), [
@@ -150,7 +169,8 @@ def test_builds_for_different_cuda():
 
 def test_python_and_compiler(monkeypatch):
     assert [finding.level for finding in judge(GOOD, {}, (3, 9))][0] == 'fault'
-    assert [finding.level for finding in judge(GOOD, {}, (3, 12))][0] == 'note'
+    assert [finding.level for finding in judge(GOOD, {}, (3, 13))][0] == 'ok'
+    assert [finding.level for finding in judge(GOOD, {}, (3, 15))][0] == 'note'
     monkeypatch.setenv('CXX', '/nowhere/c++')
     assert any('native CPU backend cannot be built' in finding.text for finding in judge(GOOD, {}, (3, 11)))
 
@@ -170,7 +190,7 @@ def test_the_doctor_itself_loads_nothing_that_could_be_broken():
 
 
 def test_the_tool_on_this_environment(root):
-    """What runs the tests is sound; of a GPU it may have, mmcv's ops may know nothing."""
+    """What runs the tests is sound; compiled operators of mmcv may know nothing of a GPU that there is."""
     result = subprocess.run([sys.executable, root / 'tools/misc/check_env.py'], capture_output=True, text=True)
     lines = result.stdout.splitlines()
     subjects = {line[6:22].strip(): line[:6].strip() for line in lines if line[:6].strip()}

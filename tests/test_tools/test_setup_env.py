@@ -49,29 +49,29 @@ def stub_python(tmp_path, version: str, more: str = 'pass') -> str:
     return stub(tmp_path, f'python{version}', f'exec {sys.executable} -c "{code}"')
 
 
-@pytest.mark.parametrize('version', ['3.9', '3.13'])
+@pytest.mark.parametrize('version', ['3.9', '3.14'])
 def test_refuses_another_python(setup_env, tmp_path, version):
     python = stub_python(tmp_path, version)
     check_refusal(
-        setup_env(PYTHON=python), tmp_path, f'{python} is Python {version}', 'for 3.10 to 3.12',
-        'set PYTHON to a Python 3.10, 3.11 or 3.12')
+        setup_env(PYTHON=python), tmp_path, f'{python} is Python {version}', 'for 3.10 to 3.13',
+        'set PYTHON to a Python 3.10 to 3.13')
 
 
-@pytest.mark.parametrize('version', ['3.10', '3.11', '3.12'])
+@pytest.mark.parametrize('version', ['3.10', '3.11', '3.12', '3.13'])
 def test_takes_every_python_that_there_are_pins_for(setup_env, tmp_path, version):
     result = setup_env('check_machine; say "$PYTHON"', PYTHON=stub_python(tmp_path, version))
     assert (result.returncode, result.stdout, result.stderr) == (0, f'{tmp_path}/python{version}\n', '')
 
 
 def test_chooses_the_python_that_is_tested_most(setup_env, tmp_path):
-    for version in ('3.12', '3.11', '3.10'):
+    for version in ('3.13', '3.12', '3.11', '3.10'):
         stub_python(tmp_path, version)
     path = f'{tmp_path}:{os.environ["PATH"]}'
     chosen = [setup_env('check_machine; say "$PYTHON"', PATH=path).stdout]
-    for version in ('3.11', '3.12'):
+    for version in ('3.11', '3.12', '3.13'):
         stub(tmp_path, f'python{version}', 'exit 1')
         chosen.append(setup_env('check_machine; say "$PYTHON"', PATH=path).stdout)
-    assert chosen == ['python3.11\n', 'python3.12\n', 'python3.10\n']
+    assert chosen == ['python3.11\n', 'python3.12\n', 'python3.13\n', 'python3.10\n']
 
 
 @pytest.mark.parametrize(('more', 'message'), [
@@ -79,7 +79,14 @@ def test_chooses_the_python_that_is_tested_most(setup_env, tmp_path):
     ("import sysconfig; sysconfig.get_path = lambda name: '/nowhere'", 'install python3.12-dev'),
 ])
 def test_names_the_package_that_a_python_lacks(setup_env, tmp_path, more, message):
-    check_refusal(setup_env(PYTHON=stub_python(tmp_path, '3.12', more)), tmp_path, message)
+    python = stub_python(tmp_path, '3.12', more)
+    check_refusal(setup_env(PYTHON=python, MMCV_OPS='compiled'), tmp_path, message)
+
+
+def test_headers_and_a_compiler_are_for_compiled_operators_only(setup_env, tmp_path):
+    python = stub_python(tmp_path, '3.12', "import sysconfig; sysconfig.get_path = lambda name: '/nowhere'")
+    result = setup_env('check_machine; say "$PYTHON"', PYTHON=python, CXX='/nowhere/c++')
+    assert (result.returncode, result.stdout, result.stderr) == (0, f'{python}\n', '')
 
 
 def test_refuses_a_missing_python(setup_env, tmp_path):
@@ -87,12 +94,13 @@ def test_refuses_a_missing_python(setup_env, tmp_path):
 
 
 def test_refuses_a_missing_compiler(setup_env, tmp_path):
-    check_refusal(setup_env(CXX='/nowhere/c++'), tmp_path, '/nowhere/c++ not found')
+    check_refusal(setup_env(CXX='/nowhere/c++', MMCV_OPS='compiled'), tmp_path, '/nowhere/c++ not found')
 
 
 def test_refuses_a_compiler_without_cxx17(setup_env, tmp_path):
     compiler = stub(tmp_path, 'c++', 'exit 1')
-    check_refusal(setup_env(CXX=f'{compiler} -O2'), tmp_path, f'{compiler} -O2 does not compile and link C++17')
+    result = setup_env(CXX=f'{compiler} -O2', MMCV_OPS='compiled')
+    check_refusal(result, tmp_path, f'{compiler} -O2 does not compile and link C++17')
 
 
 def test_refuses_a_full_disk(setup_env, tmp_path):
@@ -100,11 +108,11 @@ def test_refuses_a_full_disk(setup_env, tmp_path):
 
 
 def test_names_everything_that_is_in_the_way(setup_env, tmp_path):
-    result = setup_env(PYTHON='/nowhere/python', CXX='/nowhere/c++', MIN_FREE_GB='999999')
+    result = setup_env(PYTHON='/nowhere/python', CXX='/nowhere/c++', MIN_FREE_GB='999999', MMCV_OPS='compiled')
     check_refusal(result, tmp_path, '/nowhere/python', '/nowhere/c++', '999999')
 
 
-@pytest.mark.parametrize('variables', [dict(STACK='mmcv'), dict(MIN_FREE_GB='much')])
+@pytest.mark.parametrize('variables', [dict(STACK='mmcv'), dict(MIN_FREE_GB='much'), dict(MMCV_OPS='none')])
 def test_refuses_wrong_variables(setup_env, tmp_path, variables):
     name, value = next(iter(variables.items()))
     check_refusal(setup_env(**variables), tmp_path, f'{name} must be', f"got '{value}'")
@@ -119,12 +127,19 @@ def test_leaves_a_foreign_folder_alone(setup_env, tmp_path):
     assert [file.name for file in (tmp_path / 'venv').iterdir()] == ['mine.txt']
 
 
-def test_leaves_an_environment_for_the_other_stack_alone(setup_env, tmp_path):
+@pytest.mark.parametrize(('made_for', 'message'), [
+    ('stack=openmmlab\nmmcv_ops=torchvision\n', 'holds STACK=openmmlab MMCV_OPS=torchvision'),
+    ('stack=onedl\nmmcv_ops=compiled\n', 'holds STACK=onedl MMCV_OPS=compiled'),
+    # As version 0.1.0 wrote it, which always compiled.
+    ('stack=onedl\nfingerprint=1234\nstate=complete\n', 'holds STACK=onedl MMCV_OPS=compiled'),
+])
+def test_leaves_an_environment_for_something_else_alone(setup_env, tmp_path, made_for, message):
     (tmp_path / 'venv').mkdir()
-    assert setup_env('stamp complete', STACK='openmmlab').returncode == 0
+    (tmp_path / 'venv' / 'pelk_mm_setup').write_text(made_for)
     result = setup_env()
     assert result.returncode == 1
-    assert 'holds STACK=openmmlab, asked for is STACK=onedl' in result.stderr
+    assert f'{message}, asked for is STACK=onedl MMCV_OPS=torchvision' in result.stderr
+    assert (tmp_path / 'venv' / 'pelk_mm_setup').read_text() == made_for
 
 
 def test_is_done_at_once_where_it_was_done(setup_env, tmp_path):
@@ -132,7 +147,7 @@ def test_is_done_at_once_where_it_was_done(setup_env, tmp_path):
     setup_env('stamp complete')
     result = setup_env(PYTHON='/nowhere/python')
     assert (result.returncode, result.stderr) == (0, '')
-    assert 'is ready' in result.stdout
+    assert result.stdout == f'Environment {tmp_path}/venv (STACK=onedl, MMCV_OPS=torchvision) is ready.\n'
 
 
 def test_goes_on_where_it_was_interrupted(setup_env, tmp_path):
@@ -146,10 +161,11 @@ def test_goes_on_where_it_was_interrupted(setup_env, tmp_path):
 def test_pins_stack_and_place_are_part_of_the_stamp(setup_env, root, tmp_path):
     shutil.copytree(root / 'requirements', tmp_path / 'requirements')
     prints = [setup_env('fingerprint'), setup_env('fingerprint', STACK='openmmlab')]
+    prints.append(setup_env('fingerprint', MMCV_OPS='compiled'))
     prints.append(setup_env(f'ROOT={tmp_path}; fingerprint'))
     (tmp_path / 'requirements' / 'torch.txt').write_text('torch==2.12.0\n')
     prints.append(setup_env(f'ROOT={tmp_path}; fingerprint'))
-    assert len({result.stdout for result in prints}) == 4
+    assert len({result.stdout for result in prints}) == 5
     assert all(len(result.stdout) == 17 for result in prints)
 
 

@@ -1,0 +1,83 @@
+"""What is missing is named together with the line that installs it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pelk_mm.install_hints import install_line, require
+
+STACK = ', which is not installed: pip install "pelk-mm[onedl]"'
+# Python without some packages; of each module that is imported, the error.
+CODE = """
+import importlib, sys
+sys.modules.update(dict.fromkeys({missing!r}))
+for name in {modules!r}:
+    try:
+        importlib.import_module(name)
+        print(name, 'works')
+    except ImportError as error:
+        print(name, error)
+"""
+
+
+def imports(missing, modules):
+    code = CODE.format(missing=missing, modules=modules)
+    result = subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, text=True)
+    return dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+
+
+def test_without_openmmlab():
+    found = imports(['mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain'], [
+        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.models', 'pelk_mm.engine',
+        'pelk_mm.datasets', 'pelk_mm.analysis', 'pelk_mm.deploy', 'pelk_mm.compat', 'pelk_mm.registry',
+        'pelk_mm.doctors.environment', 'pelk_mm.doctors.checkpoint', 'pelk_mm.models.backbones.pelk'
+    ])
+    assert [name for name, text in found.items() if text == 'works'] == [
+        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.doctors.environment'
+    ]
+    for name in ('models', 'engine', 'datasets', 'analysis', 'deploy', 'compat', 'registry', 'doctors.checkpoint'):
+        assert found[f'pelk_mm.{name}'] == f'pelk_mm.{name} needs mmengine{STACK}'
+    assert found['pelk_mm.models.backbones.pelk'] == found['pelk_mm.models']
+
+
+def test_with_mmengine_only():
+    found = imports(['mmcv', 'mmseg', 'mmdet', 'mmpretrain'], ['pelk_mm.models', 'pelk_mm.registry'])
+    assert found == {'pelk_mm.models': f'pelk_mm.models needs mmcv{STACK}', 'pelk_mm.registry': 'works'}
+
+
+def test_where_they_are_needed(monkeypatch, tmp_path):
+    from pelk_mm.datasets.digit_rendering import load_handwritten_digits
+    from pelk_mm.deploy import OnnxModel
+    from pelk_mm.deploy.onnx_ops import translations
+    (tmp_path / 'any').touch()
+    for module, call, line in (('sklearn', load_handwritten_digits, 'pip install "pelk-mm[digits]"'),
+                               ('onnxscript', translations, 'pip install "pelk-mm[deploy]"'),
+                               ('onnxruntime', lambda: OnnxModel(tmp_path / 'any'), 'pip install "pelk-mm[deploy]"')):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ModuleNotFoundError) as error:
+            call()
+        assert str(error.value).endswith(f'needs {module}, which is not installed: {line}')
+        assert error.value.name == module
+
+
+@pytest.mark.parametrize(('module', 'line'), [
+    ('cv2', 'pip install opencv-python-headless'),
+    ('mmengine.runner', 'pip install "pelk-mm[onedl]"'),
+    ('ftfy', 'pip install ftfy'),
+])
+def test_lines(module, line):
+    assert install_line(module) == line
+
+
+def test_extras_of_the_lines_exist(root):
+    from pelk_mm.install_hints import INSTALL_LINES
+    extras = {line.partition('[')[2].partition(']')[0] for line in INSTALL_LINES.values() if '[' in line}
+    assert extras == {'onedl', 'deploy', 'digits', 'tests'}
+    declared = (root / 'setup.py').read_text(encoding='utf-8')
+    assert all(f"'{extra}'" in declared and (root / f'requirements/{extra}.txt').is_file() for extra in extras)
+
+
+def test_what_is_there_is_not_imported():
+    require('json', 'torch', by='this test')
+    assert imports([], ['pelk_mm.install_hints']) == {'pelk_mm.install_hints': 'works'}
