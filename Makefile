@@ -4,9 +4,11 @@
 # make docs         the documentation, docs/_build/html/index.html; a warning is an error
 # make env          only the environment, which the others make when it is missing
 # make clean        caches and build products; trained models, data and environments stay
-# Variables: STACK=onedl (default) or openmmlab, VENV=.venv, JOBS=2 (processes that test); see tools/setup_env.sh for the rest.
+# Variables: STACK=onedl (default) or openmmlab, MMCV_OPS=torchvision (default) or compiled, VENV=.venv, JOBS=2 (processes
+# that test); see tools/setup_env.sh for the rest.
 
 STACK ?= onedl
+MMCV_OPS ?= torchvision
 JOBS ?= 2
 VENV ?= .venv
 PYTHON_BIN = $(abspath $(VENV))/bin/python
@@ -14,7 +16,7 @@ PYTHON_BIN = $(abspath $(VENV))/bin/python
 .PHONY: env quickstart test lint docs clean
 
 env:
-	@STACK='$(STACK)' VENV='$(abspath $(VENV))' bash tools/setup_env.sh
+	@STACK='$(STACK)' MMCV_OPS='$(MMCV_OPS)' VENV='$(abspath $(VENV))' bash tools/setup_env.sh
 
 quickstart: env
 	$(PYTHON_BIN) tools/quickstart.py

@@ -106,7 +106,7 @@ def test_print_config_prints_a_whole_config_and_overwrites_nothing(tmp_path):
 @pytest.mark.parametrize(('target', 'command'), [('quickstart', 'tools/quickstart.py'), ('test', '-m pytest tests')])
 def test_make_builds_the_environment_first(target, command):
     lines = run('make', '-n', target, 'STACK=openmmlab', 'VENV=other', cwd=ROOT).stdout.splitlines()
-    assert lines[0] == f"STACK='openmmlab' VENV='{ROOT}/other' bash tools/setup_env.sh"
+    assert lines[0] == f"STACK='openmmlab' MMCV_OPS='torchvision' VENV='{ROOT}/other' bash tools/setup_env.sh"
     assert lines[1].removeprefix('OMP_NUM_THREADS=1 ').startswith(f'{ROOT}/other/bin/python {command}')
 
 
