@@ -18,7 +18,7 @@ BELOW = {
     'datasets': {'datasets', 'image_names', 'install_hints', 'registry'},
     'engine': {'compat', 'engine', 'install_hints', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
-    'mmcv_ops': {'mmcv_ops'},
+    'mmcv_ops': {'install_hints', 'mmcv_ops'},
 }
 
 

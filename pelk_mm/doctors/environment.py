@@ -56,7 +56,9 @@ CURES = (
     (r'libGL\.so|libgthread', 'pip install --force-reinstall --no-deps opencv-python-headless  (no display is needed)'),
     (r'(MMCV|MMEngine)==\S+ is used but', 'pip install "pelk-mm[{stack}]"  (versions that fit each other)'),
     (r'compiled using NumPy 1|numpy\.core\.multiarray failed', 'pip install numpy==2.2.6, or what the error asks for'),
-    (r"No module named '(torch|torchvision)'", TORCH_PAIR),
+    (r'needs (\w+), which is not installed', '{install}'),
+    (r"No module named 'torch'", TORCH_PAIR),
+    (r"No module named 'torchvision'", '{torchvision}'),
     (r"No module named 'mm\w+'", '{setup}'),
     (r"No module named '([\w.]+)'", '{install}'),
 )

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..install_hints import require
+
 
 def vision_ops() -> Any:
     """Return torchvision's operators; importing torchvision brings them, and only who calls one needs it."""
+    require('torchvision', by='mmcv.ops without its compiled operators')
     import torchvision  # noqa: F401
     return torch.ops.torchvision
 

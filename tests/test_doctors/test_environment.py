@@ -117,6 +117,8 @@ def test_bad_combinations(versions, text, cure):
     ("ModuleNotFoundError: No module named 'ftfy'", 'pip install ftfy'),
     ("ModuleNotFoundError: No module named 'cv2'", 'pip install opencv-python-headless'),
     ("ModuleNotFoundError: No module named 'sklearn.datasets'", 'pip install "pelk-mm[digits]"'),
+    ('ModuleNotFoundError: pelk_mm.models needs mmcv, which is not installed: pip ...', 'pip install "pelk-mm[onedl]"'),
+    ("ModuleNotFoundError: No module named 'torchvision'", 'pip install "torchvision==0.26.*"  (for torch 2.11.0)'),
     ("ModuleNotFoundError: No module named 'torch'", 'pip install torch==2.14.1 torchvision==0.29.1'),
     ("ModuleNotFoundError: No module named 'mmdet'", 'source .venv/bin/activate'),
     ('the Python process crashed', 'In a new environment: bash'),
