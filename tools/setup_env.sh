@@ -219,7 +219,7 @@ build_mmcv() {
 # with a setuptools that has pkg_resources. pip's cache may hold a wheel with operators that was built for another PyTorch.
 install_plain_mmcv() {
     local build=$ROOT/requirements/build.txt
-    PIP_CONSTRAINT=$build PIP_BUILD_CONSTRAINT=$build pip install --progress-bar off --no-deps --no-cache-dir \
+    PIP_CONSTRAINT=$build PIP_BUILD_CONSTRAINT=$build pip install --progress-bar off --no-deps --no-cache-dir --use-pep517 \
         --no-binary "${1%%==*}" "$1"
 }
 
