@@ -15,8 +15,8 @@ BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
     'models': {'ops', 'layers', 'models', 'registry'},
-    'datasets': {'datasets', 'image_names', 'registry'},
-    'engine': {'compat', 'engine', 'registry', 'whole_files'},
+    'datasets': {'datasets', 'image_decoding', 'image_names', 'registry'},
+    'engine': {'compat', 'engine', 'image_decoding', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'layers', 'ops', 'whole_files'},
 }
 
