@@ -23,7 +23,7 @@ def enabled_checks(cfg: Any) -> frozenset[str]:
     """Return the names of the checks that a config leaves on; by default all are.
 
     Args:
-        cfg (Config | dict): ``cfg['data_checks']`` maps names of ``DATA_CHECKS`` to booleans, or is one boolean for all.
+        cfg (Config | dict): ``cfg['data_checks']`` maps names of ``DATA_CHECKS`` to booleans, or is one for all.
 
     Raises:
         ValueError: If a name is unknown or a value is no boolean.

@@ -7,12 +7,13 @@ Sizes are compared where nothing resizes the map afterwards.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-import mmcv
-import mmengine.fileio as fileio
 import numpy as np
+from mmengine import fileio
+from mmengine.logging import print_log
 from PIL import Image
 
 from .data_checks import ImageFileError, advice, off_switch
@@ -73,9 +74,10 @@ class LabelMapCheck:
                                  f'(data_prefix, img_suffix, seg_map_suffix), or make one of both again. {OFF}')
 
     def _check_bits(self, step: Any, path: str) -> None:
-        """Refuse ids of more than 8 bits where mmseg keeps the last 8: 256 becomes 0. That 65535 becomes 255 is fine."""
+        """Refuse ids of more than 8 bits where mmseg keeps the last 8, 0 of 256; 255 of 65535 is most often meant."""
         if not reads_local_file(step, path) or not type(step)._load_seg_map.__module__.startswith('mmseg.'):
             return
+        from mmcv import imfrombytes
         try:
             with Image.open(path) as opened:
                 mode = opened.mode
@@ -84,7 +86,7 @@ class LabelMapCheck:
             return
         if not mode.startswith(('I', 'F')):
             return
-        ids = np.unique(mmcv.imfrombytes(fileio.get(path), flag='unchanged', backend=step.imdecode_backend))
+        ids = np.unique(imfrombytes(fileio.get(path), flag='unchanged', backend=step.imdecode_backend))
         lost = [label for label in ids[ids > 255].tolist() if label % 256 not in self.ignored]
         if lost:
             raise ImageFileError(f'seg_map_path: {path} has ids up to {lost[-1]}, of which 8 bits, {lost[-1] % 256} '
@@ -122,8 +124,9 @@ class LabelMapCheck:
 def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) -> None:
     """Check that the label maps of a loader hold something to tell apart.
 
-    Maps are read by the pipeline's own loader until a second class shows, which most often is in the first one. Only if
-    none does, all of them are read.
+    Maps are read by the pipeline's own loader until a second class shows, most often in the first one. Only where no
+    second class shows are all of them read. Wrong are maps of ignored pixels only, and maps of the first class and
+    ignored pixels, as those of 0 and 255 are.
 
     Args:
         datasets (Sequence[Any]): What the loader's data set is made of. Others than mmseg's, and those whose loader or
@@ -149,20 +152,26 @@ def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) 
             # Anything except the first class alone, and that without ignored pixels for long.
             if ids - skipped - {0} or number >= ENOUGH_MAPS and not ids & skipped:
                 return
-    dataset, classes = datasets[0], list(datasets[0].metainfo['classes'])
+    dataset = datasets[0]
+    classes = list(dataset.metainfo['classes'])
+    where = (f'seg_map_path: all {number} label maps of {type(dataset).__name__} ({len(classes)} classes; '
+             f'{dataset.data_prefix.get("seg_map_path")}) have ')
+    # These make ignored pixels of others, so that a few maps may well show one class only.
+    made_ignored = any(item.reduce_zero_label or item.label_map for item in datasets)
     if not ids & skipped:
         return
-    ignored_now = ', '.join(map(str, sorted(ids & skipped)))
-    what = (f'nothing except the first class ({classes[0]}) and ignored pixels'
-            if ids - skipped else 'ignored pixels only')
-    remedy = (f'{ignored_now} in the files is ignored. If it stands for a class, as in masks of 0 and 255, write the '
-              'class ids 0, 1, ... instead')
+    if ids - skipped and made_ignored:
+        print_log(f'{where}nothing except {classes[0]!r} and ignored pixels', 'current', logging.WARNING)
+        return
+    found = f'nothing except {classes[0]!r} and ignored pixels' if ids - skipped else 'ignored pixels only'
     if dataset.reduce_zero_label:
-        remedy = ('reduce_zero_label is True, so that 0 in the files (and 255) is ignored and 1 is the first class: set '
-                  'reduce_zero_label=False if 0 is a class, and write class ids, not grey values such as 255')
-    raise ImageFileError(f'seg_map_path: all {number} label maps of {type(dataset).__name__} '
-                         f'({len(classes)} classes; {dataset.data_prefix.get("seg_map_path")}) have {what}, so there '
-                         f'is nothing to learn or to measure. {remedy}, or {advice(dataset)}. {OFF}')
+        remedy = ('reduce_zero_label is True: 0 in the files, and 255, is ignored, and 1 is the first class. Set it to '
+                  'False if 0 is a class, and write class ids, not grey values such as 255')
+    else:
+        remedy = (f'{", ".join(map(str, sorted(ids & skipped)))} in the files is ignored. If it stands for a class, as '
+                  'in masks of 0 and 255, write the class ids 0, 1, ... instead')
+    raise ImageFileError(f'{where}{found}, so there is nothing to learn or to measure. {remedy}, or {advice(dataset)}. '
+                         f'{OFF}')
 
 
 def _label_loader(dataset: Any) -> Any:
