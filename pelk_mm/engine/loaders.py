@@ -25,13 +25,15 @@ def is_known(item: Any, *methods: str) -> bool:
 def reads_image(step: Any) -> bool:
     """Whether a transform is mmcv's ``LoadImageFromFile``, or one of its kind that loads as it does."""
     from mmcv.transforms import LoadImageFromFile
-    return isinstance(step, LoadImageFromFile) and type(step).transform is LoadImageFromFile.transform
+    same = getattr(type(step), 'transform', None) is LoadImageFromFile.transform
+    return isinstance(step, LoadImageFromFile) and same and is_known(step, '__call__')
 
 
 def reads_label_map(step: Any) -> bool:
     """Whether a transform is a toolbox's ``LoadAnnotations`` that reads label maps."""
     from mmcv.transforms import LoadAnnotations
-    return isinstance(step, LoadAnnotations) and step.with_seg and is_known(step, 'transform', '_load_seg_map')
+    methods = '__call__', 'transform', '_load_seg_map'
+    return isinstance(step, LoadAnnotations) and step.with_seg and is_known(step, *methods)
 
 
 READERS = dict(img_path=reads_image, seg_map_path=reads_label_map)
