@@ -62,7 +62,7 @@ class Guide:
         return self.run_tool(words[1].removeprefix('tools/'), *words[2:], *options, *more)
 
     def run_all(self, length, first, longer):
-        """Prepare, train two iterations and validate, resume, test; return what checking, training and testing print."""
+        """Prepare, train two iterations, validate, resume, test; return what checking, training and testing print."""
         code, prepared = self.run(self.prepare)
         assert code == 0, prepared
         code, checked = self.run(self.check)
@@ -214,8 +214,9 @@ def test_imagenet(root, home, run_tool, monkeypatch):
     assert (home / 'data/imagenet/meta/val.txt').read_text().split()[1::2] == ['999', '998', '997', '0']
     assert 0 <= score(tested, 'accuracy/top1') <= score(tested, 'accuracy/top5') <= 100
     assert score(tested, 'accuracy/top1') % 25 == 0
-    # Averaged weights are what a checkpoint holds, and masks of the sparsity are on.
-    assert any(name.startswith('ema_state_dict') for name in guide.load('epoch_2.pth'))
+    # The checkpoint keeps both sets of weights, those that are averaged and those that are trained.
+    averaged, trained_weights = (guide.load('epoch_2.pth')[key] for key in ('state_dict', 'ema_state_dict'))
+    assert any(not torch.equal(value, trained_weights[f'module.{name}']) for name, value in averaged.items())
 
 
 def test_ade20k(root, home, run_tool, monkeypatch, classifier):
