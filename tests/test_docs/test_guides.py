@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+# All keys except those of the norms behind the first three stages, which a classifier does not have.
+LOADED = "PeLK: 117 of 123 keys loaded from 'work_dirs/pelk-tiny_32xb128_in1k/epoch_300.pth'"
 RNG = np.random.default_rng(0)
 TINY = 'model.backbone.arch=atto model.backbone.kernel_sizes=[7,7,5,5] model.backbone.drop_path_rate=0.0'
 LOADERS = ' '.join(f'{part}_dataloader.num_workers=0 {part}_dataloader.persistent_workers=False'
@@ -110,7 +112,7 @@ def rotated() -> bytes:
     return image((44, 60), exif=exif)
 
 
-# All in files named .JPEG or .jpg, as in ImageNet and COCO: CMYK, grey, PNG, bytes behind the end, one pixel high.
+# All in files named .JPEG or .jpg, as in ImageNet and COCO: CMYK, grey, PNG, bytes behind the end.
 ODD = [image(mode='CMYK'), image(mode='L'), image(kind='PNG'), image() + bytes(9)]
 
 
@@ -147,9 +149,9 @@ def imagenet_archives(folder):
 
 
 def ade20k_archive(path):
-    """Four images to train, two to validate, with labels 0 .. 150."""
+    """Four images to train, one to validate, with labels 0 .. 150."""
     with zipfile.ZipFile(path, 'w') as opened:
-        for part, stem, contents in (('training', 'ADE_train', ODD), ('validation', 'ADE_val', ODD[:2])):
+        for part, stem, contents in (('training', 'ADE_train', ODD), ('validation', 'ADE_val', ODD[:1])):
             for number, content in enumerate(contents, 1):
                 labels = io.BytesIO()
                 Image.fromarray(RNG.integers(0, 151, (44, 60), dtype=np.uint8)).save(labels, 'PNG')
@@ -227,7 +229,7 @@ def test_ade20k(root, home, run_tool, monkeypatch, classifier):
     ade20k_archive(home / 'ADEChallengeData2016.zip')
     checked, trained, tested = guide.run_all('train_cfg.max_iters', (2, 'iter_2.pth'), (3, 'iter_3.pth'))
     assert 'images/training: 4 images; expected 20210' in checked
-    assert 'keys loaded from work_dirs/pelk-tiny_32xb128_in1k/epoch_300.pth' in trained
+    assert LOADED in trained
     assert 0 <= score(tested, 'mIoU') <= 100
 
 
@@ -243,7 +245,7 @@ def test_coco(root, home, run_tool, monkeypatch, classifier):
         'model.test_cfg.rpn.nms_pre=50 model.test_cfg.rpn.max_per_img=20 model.test_cfg.rcnn.score_thr=0.0',
         FOLDER_OF_ARCHIVES=str(coco_archives(home / 'coco_archives')))
     checked, trained, tested = guide.run_all('train_cfg.max_epochs', (1, 'epoch_1.pth'), (2, 'epoch_2.pth'))
-    assert 'keys loaded from work_dirs/pelk-tiny_32xb128_in1k/epoch_300.pth' in trained
+    assert LOADED in trained
     assert 'annotations/instances_train2017.json: 5 images, 80 categories; expected 118287 and 80' in checked
     assert 0 <= score(tested, 'coco/bbox_mAP') <= 1
     assert 0 <= score(tested, 'coco/segm_mAP') <= 1
