@@ -15,8 +15,8 @@ BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
     'models': {'install_hints', 'ops', 'layers', 'models', 'registry'},
-    'datasets': {'datasets', 'image_names', 'install_hints', 'registry'},
-    'engine': {'compat', 'engine', 'install_hints', 'registry', 'whole_files'},
+    'datasets': {'datasets', 'image_decoding', 'image_names', 'install_hints', 'registry'},
+    'engine': {'compat', 'engine', 'image_decoding', 'install_hints', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
 }

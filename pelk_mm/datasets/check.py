@@ -9,9 +9,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
 from rich.progress import track
 
+from ..image_decoding import decoding_error
 from ..image_names import list_image_files
 from .digit_scenes import VERSION, count_files
 
@@ -153,23 +153,12 @@ def check_images(root: Path) -> list[CheckItem]:
     if not files:
         return [CheckItem(root, 'missing' if not root.is_dir() else 'has no images', 'nothing', 'give --root FOLDER')]
     with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
-        found = track(pool.map(find_decoding_error, files, chunksize=16), 'Images', len(files))
+        found = track(pool.map(decoding_error, files, chunksize=16), 'Images', len(files))
         items = [
             CheckItem(path, f'damaged ({error})', f'{path.stat().st_size} bytes',
                       'get it again, or take it out of the data set') for path, error in zip(files, found) if error
         ]
     return [CheckItem(root, '', f'{len(files) - len(items)} of {len(files)} images are whole', ''), *items]
-
-
-def find_decoding_error(path: Path) -> str:
-    """Why an image cannot be decoded to its end, '' if it can."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    # Pillow raises nearly anything.
-    except Exception as error:
-        return str(error) or type(error).__name__
-    return ''
 
 
 # From the name on the command line to the check and the folder the configs expect.

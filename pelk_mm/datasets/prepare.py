@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import tarfile
 import zlib
 from pathlib import Path
@@ -31,6 +32,7 @@ def prepare_imagenet(archives: Path, root: Path, val_layout: str = 'meta') -> No
     Args:
         archives (Path): Folder with ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and
             ``ILSVRC2012_devkit_t12.tar.gz``. Training or validation can be prepared alone; validation needs the devkit.
+            Also one of these files, to prepare training or validation only.
         root (Path): Folder to prepare, usually ``data/imagenet``.
         val_layout (str): 'meta' leaves the images in ``val/`` and writes ``meta/val.txt``, 'folders' puts them into
             ``val/<wnid>``, moving those that lie in ``val/`` already. Defaults to 'meta'.
@@ -43,23 +45,26 @@ def prepare_imagenet(archives: Path, root: Path, val_layout: str = 'meta') -> No
     if val_layout not in ('meta', 'folders'):
         raise ValueError(f"val_layout must be 'meta' or 'folders', but got {val_layout!r}.")
     logger = MMLogger.get_current_instance()
+    archives, names = _folder_and_names(archives, (IMAGENET_TRAIN, IMAGENET_VAL, IMAGENET_DEVKIT))
     train, val, devkit = archives / IMAGENET_TRAIN, archives / IMAGENET_VAL, archives / IMAGENET_DEVKIT
     labelled = val_layout == 'meta' and (root / 'meta/val.txt').is_file()
     unsorted = any((root / 'val').glob('ILSVRC2012_val_*.JPEG'))
-    has_val = val.is_file() or (unsorted and not labelled)
-    if not train.is_file() and not has_val:
-        raise FileNotFoundError(f'{archives} holds neither {IMAGENET_TRAIN} nor {IMAGENET_VAL}. Get them from '
+    has_train = IMAGENET_TRAIN in names and train.is_file()
+    has_val = names != (IMAGENET_TRAIN, ) and (val.is_file() or (unsorted and not labelled))
+    if not has_train and not has_val:
+        raise FileNotFoundError(f'{_holds(archives)} neither {IMAGENET_TRAIN} nor {IMAGENET_VAL}. Get them from '
                                 'https://image-net.org/download-images.php (with an account).')
     if has_val and not devkit.is_file():
         raise FileNotFoundError(f'{devkit} is missing: it has the labels of the validation images. Get it from '
                                 'https://image-net.org/download-images.php (with an account).')
     if has_val:
         _prepare_imagenet_val(val, devkit, root, val_layout)
-    if train.is_file():
+    if has_train:
         written = extract_tar_of_tars(train, root / 'train')
         logger.info(f'{IMAGENET_TRAIN}: {written} images written to {root / "train"}.')
     else:
-        logger.info(f'{train} is not there: the training images are left out.')
+        why = f'only {names[0]} was named' if train.is_file() else f'{train} is not there'
+        logger.info(f'{why}: the training images are left out.')
 
 
 def read_imagenet_devkit(devkit: Path) -> tuple[dict[str, str], list[str]]:
@@ -96,7 +101,7 @@ def prepare_ade20k(archive: Path, root: Path) -> None:
     """Extract ADE20K's scene parsing benchmark and check its label maps.
 
     Args:
-        archive (Path): ``ADEChallengeData2016.zip``.
+        archive (Path): ``ADEChallengeData2016.zip``, or the folder that holds it.
         root (Path): Folder to extract to, usually ``data/ade``.
 
     Raises:
@@ -104,9 +109,13 @@ def prepare_ade20k(archive: Path, root: Path) -> None:
         FileExistsError: If something else is in the way; it is left as it is.
         ValueError: If the archive is damaged or a label map is wrong.
     """
+    given = archive
+    if given.is_dir():
+        archive = given / ADE20K_ARCHIVE
     if not archive.is_file():
-        raise FileNotFoundError(f'{archive} is missing. Get it from '
-                                'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip')
+        missing = f'{given} is a folder without {ADE20K_ARCHIVE}' if given.is_dir() else f'{given} is missing'
+        raise FileNotFoundError(f'{missing}. {_extracted(given, "images/training", root / "ADEChallengeData2016")}Get '
+                                'it from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip')
     written = extract_zip(archive, root)
     MMLogger.get_current_instance().info(f'{archive.name}: {written} files written to {root}.')
     problems = check_ade20k_labels(root / 'ADEChallengeData2016')
@@ -147,7 +156,8 @@ def prepare_coco(archives: Path, root: Path) -> None:
     """Extract COCO 2017, as far as the archives are there.
 
     Args:
-        archives (Path): Folder with ``train2017.zip``, ``val2017.zip`` and ``annotations_trainval2017.zip``.
+        archives (Path): Folder with ``train2017.zip``, ``val2017.zip`` and ``annotations_trainval2017.zip``, or one of
+            these files, to extract only that.
         root (Path): Folder to extract to, usually ``data/coco``.
 
     Raises:
@@ -156,15 +166,39 @@ def prepare_coco(archives: Path, root: Path) -> None:
         ValueError: If an archive is damaged.
     """
     logger = MMLogger.get_current_instance()
-    if not any((archives / name).is_file() for name in COCO_ARCHIVES):
-        raise FileNotFoundError(f"{archives} holds none of {', '.join(COCO_ARCHIVES)}. Get them from "
+    archives, names = _folder_and_names(archives, COCO_ARCHIVES)
+    if not any((archives / name).is_file() for name in names):
+        raise FileNotFoundError(f"{_holds(archives)} none of {', '.join(COCO_ARCHIVES)}. "
+                                f'{_extracted(archives, "annotations", root)}Get them from '
                                 'https://cocodataset.org/#download')
-    for name in COCO_ARCHIVES:
+    for name in names:
         if (archives / name).is_file():
             written = extract_zip(archives / name, root)
             logger.info(f'{name}: {written} files written to {root}.')
         else:
             logger.info(f'{archives / name} is not there: it is left out.')
+
+
+def _folder_and_names(given: Path, names: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """The folder of archives and the names to use: all of a folder, or the one archive that is named."""
+    if not given.is_file():
+        return given, names
+    if given.name not in names:
+        raise ValueError(f'{given} must be a folder with {", ".join(names)}, or one of these files: give downloaded '
+                         'files these names')
+    return given.parent, (given.name, )
+
+
+def _holds(folder: Path) -> str:
+    return f'{folder} holds' if folder.is_dir() else f'There is no folder {folder}, so it holds'
+
+
+def _extracted(folder: Path, part: str, target: Path) -> str:
+    """A sentence for a folder that holds the data themselves, '' for others."""
+    if not (folder / part).is_dir():
+        return ''
+    link = shlex.join(['ln', '-s', str(folder.absolute()), str(target)])
+    return f'The data are extracted there already, so that a link does: {link}. '
 
 
 def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) -> None:

@@ -1,43 +1,64 @@
-"""COCO annotation files are looked through before work starts: what they lack shows only deep in a data worker."""
+"""Check COCO files before work starts; errors otherwise surface inside workers, after an epoch, or not at all.
+
+A file is read as the data set or the metric reads it, by MMEngine's file client; what that cannot read is left to them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+from mmengine import fileio
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, METRICS
+from mmengine.utils import is_abs
 
-CHECK_TOOL = 'python tools/dataset_converters/check_dataset.py'
+from .coco_content import check_classes, check_form, check_to_learn, check_to_measure
+from .data_checks import CHECK_TOOL
+from .loaders import is_local
+
+# The methods that read COCO files in mmdet, by class; a class with others of its own is left alone.
+READING = dict(CocoDataset=('load_data_list', 'parse_data_info'), CocoMetric=('compute_metrics', 'process'))
 
 
 def check_annotation_files(cfg: Config, modes: Iterable[str]) -> None:
-    """Check the annotation file of every ``CocoDataset`` that a run will read.
-
-    Files that are not on this machine (``s3://...``) are left to the run.
+    """Check the annotation files that mmdet's ``CocoDataset`` and ``CocoMetric`` will read in a run.
 
     Args:
-        cfg (Config): The whole config. Not changed.
+        cfg (Config): The complete config. Not changed.
         modes (Iterable[str]): Of ``'train'``, ``'val'`` and ``'test'``; a test set may lack annotations.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged, empty, lacks a key, a category of ``metainfo.classes``, or the masks that the
-            pipeline loads.
+        ValueError: If a file is damaged, empty, lacks a key, a category of ``metainfo.classes``, the masks that the
+            pipeline loads or what pycocotools needs, or if there is nothing to learn or to measure in it.
     """
+    scope = cfg.get('default_scope')
     for mode in modes:
-        for dataset in _coco_datasets(cfg.get(f'{mode}_dataloader')):
-            path = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-            if '://' in path:
+        leaves = list(_leaves(cfg.get(f'{mode}_dataloader')))
+        of_coco = [dataset for dataset in leaves if _reads_as(dataset, 'CocoDataset', DATASETS, scope)]
+        files: dict[str, Any] = {}
+        reasons = []
+        for dataset in of_coco:
+            path, root = dataset.get('ann_file') or '', dataset.get('data_root')
+            path = path if is_abs(path) or not root else os.path.join(root, path)
+            key = f'{mode}_dataloader.dataset.ann_file'
+            content = _read(path, key, dataset.get('backend_args'), files)
+            if content is not None:
+                steps = [step for step in dataset.get('pipeline') or () if _type(step) == 'LoadAnnotations']
+                with_mask = any(step.get('with_mask') for step in steps)
+                # Others of the loader may have what one lacks.
+                may_be_empty = mode == 'test' or len(leaves) > 1
+                reasons.append(_check(content, f'{key}: {path}', _classes(dataset, scope), with_mask, may_be_empty))
+        if mode != 'test' and leaves and len(reasons) == len(leaves) and all(reasons):
+            raise ValueError(reasons[0])
+        for metric in _metrics(cfg.get(f'{mode}_evaluator')):
+            if not of_coco or metric.get('format_only') or not metric.get('ann_file'):
                 continue
-            loading = [step for step in dataset.get('pipeline') or () if _type(step) == 'LoadAnnotations']
-            check_coco_file(
-                path,
-                classes=_classes(dataset, cfg.get('default_scope')),
-                with_mask=any(step.get('with_mask') for step in loading),
-                may_be_empty=mode == 'test',
-                key=f'{mode}_dataloader.dataset.ann_file')
+            if _reads_as(metric, 'CocoMetric', METRICS, scope):
+                _check_metric(metric, f'{mode}_evaluator.ann_file', _classes(of_coco[0], scope), mode == 'test', files)
 
 
 def check_coco_file(path: str,
@@ -50,83 +71,96 @@ def check_coco_file(path: str,
     Args:
         path (str): The file.
         classes (Iterable[str]): Names that its categories must contain. Defaults to ().
-        with_mask (bool): Whether every annotation needs a ``segmentation``. Defaults to False.
-        may_be_empty (bool): Whether it may hold no annotations. Defaults to False.
+        with_mask (bool): Whether every annotation in use needs a ``segmentation``. Defaults to False.
+        may_be_empty (bool): Whether it may hold nothing to learn. Defaults to False.
         key (str): The config key that names the file, for the messages. Defaults to 'ann_file'.
 
     Raises:
         FileNotFoundError: If it is missing.
         ValueError: If it is not what is asked for.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'{key}: there is no annotation file {path}. Correct {key} or data_root, or get the '
-                                f'data: {CHECK_TOOL} says how')
+    reason = _check(_read(path, key, None, {}), f'{key}: {path}', list(classes), with_mask, may_be_empty)
+    if reason and not may_be_empty:
+        raise ValueError(reason)
+
+
+def _check(content: Any, where: str, classes: list[str], with_mask: bool, may_be_empty: bool) -> str:
+    """Check what a data set loads; return why there is nothing to learn, '' if there is something."""
+    check_form(content, where, may_be_empty)
+    check_classes(content, where, classes)
+    return check_to_learn(content, where, classes, with_mask)
+
+
+def _check_metric(metric: Mapping, key: str, classes: list[str], may_be_empty: bool, files: dict[str, Any]) -> None:
+    """Check what a metric measures against."""
+    content = _read(metric['ann_file'], key, metric.get('backend_args'), files)
+    if content is None:
+        return
+    kinds = metric.get('metric', 'bbox')
+    where = f'{key}: {metric["ann_file"]}'
+    check_form(content, where, may_be_empty)
+    reason = check_to_measure(content, where, classes, 'segm' in ([kinds] if isinstance(kinds, str) else kinds))
+    if reason and not (may_be_empty and not content.get('annotations')):
+        raise ValueError(reason)
+
+
+def _read(path: str, key: str, backend_args: dict | None, files: dict[str, Any]) -> Any:
+    """Parse a file, once for the same path; None for one behind a file client that does not give it."""
+    if path in files:
+        return files[path]
+    if is_local(path, backend_args):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'{key}: there is no annotation file {path}. Correct {key} or data_root, or get '
+                                    f'the data: {CHECK_TOOL} coco says how')
+        text = fileio.get(path, backend_args)
+    else:
+        try:
+            text = fileio.get(path, backend_args)
+        # Clients raise nearly anything; the data set will, too.
+        except Exception:
+            return None
     try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
+        files[path] = json.loads(text)
     except (ValueError, RecursionError) as error:
-        size = os.path.getsize(path)
-        what = 'is empty' if size == 0 else f'is damaged ({size} bytes; {error})'
+        what = f'is damaged ({len(text)} bytes; {error})' if len(text) else 'is empty'
         raise ValueError(f'{key}: {path} {what}: unpack or make it again') from None
-    if not isinstance(content, dict):
-        raise ValueError(f'{key}: {path} must hold an object with images, annotations and categories, got a '
-                         f'{type(content).__name__}: it is another format than COCO')
-    needed = ('images', 'categories') if may_be_empty else ('images', 'annotations', 'categories')
-    missing = [name for name in needed if name not in content]
-    if missing:
-        raise ValueError(f'{key}: {path} lacks {", ".join(missing)}; it has {", ".join(sorted(content))}. Name a file '
-                         'of COCO instances')
-    for name in ('images', 'annotations', 'categories'):
-        value = content.get(name, [])
-        if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-            raise ValueError(f'{key}: {path} must hold a list of objects as {name}, as COCO has it: make it again')
-    if not content['images']:
-        raise ValueError(f'{key}: {path} lists no images: name the file of another split, or make it again')
-    annotations = content.get('annotations') or ()
-    if not annotations and not may_be_empty:
-        raise ValueError(f'{key}: {path} has {len(content["images"])} images, but no annotations, so there is nothing '
-                         'to learn or to measure: name a file with annotations')
-    _check_entries(f'{key}: {path}', 'images', content['images'], ('id', 'file_name', 'height', 'width'))
-    _check_entries(f'{key}: {path}', 'categories', content['categories'], ('id', 'name'))
-    _check_entries(f'{key}: {path}', 'annotations', annotations, ('id', 'image_id', 'category_id', 'bbox', 'area'))
-    wrong = next((item for item in annotations if not _is_box(item['bbox'])), None)
-    if wrong is not None:
-        raise ValueError(f'{key}: {path}: the annotation with id {wrong["id"]} must have a bbox [x, y, width, height], '
-                         f'got {str(wrong["bbox"])[:100]}: make the file again with it')
-    names = [category['name'] for category in content['categories']]
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        raise ValueError(f'{key}: {path} has no category {", ".join(map(repr, unknown[:5]))} of metainfo.classes '
-                         f'({len(unknown)} are missing); it has {", ".join(map(repr, names[:5]))} ({len(names)} in '
-                         'all). Their objects would be left out without a word: set metainfo.classes of the data set')
-    without = [item['id'] for item in annotations if not item.get('segmentation')] if with_mask else []
-    if without:
-        raise ValueError(f'{key}: {len(without)} of {len(annotations)} annotations in {path} have no segmentation, the '
-                         f'first has id {without[0]}, but the pipeline loads masks (with_mask=True). Use a file with '
-                         'masks, or for boxes alone set with_mask=False and leave out the mask head')
+    return files[path]
 
 
-def _check_entries(where: str, name: str, entries: Iterable[Mapping], keys: tuple[str, ...]) -> None:
-    for number, entry in enumerate(entries):
-        missing = [key for key in keys if key not in entry]
-        if missing:
-            raise ValueError(f'{where}: entry {number} of {name} (id {entry.get("id")}) lacks {", ".join(missing)}: '
-                             'make the file again with them')
-
-
-def _is_box(box) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
-
-
-def _coco_datasets(node) -> Iterator[dict]:
-    """The configs of the COCO data sets in a loader, also those that others wrap."""
-    if isinstance(node, dict):
-        if _type(node) == 'CocoDataset':
-            yield node
-        node = [node.get('dataset'), node.get('datasets')]
+def _leaves(node: Any) -> Iterator[dict]:
+    """The configs of the data sets in a loader, those that others wrap instead of these."""
     if isinstance(node, (list, tuple)):
         for child in node:
-            yield from _coco_datasets(child)
+            yield from _leaves(child)
+    elif isinstance(node, dict):
+        children = [node[key] for key in ('dataset', 'datasets') if node.get(key)]
+        if children:
+            yield from _leaves(children)
+        elif 'type' in node:
+            yield node
+
+
+def _metrics(node: Any) -> list[dict]:
+    """The configs of the metrics of an evaluator."""
+    if isinstance(node, dict) and 'metrics' in node:
+        node = node['metrics']
+    return [metric for metric in (node if isinstance(node, (list, tuple)) else [node]) if isinstance(metric, dict)]
+
+
+def _reads_as(node: Mapping, name: str, registry: Any, scope: str | None) -> bool:
+    """Whether a config's class is mmdet's of this name, or inherits how that reads its files."""
+    kind = _class(node, registry, scope)
+    base = next((base for base in getattr(kind, '__mro__', ()) if base.__name__ == name), None)
+    return base is not None and base.__module__.startswith('mmdet.') and all(
+        getattr(kind, method) is getattr(base, method) for method in READING[name])
+
+
+def _class(node: Mapping, registry: Any, scope: str | None) -> Any:
+    kind = node.get('type')
+    if isinstance(kind, str):
+        with registry.switch_scope_and_registry(scope) as current:
+            return current.get(kind)
+    return kind
 
 
 def _type(node: Mapping) -> str:
@@ -135,12 +169,10 @@ def _type(node: Mapping) -> str:
     return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
-def _classes(dataset: Mapping, scope: str | None) -> Iterable[str]:
-    """The classes in use: of the config, else of the type; none where a file lists them."""
+def _classes(dataset: Mapping, scope: str | None) -> list[str]:
+    """The classes in use: of the config, else of the type; an empty list where a file lists them."""
     own = dataset.get('metainfo') or {}
     classes = own.get('classes') if isinstance(own, Mapping) else own
     if classes is None:
-        with DATASETS.switch_scope_and_registry(scope) as registry:
-            kind = dataset['type'] if isinstance(dataset['type'], type) else registry.get(dataset['type'])
-        classes = getattr(kind, 'METAINFO', {}).get('classes')
-    return classes if isinstance(classes, (list, tuple)) else ()
+        classes = getattr(_class(dataset, DATASETS, scope), 'METAINFO', {}).get('classes')
+    return list(classes) if isinstance(classes, (list, tuple)) else []

@@ -29,6 +29,7 @@ from .. import compat
 from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
+from .data_checks import enabled_checks
 from .hooks import CheckFiniteHook, ClassCountHook, PreemptionHook
 from .image_files import build_checked_dataloader
 
@@ -85,9 +86,9 @@ def load_config(path: str, options: dict | None = None, work_dir: str | None = N
     if cfg.get('default_scope') == 'mmpretrain':
         for part in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             loader = cfg.get(part)
-            if loader is not None:
+            if isinstance(loader, dict):
                 loader.setdefault('pin_memory', torch.cuda.is_available())
-                loader.setdefault('persistent_workers', loader.num_workers > 0)
+                loader.setdefault('persistent_workers', (loader.get('num_workers') or 0) > 0)
                 loader.setdefault('collate_fn', dict(type='default_collate'))
     return cfg
 
@@ -167,10 +168,12 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         OSError: If the disk is full, or anything else cannot be read or written.
     """
     cfg.launcher = launcher
+    checks = enabled_checks(cfg)
     _check_strategy(cfg, mode)
     resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
     if launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0:
-        check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
+        if 'annotation_files' in checks:
+            check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
         if resumed and os.path.isfile(resumed):
             check_whole(resumed)
     if launcher != 'none' and get_device() == 'cpu':
@@ -180,11 +183,14 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         if not cfg.get('resume'):
             keep_previous_run(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (ClassCountHook, *([CheckFiniteHook, PreemptionHook] if mode == 'train' else [])):
+    own_hooks = [ClassCountHook] if 'class_count' in checks else []
+    for hook in own_hooks + ([CheckFiniteHook, PreemptionHook] if mode == 'train' else []):
         if not any(isinstance(present, hook) for present in runner.hooks):
             runner.register_hook(hook())
     # The run builds its loops, and these their loaders by this method.
-    runner.build_dataloader = partial(build_checked_dataloader, runner.build_dataloader)
+    ignored = {node['ignore_index'] for node in _dicts(cfg.model) if isinstance(node.get('ignore_index'), int)}
+    runner.build_dataloader = partial(
+        build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:
         _resume_from_whole_checkpoint(runner)
     result = None

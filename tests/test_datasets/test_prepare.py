@@ -3,6 +3,7 @@
 import io
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -356,3 +357,44 @@ def test_a_full_disk_is_noticed_before_anything_is_written(ade20k, imagenet, tmp
 
 def test_number_of_ade20k_classes_is_mmsegs():
     assert len(ADE20KDataset.METAINFO['classes']) == prepare.ADE20K_NUM_CLASSES
+
+
+def zipped(path, *names):
+    with zipfile.ZipFile(path, 'w') as opened:
+        for name in names:
+            opened.writestr(name, b'x')
+    return path
+
+
+def test_ade20k_takes_the_folder_of_its_archive(ade20k, tmp_path):
+    prepare_ade20k(ade20k.parent, tmp_path / 'ade')
+    assert len(content_of(tmp_path / 'ade')) == 8
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match=r'empty is a folder without ADEChallengeData2016\.zip\. Get it'):
+        prepare_ade20k(tmp_path / 'empty', tmp_path / 'ade2')
+    extracted = tmp_path / 'ade/ADEChallengeData2016'
+    with pytest.raises(FileNotFoundError, match='The data are extracted there already') as error:
+        prepare_ade20k(extracted, tmp_path / 'ade2')
+    assert f'ln -s {extracted} {tmp_path / "ade2/ADEChallengeData2016"}. ' in str(error.value)
+
+
+def test_coco_takes_one_archive(tmp_path):
+    [zipped(tmp_path / f'{split}2017.zip', f'{split}2017/1.jpg', f'{split}2017/2.jpg') for split in ('train', 'val')]
+    prepare_coco(tmp_path / 'train2017.zip', tmp_path / 'coco')
+    assert set(content_of(tmp_path / 'coco')) == {'train2017/1.jpg', 'train2017/2.jpg'}
+    with pytest.raises(ValueError, match=r'train\.zip must be a folder with train2017\.zip, .*, or one of these files'):
+        prepare_coco(zipped(tmp_path / 'train.zip', 'train2017/1.jpg'), tmp_path / 'coco')
+    with pytest.raises(FileNotFoundError, match='There is no folder .*nowhere, so it holds none of train2017'):
+        prepare_coco(tmp_path / 'nowhere', tmp_path / 'coco')
+    (tmp_path / 'coco/annotations').mkdir()
+    with pytest.raises(FileNotFoundError, match=f'ln -s {tmp_path}/coco data/coco'):
+        prepare_coco(tmp_path / 'coco', Path('data/coco'))
+
+
+def test_imagenet_takes_one_archive(imagenet, tmp_path):
+    prepare_imagenet(imagenet / 'ILSVRC2012_img_train.tar', tmp_path / 'imagenet')
+    assert [path.name for path in (tmp_path / 'imagenet').iterdir()] == ['train']
+    prepare_imagenet(imagenet / 'ILSVRC2012_img_val.tar', tmp_path / 'imagenet2')
+    assert sorted(path.name for path in (tmp_path / 'imagenet2').iterdir()) == ['meta', 'val']
+    with pytest.raises(ValueError, match=r'x\.tar must be a folder with ILSVRC2012_img_train\.tar'):
+        prepare_imagenet((imagenet / 'ILSVRC2012_img_train.tar').rename(imagenet / 'x.tar'), tmp_path / 'imagenet')

@@ -1,11 +1,13 @@
 """Wrong class counts stop a run before it starts, with config key, data and cure; the shipped configs pass."""
 
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
@@ -92,3 +94,48 @@ def test_one_class_needs_its_comma():
 
 def test_without_classes_nothing_is_said():
     ClassCountHook().before_run(runner_of(Config(dict(model=dict(head=dict(num_classes=5)))), None))
+
+
+@pytest.mark.parametrize(('config', 'kind', 'cut'), [
+    ('mmdet::mm_grounding_dino/coco/grounding_dino_swin-t_finetune_16xb4_1x_coco.py', 'CocoDataset',
+     ('language_model', 'contrastive_cfg')),
+    ('mmdet::glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py', 'CocoDataset', ('language_model', )),
+    ('mmdet::panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py', 'CocoPanopticDataset', ()),
+    ('mmseg::san/san-vit-b16_voc12aug-640x640.py', 'PascalVOCDataset', ('text_encoder', )),
+    ('mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py', 'CityscapesDataset', ()),
+])
+def test_upstream_heads_with_counts_of_their_own_pass(config, kind, cut):
+    """Caps, things without stuff, objects without background, edges; nothing is refused that trains upstream."""
+    cfg = load_config(config)
+    metainfo = getattr(import_module(f'{cfg.default_scope}.datasets'), kind).METAINFO
+    runner = runner_of(cfg, metainfo['classes'])
+    runner._train_loop.dataloader.dataset._metainfo.update(metainfo)
+    ClassCountHook().before_run(runner)
+    # The same model without its texts, or with a count that is of neither, is refused.
+    head = cfg.model.get('decode_head') or cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
+    for key in cut:
+        cfg.model.pop(key, None)
+        head.pop(key, None)
+    head.num_classes = 17
+    with pytest.raises(ValueError, match='num_classes = 17'):
+        ClassCountHook().before_run(runner)
+
+
+@pytest.mark.parametrize('where', [
+    dict(bbox_head=dict(num_classes=256, contrastive_cfg=dict(max_text_len=256))),
+    dict(backbone=dict(text_model=dict(type='HuggingCLIPLanguageBackbone')), bbox_head=dict(num_classes=80)),
+])
+def test_text_models_of_other_packages(where):
+    ClassCountHook().before_run(runner_of(Config(dict(model=where)), ('cat', 'dog', 'cow')))
+
+
+@pytest.mark.parametrize('own', ['mmpretrain.ClassNumCheckHook', 'mmdet.NumClassCheckHook'])
+def test_the_toolboxes_own_hook_checks_in_its_place(own):
+    """One check, of the config's choice, not two."""
+    runner = runner_of(Config(dict(model=dict(head=dict(num_classes=5)))), ('cat', 'dog'))
+    with DefaultScope.overwrite_default_scope(own.partition('.')[0]):
+        runner.hooks = [HOOKS.build(dict(type=own))]
+    ClassCountHook().before_run(runner)
+    runner.hooks = []
+    with pytest.raises(ValueError, match='has 2 classes'):
+        ClassCountHook().before_run(runner)

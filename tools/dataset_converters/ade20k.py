@@ -11,7 +11,7 @@ from pelk_mm.datasets.prepare import prepare_ade20k
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('archive', type=Path, help='ADEChallengeData2016.zip')
+    parser.add_argument('archive', type=Path, help='ADEChallengeData2016.zip, or its folder')
     parser.add_argument('--out', type=Path, default=Path('data/ade'), help='folder to extract to')
     return parser.parse_args()
 

@@ -14,7 +14,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'archives',
         type=Path,
-        help='folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz')
+        help='folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz; or one of '
+        'them')
     parser.add_argument('--out', type=Path, default=Path('data/imagenet'), help='folder to prepare')
     parser.add_argument(
         '--val-layout',

@@ -1,4 +1,4 @@
-"""Heads that have another number of classes than the data are refused before work starts."""
+"""Check that each head's num_classes matches the data set, before work starts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ from mmengine.runner import BaseLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
+from ..data_checks import off_switch
+
 # Their classes are others than those of the data set: weights from elsewhere, objects and background, stuff.
 OTHER_CLASSES = ('backbone', 'rpn_head', 'semantic_head')
+# The same by type: edges or not.
+OTHER_HEADS = ('STDCHead', )
+# A model that has one of these compares with texts; num_classes is then a cap, as GroundingDINO's 256, or not used.
+TEXT_PARTS = ('language_model', 'text_encoder', 'text_model', 'text_backbone', 'text_prototype', 'contrastive_cfg')
+# The toolboxes' own hooks for this, which configs name in custom_hooks.
+UPSTREAM_HOOKS = ('ClassNumCheckHook', 'NumClassCheckHook')
 
 
 @HOOKS.register_module()
 class ClassCountHook(Hook):
     """Compares every ``num_classes`` of a config's model with the classes of the data sets that the run reads.
 
-    For all three toolboxes, once, when the data sets are there and before weights are loaded. mmdet's own
-    ``NumClassCheckHook`` looks at the start of every epoch; mmseg and mmpretrain have none, and a wrong count there is
-    an index error inside the loss. Our tools add this hook to every run.
+    For all three toolboxes, once, when the data sets are there and before weights are loaded; without it a wrong count
+    is an index error inside the loss. Where the config has the toolbox's own hook, mmpretrain's ``ClassNumCheckHook``
+    or mmdet's ``NumClassCheckHook``, the check is left to that. Models that compare images with texts are left alone.
+    Our tools add this hook to every run; ``data_checks.class_count=False`` switches it off.
 
     Args:
         strict (bool): Whether a difference is an error; False makes it a warning, for data that hold only some of the
@@ -37,6 +46,9 @@ class ClassCountHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Compare; of the loaders, only those of this run are built."""
+        upstream = any(type(hook).__name__ in UPSTREAM_HOOKS for hook in getattr(runner, 'hooks', ()))
+        if upstream or _has_text(runner.cfg.get('model')):
+            return
         counts = dict(_class_counts({key: runner.cfg.get(key) for key in ('model', 'data_preprocessor')}))
         for part in ('train', 'val', 'test'):
             # Asked for its dataloader, the runner would build the loop.
@@ -44,32 +56,37 @@ class ClassCountHook(Hook):
             if not isinstance(loop, BaseLoop):
                 continue
             loader = loop.dataloader
-            classes = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
+            metainfo = getattr(loader.dataset, 'metainfo', None) or {}
+            classes = metainfo.get('classes')
             if classes is None:
                 continue
             if isinstance(classes, str):
                 raise ValueError(f'{name}.dataset.metainfo.classes must be a tuple of names, got the string '
                                  f'{classes!r}: for a single class write ({classes!r}, )')
-            wrong = {key: count for key, count in counts.items() if count != len(classes)}
+            # Heads of panoptic models are for things or stuff only.
+            right = {len(metainfo[key]) for key in ('classes', 'thing_classes', 'stuff_classes') if metainfo.get(key)}
+            wrong = {key: count for key, count in counts.items() if count not in right}
             if wrong:
                 self._report(runner, name, loader.dataset, list(classes), wrong)
 
     def _report(self, runner: Runner, name: str, dataset, classes: list[str], wrong: dict[str, int]) -> None:
         listed = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')
         heads = ', '.join(f'{key} = {count}' for key, count in wrong.items())
-        cure = ' '.join(f'{key}={len(classes)}' for key in wrong)
+        options = ' '.join(f'{key}={len(classes)}' for key in wrong)
         message = (f'{name} has {len(classes)} classes ({listed}; {_origin(dataset)}), but {heads} in '
                    f'{runner.cfg.filename or "the config"}. Give the model the classes of the data, --cfg-options '
-                   f'{cure}, or correct the data: metainfo.classes of the data set, or its class folders')
+                   f'{options}, or correct the data: metainfo.classes of the data set, or its class folders')
         if self.strict:
             raise ValueError(f"{message}. If it is meant, add dict(type='pelk_mm.ClassCountHook', strict=False) to "
-                             'custom_hooks')
+                             f'custom_hooks. {off_switch("class_count")}')
         runner.logger.warning(message)
 
 
 def _class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
     """Every ``num_classes`` of a nested config with its dotted key."""
     if isinstance(node, dict):
+        if _name(node) in OTHER_HEADS:
+            return
         if isinstance(node.get('num_classes'), int):
             yield f'{path}.num_classes', node['num_classes']
         items = [(key, value) for key, value in node.items() if key not in OTHER_CLASSES]
@@ -79,6 +96,17 @@ def _class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
         return
     for key, value in items:
         yield from _class_counts(value, f'{path}.{key}' if path else str(key))
+
+
+def _has_text(node) -> bool:
+    """Whether a model compares with texts, by the parts in its config."""
+    children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else []
+    return isinstance(node, dict) and any(node.get(key) for key in TEXT_PARTS) or any(map(_has_text, children))
+
+
+def _name(node: dict) -> str:
+    kind = node.get('type')
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _origin(dataset) -> str:
