@@ -14,9 +14,9 @@ TOOLBOXES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
-    'models': {'ops', 'layers', 'models', 'registry'},
+    'models': {'layers', 'models', 'module_names', 'ops', 'registry'},
     'datasets': {'datasets', 'image_names', 'registry'},
-    'engine': {'compat', 'engine', 'registry', 'whole_files'},
+    'engine': {'compat', 'engine', 'module_names', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'layers', 'ops', 'whole_files'},
 }
 
