@@ -24,6 +24,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import mmengine.config.config
+import mmengine.runner.activation_checkpointing
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
@@ -80,6 +81,7 @@ def setup() -> None:
     never_run_saved_configs()
     write_files_whole()
     load_sharded_optimizers()
+    checkpoint_without_reentry()
 
 
 def register_config_packages() -> None:
@@ -337,3 +339,14 @@ def load_sharded_optimizers() -> None:
             FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
 
     FSDPStrategy.load_optim_state_dict = load_optim_state_dict
+
+
+def checkpoint_without_reentry() -> None:
+    """Let MMEngine's ``activation_checkpointing`` use the kind of checkpointing that PyTorch recommends.
+
+    For every MMEngine: it does not say which, and PyTorch then warns and takes the reentrant one, which passes no
+    gradients on where the input, as an image, requires none: a backbone checkpointed so is not trained.
+    """
+    module = mmengine.runner.activation_checkpointing
+    if not isinstance(module.checkpoint, partial):
+        module.checkpoint = partial(module.checkpoint, use_reentrant=False)
