@@ -13,9 +13,11 @@ config; so does whoever parses one that inherits from ``pelk_mm::`` with tools o
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 import re
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial, wraps
@@ -82,6 +84,7 @@ def setup() -> None:
     write_files_whole()
     load_sharded_optimizers()
     checkpoint_without_reentry()
+    name_compiler_cache()
 
 
 def register_config_packages() -> None:
@@ -350,3 +353,16 @@ def checkpoint_without_reentry() -> None:
     module = mmengine.runner.activation_checkpointing
     if not isinstance(module.checkpoint, partial):
         module.checkpoint = partial(module.checkpoint, use_reentrant=False)
+
+
+def name_compiler_cache() -> None:
+    """Let a user without a name train: one whose uid is not in the list of users, as in many containers.
+
+    For PyTorch before 2.12 or so: it names its compiler's cache after the user, which fails, and imports the compiler
+    in optimisers and checkpointing.
+    """
+    try:
+        getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        folder = Path(tempfile.gettempdir(), f'torchinductor_uid_{os.getuid()}')
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(folder))
