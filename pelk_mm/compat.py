@@ -17,9 +17,11 @@ from .install_hints import require
 
 require('mmengine', by='pelk_mm.compat')
 
+import getpass
 import logging
 import os
 import re
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial, wraps
@@ -28,6 +30,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import mmengine.config.config
+import mmengine.runner.activation_checkpointing
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
@@ -84,6 +87,8 @@ def setup() -> None:
     never_run_saved_configs()
     write_files_whole()
     load_sharded_optimizers()
+    checkpoint_without_reentry()
+    name_compiler_cache()
 
 
 def register_config_packages() -> None:
@@ -341,3 +346,27 @@ def load_sharded_optimizers() -> None:
             FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
 
     FSDPStrategy.load_optim_state_dict = load_optim_state_dict
+
+
+def checkpoint_without_reentry() -> None:
+    """Let MMEngine's ``activation_checkpointing`` use the kind of checkpointing that PyTorch recommends.
+
+    For every MMEngine: it does not say which, and PyTorch then warns and takes the reentrant one, which passes no
+    gradients on where the input, as an image, requires none: a backbone checkpointed so is not trained.
+    """
+    module = mmengine.runner.activation_checkpointing
+    if not isinstance(module.checkpoint, partial):
+        module.checkpoint = partial(module.checkpoint, use_reentrant=False)
+
+
+def name_compiler_cache() -> None:
+    """Let a user without a name train: one whose uid is not in the list of users, as in many containers.
+
+    For PyTorch before 2.12 or so: it names its compiler's cache after the user, which fails, and imports the compiler
+    in optimisers and checkpointing.
+    """
+    try:
+        getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        folder = Path(tempfile.gettempdir(), f'torchinductor_uid_{os.getuid()}')
+        os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', str(folder))

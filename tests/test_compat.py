@@ -235,3 +235,16 @@ def test_downloads_are_still_loaded_unsafely_by_upstream():
 @pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
 def test_upstream_still_runs_configs_in_checkpoints(kind):
     assert "fromstring(\n                checkpoint['meta']['config']" in getsource(kind.resume)
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_a_user_without_a_name_has_a_folder_for_the_compiler(monkeypatch, known):
+    for variable in ('LOGNAME', 'USER', 'LNAME', 'USERNAME', 'TORCHINDUCTOR_CACHE_DIR'):
+        monkeypatch.delenv(variable, raising=False)
+    if known:
+        monkeypatch.setenv('USER', 'somebody')
+    monkeypatch.setattr('pwd.getpwuid', lambda uid: (_ for _ in ()).throw(KeyError(f'uid not found: {uid}')))
+    compat.name_compiler_cache()
+    folder = os.environ.get('TORCHINDUCTOR_CACHE_DIR')
+    monkeypatch.delenv('TORCHINDUCTOR_CACHE_DIR', raising=False)
+    assert folder is None if known else folder.endswith(f'torchinductor_uid_{os.getuid()}')

@@ -14,9 +14,9 @@ TOOLBOXES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
 BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
-    'models': {'install_hints', 'ops', 'layers', 'models', 'registry'},
+    'models': {'install_hints', 'layers', 'models', 'module_names', 'ops', 'registry'},
     'datasets': {'datasets', 'image_decoding', 'image_names', 'install_hints', 'registry'},
-    'engine': {'compat', 'engine', 'image_decoding', 'install_hints', 'registry', 'whole_files'},
+    'engine': {'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
 }

@@ -15,6 +15,7 @@ from mmengine.fileio import get_local_path
 from torch import Tensor
 
 from .. import __version__, compat
+from ..module_names import PRIVATE_PARTS, clean_name
 from ..whole_files import refuse_existing, write_whole
 
 # Regular expressions of whole names and what they become. A segmentor or detector has the backbone's names behind
@@ -184,7 +185,8 @@ def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dic
     converted: dict[str, Tensor] = {}
     unmatched = []
     for name, tensor in tensors.items():
-        match = next((found for pattern in names if (found := re.fullmatch(pattern, name))), None)
+        short = clean_name(name)
+        match = next((found for pattern in names if (found := re.fullmatch(pattern, short))), None)
         if match is None:
             unmatched.append(name)
             continue
@@ -226,9 +228,9 @@ def load_weights_and_meta(source: str) -> tuple[Mapping[str, Any], dict[str, Any
 def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
     """Save the weights and the meta data of a checkpoint of MMEngine alone, with a hash of the file in its name.
 
-    Zeros stay zeros. Where EMA was used, MMEngine's ``state_dict`` holds the averaged weights, and these are kept. The
-    versions of this package and of PyTorch join the meta data, in which MMEngine puts its own, the config and the
-    classes.
+    Zeros stay zeros, and names lose the parts that ``torch.compile``, checkpoint_wrapper and FSDP add. Where EMA was
+    used, MMEngine's ``state_dict`` holds the averaged weights, and these are kept. The versions of this package and of
+    PyTorch join the meta data, in which MMEngine puts its own, the config and the classes.
 
     Args:
         source (str): Path or URL.
@@ -248,7 +250,7 @@ def publish_file(source: str, target: str) -> tuple[Path, list[str], list[str]]:
         raise ValueError(f'{source} must have tensors alone in its state_dict, {others[0]!r} is a '
                          f'{type(weights[others[0]]).__name__}: save the state_dict of a model')
     # Clones, as a view would be saved with all that it is a view of.
-    weights = {name: value.detach().clone() for name, value in weights.items()}
+    weights = {clean_name(name, PRIVATE_PARTS): value.detach().clone() for name, value in weights.items()}
     buffer = io.BytesIO()
     # Of what was published or deployed before, its own versions stay.
     meta = {'pelk_mm_version': __version__, 'torch_version': str(torch.__version__), **meta}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+
+from pelk_mm.module_names import clean_name
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -25,7 +28,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
     """Names of the floating-point tensors that hold NaN or infinity; None counts as finite."""
-    return [_clean(name) for name, tensor in tensors.items() if tensor is not None and not _finite(tensor)]
+    return [clean_name(name) for name, tensor in tensors.items() if tensor is not None and not _finite(tensor)]
 
 
 class Trace:
@@ -46,7 +49,7 @@ class Trace:
         self.backward: str | None = None
         self.samples: list[int] = []
         self._batch_size = batch_size
-        self._names = {module: _clean(name) for name, module in model.named_modules()}
+        self._names = {module: clean_name(name) for name, module in model.named_modules()}
         # By id of the tensor: the tensor, kept alive, and the modules that returned it and that took it.
         self._tensors: dict[int, tuple[Tensor, dict[str, str]]] = {}
 
@@ -125,7 +128,7 @@ def trace(model: nn.Module,
         tuple[Trace, list[str]]: What was seen, and the names of the losses that are not finite.
     """
     seen = Trace(model, batch_size)
-    with seen.watching_forward():
+    with seen.watching_forward(), _uncompiled():
         losses = compute_losses()
     names = [name for name, values in losses.items() if 'loss' in name and not all(map(_finite, _tensors(values)))]
     if seen.forward is None and not names:
@@ -157,6 +160,13 @@ def listed(names: Sequence[str], most: int = 4) -> str:
     return ', '.join(names[:most]) + more
 
 
+def _uncompiled() -> AbstractContextManager:
+    """Run what ``torch.compile`` compiled as it was written: compiled modules call no hooks of those inside of them."""
+    # Of PyTorch 2.6; before, the compiled module as a unit is found.
+    is_loaded = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')
+    return torch.compiler.set_stance('force_eager') if is_loaded else nullcontext()
+
+
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
@@ -171,9 +181,3 @@ def _tensors(values) -> Iterator[Tensor]:
     if isinstance(values, (list, tuple)):
         for value in values:
             yield from _tensors(value)
-
-
-def _clean(name: str) -> str:
-    """The name of a module or parameter without what wrappers for sharding and checkpointing add."""
-    hidden = ('_fsdp_wrapped_module', '_checkpoint_wrapped_module')
-    return '.'.join(part for part in name.split('.') if part not in hidden)

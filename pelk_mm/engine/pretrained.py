@@ -9,6 +9,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule, PretrainedInit, update_init_info
 from torch import Tensor, nn
 
+from pelk_mm.module_names import WRAPPER_PARTS, clean_name
 from pelk_mm.registry import WEIGHT_INITIALIZERS
 
 from .checkpoints import safe_load
@@ -70,9 +71,12 @@ class PretrainedBackbone(PretrainedInit):
                 child.init_weights()
 
         source, entry = self._state_dict()
-        own = module.state_dict()
+        # Names without wrappers, on both sides: of torch.compile, of FSDP.
+        state_dict = module.state_dict()
+        own_keys = {clean_name(key): key for key in state_dict}
+        own = {key: state_dict[own_keys[key]] for key in own_keys}
         prefix = self._prefix(source, own)
-        found = {key[len(prefix):]: value for key, value in source.items() if key.startswith(prefix)}
+        found = {clean_name(key[len(prefix):]): value for key, value in source.items() if key.startswith(prefix)}
         same_name = own.keys() & found.keys()
         if not same_name:
             raise ValueError(f'{self._where(entry)} has none of the {len(own)} keys of {name} under the prefix '
@@ -86,11 +90,15 @@ class PretrainedBackbone(PretrainedInit):
                              'arch, kernel_sizes, center and width_factor of the backbone as in the config it was '
                              'trained with, or init_cfg.skip_mismatched=True to leave these as they are initialised')
 
-        module.load_state_dict({key: found[key] for key in same_name - set(mismatched)}, strict=False)
+        module.load_state_dict({own_keys[key]: found[key] for key in same_name - set(mismatched)}, strict=False)
         logger.info(f'{name}: {len(same_name) - len(mismatched)} of {len(own)} keys loaded from '
                     f'{self._where(entry)}, prefix {prefix!r}; {len(source) - len(found)} keys lie outside of it')
-        for what, keys in (('not in the checkpoint, left as initialised', [key for key in own if key not in found]),
-                           ('in the checkpoint, but not in the model, and not used', found.keys() - own.keys())):
+        not_built = {key for key in found if getattr(module, 'is_of_unbuilt_stage', lambda key: False)(key)}
+        if not_built:
+            logger.info(f'{name}: {len(not_built)} keys are of stages and norms that out_indices leaves out')
+        missing, unused = own.keys() - found.keys(), found.keys() - own.keys() - not_built
+        for what, keys in (('not in the checkpoint, left as initialised', missing),
+                           ('in the checkpoint, but not in the model, and not used', unused)):
             if keys:
                 logger.warning(f'{name}: {len(keys)} keys are {what}: {", ".join(sorted(keys))}')
         if mismatched:
@@ -129,7 +137,7 @@ class PretrainedBackbone(PretrainedInit):
         for key in source:
             parts = key.split('.')
             for start in range(len(parts)):
-                if '.'.join(parts[start:]) in own:
+                if parts[start] not in WRAPPER_PARTS and clean_name('.'.join(parts[start:])) in own:
                     counts['.'.join([*parts[:start], ''])] += 1
         ranking = counts.most_common(2)
         if len(ranking) == 2 and ranking[0][1] == ranking[1][1]:

@@ -15,6 +15,8 @@ import torch
 from mmengine import dist
 from torch import Tensor, nn
 
+from pelk_mm.module_names import clean_name
+
 # A layer of at least this density stays dense: its mask would cost more than it saves.
 DENSE_FROM = 0.99
 
@@ -24,28 +26,34 @@ def find_sparse_parameters(model: nn.Module,
                            exclude: str | Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The trained weights that sparsity is for: 2-D and 4-D ones, as SLaK does.
 
-    A submodule with ``get_sparse_parameters()`` decides for its own parameters.
+    A submodule with ``get_sparse_parameters()`` decides for its own parameters, inside a wrapper too.
 
     Args:
-        model (nn.Module): The model, unwrapped.
+        model (nn.Module): The model; parts of it may be wrapped, e.g. by ``torch.compile``.
         include (str | Sequence[str]): Regular expressions; a name must contain a match of one. Empty: all.
         exclude (str | Sequence[str]): Regular expressions; a name with a match of one is left out.
 
     Returns:
-        dict[str, nn.Parameter]: By name, in the order of ``named_parameters``.
+        dict[str, nn.Parameter]: By name, see :func:`clean_parameters`, in the order of ``named_parameters``.
 
     Raises:
         ValueError: If a pattern matches no weight, or nothing is left.
     """
-    chosen = {name: p for name, p in model.named_parameters() if p.ndim in (2, 4) and p.requires_grad}
-    for prefix, module in model.named_modules():
+    chosen = {name: p for name, p in clean_parameters(model).items() if p.ndim in (2, 4) and p.requires_grad}
+    for module in model.modules():
         if hasattr(module, 'get_sparse_parameters'):
-            prefix += '.' if prefix else ''
-            own = {prefix + name for name in module.get_sparse_parameters()}
-            chosen = {name: p for name, p in chosen.items() if not name.startswith(prefix) or name in own}
+            # By identity: what a wrapper passes on has the names of the module inside of it.
+            own = {id(p) for p in module.get_sparse_parameters().values()}
+            others = {id(p) for p in module.parameters()} - own
+            chosen = {name: p for name, p in chosen.items() if id(p) not in others}
+    full_names = {id(p): name for name, p in model.named_parameters()}
     for argument, patterns in (('include', include), ('exclude', exclude)):
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        matches = {pattern: {name for name in chosen if re.search(pattern, name)} for pattern in patterns}
+        matches = {
+            pattern: {name for name, p in chosen.items()
+                      if re.search(pattern, name) or re.search(pattern, full_names[id(p)])}
+            for pattern in patterns
+        }
         for pattern, names in matches.items():
             if not names:
                 raise ValueError(f'{argument} must match names of 2-D or 4-D weights, {pattern!r} matches none of '
@@ -56,6 +64,15 @@ def find_sparse_parameters(model: nn.Module,
     if not chosen:
         raise ValueError(f'{type(model).__name__} has no trained 2-D or 4-D weights to make sparse')
     return chosen
+
+
+def clean_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by their names without wrappers; where two would have the same name, the second keeps its full one."""
+    parameters: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        short = clean_name(name)
+        parameters[name if short in parameters else short] = parameter
+    return parameters
 
 
 def uniform_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, float]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recomputation import in_recomputation, statistics_kept
+
 
 class DepthwiseBranches(nn.Module):
     """Sum of parallel depthwise convolutions, each followed by its norm, plus the embedding's constant.
@@ -51,6 +53,12 @@ class DepthwiseBranches(nn.Module):
         Returns:
             Tensor: (N, C, H, W).
         """
+        if in_recomputation():
+            with statistics_kept(self):
+                return self._forward(x, cell_sums)
+        return self._forward(x, cell_sums)
+
+    def _forward(self, x: Tensor, cell_sums: Tensor | None) -> Tensor:
         out = None
         for name, conv in self.convs.items():
             branch = conv(x)
@@ -62,6 +70,26 @@ class DepthwiseBranches(nn.Module):
             out = out + self.large.position_bias(cell_sums).to(out.dtype)[:, None, None]
         return out
 
+    def check_norms(self, prefix: str = '') -> None:
+        """Check that every norm can be folded into its convolution.
+
+        Args:
+            prefix (str): What precedes the norms' names in the message.
+
+        Raises:
+            TypeError: If a norm is no BatchNorm.
+            ValueError: If a norm has no running statistics, so that its output depends on the batch.
+        """
+        for name, norm in self.norms.items():
+            if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                raise TypeError(f'only BatchNorm folds into a convolution, {prefix}norms.{name} is a '
+                                f'{type(norm).__name__}: leave the model in its training form')
+            if norm.running_mean is None or norm.running_var is None:
+                raise ValueError(
+                    f'{prefix}norms.{name} has no running statistics (track_running_stats=False), so it normalises by '
+                    'those of each batch and cannot be folded into a convolution: leave the model in its training '
+                    'form, which evaluates as it is, or train with track_running_stats=True')
+
     @torch.no_grad()
     def switch_to_deploy(self, cell_sums: Tensor | None = None) -> None:
         """Merge norms, branches and the embedding's constant, in place. The outputs stay equal within rounding.
@@ -70,8 +98,9 @@ class DepthwiseBranches(nn.Module):
             cell_sums (Tensor, optional): As in :meth:`forward`; afterwards it must not be passed any more.
 
         Raises:
-            TypeError: If a norm cannot be folded because it is no BatchNorm.
+            TypeError, ValueError: As :meth:`check_norms`; nothing is changed then.
         """
+        self.check_norms()
         constant = None if cell_sums is None else self.large.position_bias(cell_sums)
         for name, norm in self.norms.items():
             _fold_norm(self.convs[name], norm)
@@ -90,13 +119,11 @@ class DepthwiseBranches(nn.Module):
 
 
 def _fold_norm(conv: nn.Module, norm: nn.Module) -> None:
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        raise TypeError(f'only BatchNorm folds into a convolution, got {type(norm).__name__}')
     scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.affine:
+    if norm.weight is not None:
         scale = scale * norm.weight
     shift = -norm.running_mean * scale
-    if norm.affine:
+    if norm.bias is not None:
         shift = shift + norm.bias
     conv.weight *= scale[:, None, None, None]
     if conv.bias is not None:

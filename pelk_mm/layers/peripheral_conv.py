@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import SharingGrid, expand_kernel, peripheral_conv2d
+from .conv import with_strides_of_gradient
 
 
 class PeripheralConv2d(nn.Module):
@@ -50,7 +51,7 @@ class PeripheralConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        return peripheral_conv2d(x, self.weight.squeeze(1), self.grid, self.bias, backend=self.backend)
+        return peripheral_conv2d(x, self._theta(), self.grid, self.bias, backend=self.backend)
 
     def position_bias(self, cell_sums: Tensor) -> Tensor:
         """The constant of Eq. 3 for each channel.
@@ -61,11 +62,14 @@ class PeripheralConv2d(nn.Module):
         Returns:
             Tensor: (C,).
         """
-        return (self.weight.squeeze(1) * cell_sums).sum((-2, -1))
+        return (self._theta() * cell_sums).sum((-2, -1))
 
     def kernel(self) -> Tensor:
         """The expanded kernel, (C, K, K)."""
-        return expand_kernel(self.weight.squeeze(1), self.grid)
+        return expand_kernel(self._theta(), self.grid)
+
+    def _theta(self) -> Tensor:
+        return with_strides_of_gradient(self.weight).squeeze(1)
 
     @property
     def fine_shape(self) -> tuple[int, int]:

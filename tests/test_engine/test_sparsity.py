@@ -59,7 +59,8 @@ def test_backbone_names_its_sparse_weights():
     assert 'backbone.stages.0.blocks.0.mixer.mixer.convs.large.weight' in names
     assert 'backbone.downsample_layers.0.0.weight' in names
     assert not [name for name in names if name.endswith('.bias') or 'norm' in name or 'embedding' in name]
-    model.backbone.get_sparse_parameters = lambda: {'downsample_layers.0.0.weight': None}
+    stem = model.backbone.downsample_layers[0][0].weight
+    model.backbone.get_sparse_parameters = lambda: {'downsample_layers.0.0.weight': stem}
     assert set(find_sparse_parameters(model)) == {'backbone.downsample_layers.0.0.weight', 'head.weight'}
 
 

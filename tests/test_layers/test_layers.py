@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, LayerNorm2d, PartialMixer, PeripheralConv2d
+from pelk_mm.models import PeLK
 from pelk_mm.ops import SharingGrid, expand_kernel, peripheral_conv2d
 
 
@@ -136,6 +137,48 @@ def test_only_batch_norm_folds():
     module = DepthwiseBranches(dict(large=PeripheralConv2d(4, 13, bias=False)), 4, lambda c: nn.GroupNorm(2, c))
     with pytest.raises(TypeError, match='GroupNorm'):
         module.switch_to_deploy()
+
+
+@pytest.mark.parametrize('affine', [False, True])
+@pytest.mark.parametrize('without', ['running statistics', 'bias', 'weight'])
+def test_norms_with_parts_missing(without, affine):
+    """No running statistics: an error that changes nothing. No bias or weight: folded without."""
+    module = branches(5, 5)
+    for name in module.norms:
+        module.norms[name] = nn.BatchNorm2d(4, affine=affine, track_running_stats=without != 'running statistics')
+        if without != 'running statistics':
+            setattr(module.norms[name], without, None)
+        for buffer in ('running_mean', 'running_var'):
+            if getattr(module.norms[name], buffer) is not None:
+                nn.init.uniform_(getattr(module.norms[name], buffer), 0.5, 2)
+    module.double().eval()
+    x = torch.randn(2, 4, 9, 8).double()
+    before, state = module(x), module.state_dict()
+    if without == 'running statistics':
+        with pytest.raises(ValueError, match='norms.large has no running statistics.*track_running_stats=True'):
+            module.switch_to_deploy()
+        assert module.state_dict().keys() == state.keys()
+    else:
+        module.switch_to_deploy()
+        assert not module.norms
+    torch.testing.assert_close(module(x), before)
+
+
+def test_a_network_is_deployed_wholly_or_not_at_all():
+    arch = dict(depths=(1, 2), channels=(8, 8), kernel_sizes=(9, 9))
+    net = randomise(PeLK(arch, layer_scale_init_value=1.0)).double()
+    x = torch.randn(1, 3, 32, 32).double()
+    norms = net.stages[1].blocks[1].mixer.mixer.norms
+    norms['small'] = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
+    before = net(x)[0]
+    with pytest.raises(ValueError, match=r'stages\.1\.blocks\.1\.mixer\.mixer\.norms\.small has no running statistics'):
+        net.switch_to_deploy()
+    assert len(net.stages[0].blocks[0].mixer.mixer.norms) == 2
+    torch.testing.assert_close(net(x)[0], before, rtol=0, atol=0)
+    norms['small'] = nn.BatchNorm2d(3).double().eval()
+    before = net(x)[0]
+    net.switch_to_deploy()
+    torch.testing.assert_close(net(x)[0], before)
 
 
 def test_constant_is_not_cancelled_by_the_norm_in_training():

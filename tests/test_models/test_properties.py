@@ -114,7 +114,8 @@ def test_features_and_gradients(cls, data, seed, more):
         assert parameter.requires_grad != is_frozen, name
         assert (parameter.grad is not None) == (not is_frozen and stage_of(name) <= indices[-1]), name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
-    for stage in range(stages):
+    assert len(model.stages) == len(model.downsample_layers) == indices[-1] + 1
+    for stage in range(len(model.stages)):
         for module in (*model.stages[stage].modules(), *model.downsample_layers[stage].modules()):
             assert module.training == (stage >= frozen)
 

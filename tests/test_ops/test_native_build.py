@@ -64,6 +64,146 @@ def test_key_depends_on_flags(tmp_path, monkeypatch):
     assert len(set(tmp_path.iterdir()) - before) == 1
 
 
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A cache of its own, and next to nothing to compile."""
+    cache, source = tmp_path / 'cache', tmp_path / 'source.cpp'
+    source.write_text('extern "C" int pelk() { return 42; }')
+    monkeypatch.setattr(native_build, 'SOURCE', source)
+    monkeypatch.setenv('PELK_MM_CACHE', str(cache))
+    monkeypatch.setenv('PELK_MM_CXXFLAGS', '-O0')
+    return cache
+
+
+def damaged(content):
+    middle = len(content) // 2
+    return dict(empty=b'', short=content[:9], truncated=content[:middle], longer=content + b'x',
+                a_byte=content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:])
+
+
+def test_damaged_libraries_are_built_again(quick):
+    library = native_build._build(double=False)
+    content = library.read_bytes()
+    for name, spoilt in damaged(content).items():
+        library.write_bytes(spoilt)
+        assert native_build._build(double=False) == library
+        assert native_build._is_undamaged(library), name
+    before = library.stat().st_mtime_ns
+    native_build._build(double=False)
+    assert library.stat().st_mtime_ns == before, 'what is undamaged is kept'
+    # Not before: what a process has loaded must not be overwritten in place.
+    assert native_build.ctypes.CDLL(str(library)).pelk() == 42
+    library.unlink()
+    library.mkdir()
+    with pytest.raises(native_build.BuildError, match='PELK_MM_CACHE.*directory'):
+        native_build._build(double=False)
+
+
+def test_a_process_survives_a_truncated_library(tmp_path):
+    """Loading it would end the process with SIGBUS, now and in every later run."""
+    environment = dict(PELK_MM_CACHE=str(tmp_path), PELK_MM_CXXFLAGS='-O0')
+    for _ in range(2):
+        process = call(**environment)
+        out, err = process.communicate(timeout=300)
+        assert (process.returncode, out.split()) == (0, ['0', 'None']), err
+        for library in tmp_path.iterdir():
+            library.write_bytes(damaged(library.read_bytes())['truncated'])
+
+
+@pytest.mark.parametrize('variable, value, words', [
+    ('CXX', 'g++ "-O2', ['CXX', 'No closing quotation', 'g++ "-O2']),
+    ('PELK_MM_CXXFLAGS', "-DX='1", ['PELK_MM_CXXFLAGS', 'No closing quotation']),
+    ('PELK_MM_CXXFLAGS', '-D\\', ['PELK_MM_CXXFLAGS', 'No escaped character']),
+    ('CXX', '""', ['C++ compiler', 'does not run']),
+    ('CXX', 'true', ['true', 'wrote no library']),
+    ('CXX', '/etc', ['/etc', 'does not run']),
+    ('PELK_MM_CACHE', '~no-such-user/x', ['PELK_MM_CACHE', '~no-such-user/x']),
+])
+def test_wrong_variables_are_named_and_another_backend_runs(quick, monkeypatch, variable, value, words):
+    monkeypatch.setenv(variable, value)
+    native_build.load_library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match='native CPU backend') as caught:
+            failure = native_build.load_library(False)
+    finally:
+        native_build.load_library.cache_clear()
+    assert isinstance(failure, native_build.BuildError)
+    assert len(caught) == 1
+    assert all(word in str(failure) for word in words), failure
+
+
+def compiler_script(path, first):
+    path.write_bytes(b'#!/bin/sh\n' + first + b'\nexec c++ "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_compilers_that_speak_no_utf8(quick, monkeypatch, tmp_path):
+    message = b"printf 'caf\\351\\n'; printf 'erreur \\253 x \\273\\n' >&2"
+    monkeypatch.setenv('CXX', str(compiler_script(tmp_path / 'speaks', message)))
+    assert native_build._build(double=False).is_file()
+    monkeypatch.setenv('CXX', str(compiler_script(tmp_path / 'fails', message + b'\n[ "$1" = --version ] || exit 1')))
+    with pytest.raises(native_build.BuildError, match='erreur'):
+        native_build._build(double=False)
+
+
+def test_compilers_may_be_named_relative_to_the_folder_and_the_home(quick, monkeypatch, tmp_path):
+    compiler_script(tmp_path / 'mine', b'')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    names = set()
+    for compiler in ('./mine', '~/mine', ' c++ ', '', '  '):
+        monkeypatch.setenv('CXX', compiler)
+        names.add(native_build._build(double=False).name)
+    assert len(names) == 3
+
+
+def test_the_cache_may_be_in_the_home(quick, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('PELK_MM_CACHE', '~/x')
+    assert native_build._build(double=False).parent == tmp_path / 'x'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PELK_MM_CACHE', 'y')
+    assert native_build._build(double=False).parent == tmp_path / 'y'
+
+
+@pytest.mark.parametrize('home', ['none', 'read only', 'a file', 'root'])
+def test_without_a_home_temporary_files_are_the_cache(quick, monkeypatch, tmp_path, home):
+    (tmp_path / 'file').touch()
+    monkeypatch.delenv('PELK_MM_CACHE')
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(native_build.tempfile, 'gettempdir', lambda: str(tmp_path))
+    if home == 'none':
+        monkeypatch.delenv('HOME')
+        monkeypatch.setattr('pwd.getpwuid', lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    else:
+        monkeypatch.setenv('HOME', {'read only': '/proc', 'a file': str(tmp_path / 'file'), 'root': '/dev/null'}[home])
+    library = native_build._build(double=False)
+    assert library.parent == tmp_path / f'pelk_mm-{os.getuid()}'
+    assert library.parent.stat().st_mode & 0o777 == 0o700
+    assert native_build._build(double=False) == library
+
+
+def test_a_folder_of_somebody_else_among_temporary_files_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.delenv('PELK_MM_CACHE', raising=False)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+    monkeypatch.setattr(native_build.tempfile, 'gettempdir', lambda: str(tmp_path))
+    assert len(native_build.cache_dirs()) == 2
+    monkeypatch.setattr(native_build.os, 'getuid', lambda: 12345)
+    (tmp_path / 'pelk_mm-12345').mkdir()
+    assert native_build.cache_dirs() == [tmp_path / '.cache' / 'pelk_mm']
+
+
+def test_a_cache_that_cannot_be_used_is_named(quick, monkeypatch):
+    quick.touch()
+    with pytest.raises(native_build.BuildError, match='PELK_MM_CACHE.*File exists'):
+        native_build._build(double=False)
+    monkeypatch.setenv('PELK_MM_CACHE', '/proc/pelk_mm')
+    with pytest.raises(native_build.BuildError, match='PELK_MM_CACHE.*/proc/pelk_mm'):
+        native_build._build(double=False)
+
+
 def test_scratch_memory_is_not_assumed_to_be_zero(tmp_path):
     """Every buffer filled with NaN first; also the narrowest vectors, which other processors have."""
     script = '''

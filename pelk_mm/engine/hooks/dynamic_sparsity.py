@@ -14,11 +14,13 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from pelk_mm.module_names import clean_name
 from pelk_mm.registry import HOOKS
 
 from ..seeding import derive_seed, preserved_rng, seed_all
 from ..sparsity import (
     apply_masks,
+    clean_parameters,
     cosine_prune_rate,
     draw_masks,
     erk_densities,
@@ -137,10 +139,11 @@ class DynamicSparsityHook(Hook):
                             '(leave out runner_type and strategy), or take the hook out of custom_hooks')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._weights = find_sparse_parameters(model, self.include, self.exclude)
+        self._warn_of_few(runner, model)
         self._optimizer = optimizer
         self._total_steps = math.ceil(runner.max_iters / runner.optim_wrapper._accumulative_counts)
         averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
-        self._average_weights = [dict(average.named_parameters()) for average in averages]
+        self._average_weights = [clean_parameters(average) for average in averages]
         resumed = runner.iter > 0
         if resumed:
             self._resume(runner)
@@ -178,6 +181,15 @@ class DynamicSparsityHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what was saved until training starts; it is used if training is resumed."""
         self._saved_state = checkpoint.get('dynamic_sparsity')
+
+    def _warn_of_few(self, runner: Runner, model: nn.Module) -> None:
+        trained = [p for p in model.parameters() if p.ndim in (2, 4) and p.requires_grad]
+        size, own = (sum(p.numel() for p in weights) for weights in (trained, self._weights.values()))
+        if own < 0.1 * size:
+            runner.logger.warning(
+                f'DynamicSparsityHook: masks apply to {len(self._weights)} of {len(trained)} trained weights of 2 or 4 '
+                f'dimensions ({own / size:.1%} of their elements), for example {next(iter(self._weights))}. Check '
+                'include, exclude and frozen layers if this is less than you expect')
 
     def _initial_masks(self, runner: Runner, model: BaseModel) -> dict[str, Tensor]:
         if self.init == 'zeros':
@@ -228,7 +240,7 @@ class DynamicSparsityHook(Hook):
             raise ValueError('training is resumed with DynamicSparsityHook, but the checkpoint has no masks: it was '
                              "trained without. To start from its weights use load_from, with init='zeros' to keep its "
                              'zeros')
-        saved = self._saved_state['masks']
+        saved = {clean_name(name): entry for name, entry in self._saved_state['masks'].items()}
         for name, entry in saved.items():
             shape = tuple(self._weights[name].shape) if name in self._weights else None
             if tuple(entry['shape']) != shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -12,6 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from pelk_mm.module_names import clean_name
 from pelk_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
@@ -71,48 +72,49 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             **kwargs: Passed on by the default constructor's recursion.
         """
         if prefix:
-            super().add_params(params, module, prefix=prefix, **kwargs)
+            # custom_keys hold names as they are without wrappers. The dot stands for a model that is itself wrapped.
+            super().add_params(params, module, prefix=clean_name(prefix) or '.', **kwargs)
             return
-        depth_functions = self._depth_functions(module)
+        depths = self._depths(module)
         single = []
         with _without_paramwise_lines():
             super().add_params(single, module, **kwargs)
-        names = {id(param): name for name, param in module.named_parameters()}
-        params.extend(self._merge(single, names, depth_functions))
+        params.extend(self._merge(single, depths))
         _log_table(params, self.base_lr)
+        self._warn_of_nothing(module, single, depths)
 
-    def _depth_functions(self, model: nn.Module) -> dict[str, Callable]:
-        """``get_layer_depth`` of every backbone, by the prefix of its parameters, with all but the name filled in."""
-        functions: dict[str, Callable] = {}
+    def _depths(self, model: nn.Module) -> _Depths:
+        """Ask every backbone in the model for the depths of its parameters."""
+        depths = _Depths()
         for name, module in model.named_modules():
             # mmpretrain's classifiers have a method of that name too, which knows only 'backbone.'.
             depth = getattr(module, 'get_layer_depth', None)
             if depth is None or 'prefix' not in inspect.signature(depth).parameters:
                 continue
-            prefix = f'{name}.' if name else ''
-            if any(prefix.startswith(outer) for outer in functions):
+            # A wrapper that passes attributes on answers with the method of the module inside of it.
+            backbone = getattr(depth, '__self__', module)
+            own = {id(param): param_name for param_name, param in backbone.named_parameters()}
+            if own.keys() <= depths.by_parameter.keys():
                 continue
-            depth = partial(depth, prefix=prefix)
             if self.stage_wise:
                 if 'stage_wise' not in inspect.signature(depth).parameters:
                     raise ValueError(f"paramwise_cfg.decay_type='stage_wise' needs a backbone whose get_layer_depth "
-                                     f"takes stage_wise; that of {type(module).__name__} ({name!r}) does not: "
+                                     f"takes stage_wise; that of {type(backbone).__name__} ({name!r}) does not: "
                                      "use decay_type='layer_wise'")
                 depth = partial(depth, stage_wise=True)
-            functions[prefix] = depth
-        if not functions:
+            found = {key: depth(clean_name(param_name), prefix='') for key, param_name in own.items()}
+            depths.by_parameter = {**found, **depths.by_parameter}
+            depths.number = depths.number or next(iter(found.values()))[1]
+        if not depths.by_parameter:
             raise ValueError('layer-wise learning-rate decay needs a backbone with get_layer_depth(param_name, prefix) '
                              f'as PeLK and those of mmpretrain have; {type(model).__name__} holds none')
-        return functions
+        return depths
 
-    def _merge(self, single: list[dict], names: dict[int, str], depth_functions: dict[str, Callable]) -> list[dict]:
+    def _merge(self, single: list[dict], depths: _Depths) -> list[dict]:
         """Scale groups of one parameter each, and join those of the same settings, the shallowest first."""
         groups = {}
         for group in single:
-            name = names[id(group['params'][0])]
-            # A name outside of every backbone is put to the first one, which answers with its last depth.
-            owners = [prefix for prefix in depth_functions if name.startswith(prefix)] or list(depth_functions)
-            depth, number = depth_functions[owners[0]](name)
+            depth, number = depths.of(group['params'][0])
             scale = self.decay_rate**(number - depth - 1)
             settings = {key: value for key, value in group.items() if key not in ('params', 'lr_mult', 'decay_mult')}
             settings.update(layer_id=depth, lr_scale=scale, lr=group.get('lr', self.base_lr) * scale)
@@ -121,6 +123,36 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             merged = groups.setdefault(repr(sorted(settings.items())), dict(settings, params=[]))
             merged['params'] += group['params']
         return sorted(groups.values(), key=lambda group: group['layer_id'])
+
+    def _warn_of_nothing(self, model: nn.Module, single: list[dict], depths: _Depths) -> None:
+        """Say so where an option applies to no parameter, or to almost none."""
+        logger = MMLogger.get_current_instance()
+        own = [param for group in single for param in group['params'] if id(param) in depths.by_parameter]
+        lowered = [param for param in own if depths.of(param)[0] < depths.of(param)[1] - 1]
+        if self.decay_rate < 1 and 2 * len(lowered) < len(own) or not own:
+            logger.warning(f'layer_decay_rate={self.decay_rate} lowers the learning rate of {len(lowered)} of '
+                           f'{len(own)} trained parameters of the backbone, the others have the depth of the head')
+        names = [clean_name(name) for name, _ in model.named_parameters()]
+        unused = [key for key in self.paramwise_cfg.get('custom_keys', ()) if not any(key in name for name in names)]
+        if unused:
+            logger.warning(f'paramwise_cfg.custom_keys match no parameter: {", ".join(map(repr, unused))}')
+
+
+class _Depths:
+    """Depth and number of depths of every parameter.
+
+    Attributes:
+        by_parameter (dict[int, tuple[int, int]]): Of the backbones' parameters, by ``id``.
+        number (int): Number of depths of the first backbone, in whose last one lies all that is in no backbone.
+    """
+
+    def __init__(self) -> None:
+        self.by_parameter: dict[int, tuple[int, int]] = {}
+        self.number = 0
+
+    def of(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """Depth of a parameter, and the number of depths."""
+        return self.by_parameter.get(id(parameter), (self.number - 1, self.number))
 
 
 @contextmanager

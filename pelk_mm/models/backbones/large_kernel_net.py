@@ -18,7 +18,8 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from pelk_mm.layers import LayerNorm2d
+from pelk_mm.layers import Conv2d, DepthwiseBranches, LayerNorm2d, in_recomputation, statistics_kept
+from pelk_mm.module_names import clean_name
 from pelk_mm.registry import MODELS
 
 MODELS.register_module('LN2d', module=LayerNorm2d)
@@ -67,6 +68,12 @@ class LargeKernelBlock(BaseModule):
         return self._forward(x, *mixer_args)
 
     def _forward(self, x: Tensor, *mixer_args: Tensor) -> Tensor:
+        if in_recomputation():
+            with statistics_kept(self):
+                return self._add_residual(x, *mixer_args)
+        return self._add_residual(x, *mixer_args)
+
+    def _add_residual(self, x: Tensor, *mixer_args: Tensor) -> Tensor:
         out = self.norm(self.mixer(x, *mixer_args))
         out = self.pointwise_conv2(self.act(self.pointwise_conv1(out.permute(0, 2, 3, 1))))
         if self.gamma is not None:
@@ -124,7 +131,8 @@ class LargeKernelNet(BaseModule):
         act_cfg (dict): Activation of the blocks.
         drop_path_rate (float): Stochastic depth of the last block; it grows linearly from 0 at the first.
         layer_scale_init_value (float): Initial layer scale, 0 leaves it out.
-        out_indices (int | Sequence[int]): Stages to return; negative ones count from the last.
+        out_indices (int | Sequence[int]): Stages to return; negative ones count from the last. Stages after the last
+            one that is returned are not built; checkpoints that have them load all the same.
         frozen_stages (int): The stem and this many stages are not trained, and stay in eval mode. 0 freezes nothing.
         gap_before_final_norm (bool): Average each output over its pixels before its norm and return (N, C), for
             classification; False returns (N, C, H, W), for dense prediction.
@@ -183,12 +191,14 @@ class LargeKernelNet(BaseModule):
         drop_path_rates = (drop_path_rate * i / max(blocks_in_all - 1, 1) for i in range(blocks_in_all))
         self.downsample_layers = nn.ModuleList()
         self.stages = nn.ModuleList()
-        for stage, (depth, width) in enumerate(zip(self.depths, self.channels)):
+        # Stages after the last one that is returned are not built.
+        built = self.out_indices[-1] + 1
+        for stage, (depth, width) in enumerate(zip(self.depths[:built], self.channels)):
             if stage == 0:
-                downsample = nn.Sequential(nn.Conv2d(in_channels, width, kernel_size=4, stride=4), norm(width))
+                downsample = nn.Sequential(Conv2d(in_channels, width, kernel_size=4, stride=4), norm(width))
             else:
                 previous = self.channels[stage - 1]
-                downsample = nn.Sequential(norm(previous), nn.Conv2d(previous, width, kernel_size=2, stride=2))
+                downsample = nn.Sequential(norm(previous), Conv2d(previous, width, kernel_size=2, stride=2))
             self.downsample_layers.append(downsample)
             blocks = [
                 LargeKernelBlock(width, self.build_mixer(stage, width), ffn_ratio, norm_cfg, act_cfg,
@@ -240,6 +250,12 @@ class LargeKernelNet(BaseModule):
             tuple[Tensor, ...]: One per out index: (N, C_i, H / 2**(i + 2), W / 2**(i + 2)), rounded down; (N, C_i) with
             ``gap_before_final_norm``.
         """
+        if in_recomputation():
+            with statistics_kept(self):
+                return self._forward(x)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
         for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):
             x = stage(downsample(x))
@@ -252,9 +268,37 @@ class LargeKernelNet(BaseModule):
         return tuple(outs)
 
     def switch_to_deploy(self) -> None:
-        """Merge all branches, their norms and the positional embedding, in place; in eval mode, after loading."""
+        """Merge all branches, their norms and the positional embedding, in place; in eval mode, after loading.
+
+        Raises:
+            TypeError, ValueError: If a norm cannot be folded into its convolution; nothing is changed then.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, DepthwiseBranches):
+                module.check_norms(f'{clean_name(name)}.')
         for stage in self.stages:
             stage.switch_to_deploy()
+
+    def is_of_unbuilt_stage(self, name: str) -> bool:
+        """Whether a state dict's name is of a stage or an output norm that ``out_indices`` leaves out."""
+        part, _, rest = name.partition('.')
+        if part in ('stages', 'downsample_layers'):
+            return rest.partition('.')[0] in map(str, range(len(self.stages), self.num_stages))
+        return part in {f'norm{stage}' for stage in set(range(self.num_stages)) - set(self.out_indices)}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Also load what has more stages, and what was saved inside other wrappers."""
+        names = chain(self.named_parameters(), self.named_buffers())
+        # Of these two, hooks of their own take care when a state dict is saved and loaded.
+        own = {clean_name(name): clean_name(name, ('_checkpoint_wrapped_module', '_fsdp_wrapped_module'))
+               for name, _ in names}
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            name = clean_name(key[len(prefix):])
+            if self.is_of_unbuilt_stage(name):
+                del state_dict[key]
+            elif name in own and own[name] != key[len(prefix):]:
+                state_dict[prefix + own[name]] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_sparse_parameters(self) -> dict[str, nn.Parameter]:
         """The weights that sparse training masks, by name: those of 2 or 4 dimensions, as SLaK does.
@@ -279,7 +323,8 @@ class LargeKernelNet(BaseModule):
         lies outside the backbone are not decayed.
 
         Args:
-            param_name (str): Full name, e.g. ``'backbone.stages.0.blocks.1.gamma'``.
+            param_name (str): Full name, e.g. ``'backbone.stages.0.blocks.1.gamma'``; parts that wrappers add do not
+                matter.
             prefix (str): What precedes the backbone's own names, e.g. ``'backbone.'``.
             stage_wise (bool): Which of the two groupings.
 
@@ -289,6 +334,7 @@ class LargeKernelNet(BaseModule):
         cut = self.depths[-2] if self.num_stages > 1 else 0
         last = max(12 if cut > 9 else 6, self.num_stages - 1 + ceil(cut / 3))
         outside = (last + 1, last + 2)
+        param_name, prefix = clean_name(param_name), clean_name(prefix)
         if not param_name.startswith(prefix):
             return outside
         parts = param_name[len(prefix):].split('.')

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import nn
 
-from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, PartialMixer, PeripheralConv2d
+from pelk_mm.layers import Conv2d, DepthwiseBranches, KernelPositionEmbedding, PartialMixer, PeripheralConv2d
 from pelk_mm.ops import SharingGrid
 from pelk_mm.registry import MODELS
 
@@ -118,7 +118,7 @@ class PeLK(LargeKernelNet):
         width, bias = self.conv_channels(channels), self.branch_norm_cfg is None
         convs: dict[str, nn.Module] = dict(large=PeripheralConv2d(width, self.grids[stage], bias=bias))
         if self.small_kernel is not None:
-            convs['small'] = nn.Conv2d(
+            convs['small'] = Conv2d(
                 width, width, self.small_kernel, padding=self.small_kernel // 2, groups=width, bias=bias)
         branches = DepthwiseBranches(convs, width, None if bias else self.build_branch_norm)
         return PartialMixer(branches, width)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from pelk_mm.layers import DepthwiseBranches
+from pelk_mm.layers import Conv2d, DepthwiseBranches
 from pelk_mm.registry import MODELS
 
 from .large_kernel_net import SIZES, LargeKernelNet, check_number, positive_ints
@@ -79,5 +79,5 @@ class SLaK(LargeKernelNet):
         convs: dict[str, nn.Module] = {}
         for name, (height, width) in shapes.items():
             padding = (height // 2, width // 2)
-            convs[name] = nn.Conv2d(channels, channels, (height, width), padding=padding, groups=channels, bias=bias)
+            convs[name] = Conv2d(channels, channels, (height, width), padding=padding, groups=channels, bias=bias)
         return DepthwiseBranches(convs, channels, None if bias else self.build_branch_norm)

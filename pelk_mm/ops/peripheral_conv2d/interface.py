@@ -1,17 +1,15 @@
-"""``peripheral_conv2d``: validate, choose a backend, call it; autograd, autocast and ``torch.compile`` support."""
+"""``peripheral_conv2d``: follow autocast, validate, choose a backend, call the operator."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid, check_theta
-from . import reference
-from .backends import BACKENDS, select_backend
+from . import operators, reference
+from .backends import BACKENDS
 
 BACKEND_VARIABLE = 'PELK_MM_BACKEND'
 
@@ -24,8 +22,9 @@ def peripheral_conv2d(x: Tensor,
                       backend: str | None = None) -> Tensor:
     """Depthwise convolution with the K x K kernel that ``theta`` stands for (PeLK, Eq. 1), stride 1, padding K//2.
 
-    As ``torch.nn.functional.conv2d`` this is a cross-correlation. It is differentiable, twice too, with respect to
-    ``x``, ``theta`` and ``bias``, follows autocast as ``conv2d`` does, and is one node to ``torch.compile``.
+    As ``torch.nn.functional.conv2d`` this is a cross-correlation. It is differentiable with respect to ``x``, ``theta``
+    and ``bias`` as often as wanted, in reverse and in forward mode, and inside the transforms of ``torch.func``. It
+    follows autocast as ``conv2d`` does, and is one node to ``torch.compile``.
 
     Args:
         x (Tensor): (N, C, H, W), any strides; float64, float32, bfloat16 or float16.
@@ -49,9 +48,9 @@ def peripheral_conv2d(x: Tensor,
     if backend != 'auto' and backend not in BACKENDS:
         raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {backend!r}')
     if backend == 'reference':
-        with _own_precision(x):
+        with operators.own_precision(x):
             return reference.forward(x, theta, bias, grid)
-    return _forward(x, theta, bias, list(grid.half), backend)
+    return operators.conv(x, theta, bias, list(grid.half), backend)
 
 
 def available_backends(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, str | None]:
@@ -70,7 +69,7 @@ def available_backends(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str,
 
 
 def _autocast(x: Tensor, theta: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    if not _in_autocast(x):
+    if not operators.in_autocast(x):
         return x, theta, bias
     dtype = torch.get_autocast_dtype(x.device.type)
     # As for F.conv2d: fp64 is left alone.
@@ -100,87 +99,3 @@ def _check(x: Tensor, theta: Tensor, grid: SharingGrid, bias: Tensor | None) -> 
             raise TypeError(f'{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}')
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f'{name} must be on the device of x, {x.device}, got {tensor.device}')
-
-
-def _own_precision(x: Tensor) -> AbstractContextManager:
-    """Inside a backend, autocast would turn the fp32 sums of 16-bit input into 16-bit ones."""
-    return torch.autocast(x.device.type, enabled=False) if _in_autocast(x) else nullcontext()
-
-
-def _in_autocast(x: Tensor) -> bool:
-    return x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
-
-
-@lru_cache(maxsize=1024)
-def _grid(half: tuple[int, ...]) -> SharingGrid:
-    return SharingGrid(half)
-
-
-def _like(out: Tensor, x: Tensor) -> Tensor:
-    """``out`` with the strides that the fake implementations promise."""
-    promised = torch.empty_like(x)
-    return out if out.stride() == promised.stride() else promised.copy_(out)
-
-
-@torch.library.custom_op('pelk_mm::peripheral_conv2d', mutates_args=())
-def _forward(x: Tensor, theta: Tensor, bias: Tensor | None, half: list[int], backend: str) -> Tensor:
-    grid = _grid(tuple(half))
-    with _own_precision(x):
-        return _like(select_backend(backend, 'forward', x, grid).forward(x, theta, bias, grid), x)
-
-
-@torch.library.custom_op('pelk_mm::peripheral_conv2d_theta_grad', mutates_args=())
-def _theta_grad(x: Tensor, grad_output: Tensor, half: list[int], backend: str) -> Tensor:
-    grid = _grid(tuple(half))
-    with _own_precision(x):
-        return select_backend(backend, 'theta_grad', x, grid).theta_grad(x, grad_output, grid).contiguous()
-
-
-@_forward.register_fake
-def _(x, theta, bias, half, backend):
-    return torch.empty_like(x)
-
-
-@_theta_grad.register_fake
-def _(x, grad_output, half, backend):
-    cells = 2 * len(half) - 1
-    return x.new_empty(x.shape[1], cells, cells)
-
-
-def _forward_setup(ctx, inputs, output):
-    x, theta, bias, ctx.half, ctx.backend = inputs
-    ctx.save_for_backward(x, theta)
-    ctx.has_bias = bias is not None
-
-
-def _forward_backward(ctx, grad):
-    x, theta = ctx.saved_tensors
-    grad_x = grad_theta = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        # The grid is symmetric, so the adjoint is the same operator with theta flipped in both axes.
-        grad_x = _forward(grad, theta.flip(-2, -1), None, ctx.half, ctx.backend)
-    if ctx.needs_input_grad[1]:
-        grad_theta = _theta_grad(x, grad, ctx.half, ctx.backend)
-    if ctx.has_bias and ctx.needs_input_grad[2]:
-        grad_bias = grad.sum((0, 2, 3))
-    return grad_x, grad_theta, grad_bias, None, None
-
-
-def _theta_grad_setup(ctx, inputs, output):
-    x, grad_output, ctx.half, ctx.backend = inputs
-    ctx.save_for_backward(x, grad_output)
-
-
-def _theta_grad_backward(ctx, grad):
-    # <grad, theta_grad(x, dy)> = <dy, conv(x, grad)>: bilinear, so both gradients are convolutions with ``grad``.
-    x, grad_output = ctx.saved_tensors
-    grad_x = grad_dy = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _forward(grad_output, grad.flip(-2, -1), None, ctx.half, ctx.backend)
-    if ctx.needs_input_grad[1]:
-        grad_dy = _forward(x, grad, None, ctx.half, ctx.backend)
-    return grad_x, grad_dy, None, None
-
-
-_forward.register_autograd(_forward_backward, setup_context=_forward_setup)
-_theta_grad.register_autograd(_theta_grad_backward, setup_context=_theta_grad_setup)

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,31 +27,69 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name('native.cpp')
 CACHE_VARIABLE = 'PELK_MM_CACHE'
 FLAGS_VARIABLE = 'PELK_MM_CXXFLAGS'
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class BuildError(RuntimeError):
     """The native backend could not be built; the message says why."""
 
 
-def cache_dir() -> Path:
-    """Where built libraries are kept: ``$PELK_MM_CACHE``, else ``pelk_mm`` in the user's cache folder."""
+def cache_dirs() -> list[Path]:
+    """Where built libraries are kept, in the order of preference.
+
+    ``$PELK_MM_CACHE``; without it ``pelk_mm`` in the user's cache folder, and where there is none that can be written,
+    a folder of the user's own among temporary files.
+
+    Raises:
+        BuildError: If ``$PELK_MM_CACHE`` names a user who is not there.
+    """
     if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'pelk_mm'
+        try:
+            return [Path(os.environ[CACHE_VARIABLE]).expanduser().absolute()]
+        except RuntimeError as error:
+            got = os.environ[CACHE_VARIABLE]
+            raise BuildError(f'{CACHE_VARIABLE} must be a folder, got {got!r}: {error}') from error
+    folders = []
+    # Without HOME and an entry in the list of users there is no home.
+    with suppress(RuntimeError):
+        folders.append(Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser().absolute() / 'pelk_mm')
+    # No folder for temporary files, or one of this name that somebody else has made.
+    with suppress(OSError):
+        folders.append(_temporary_dir())
+    return folders
+
+
+def _temporary_dir() -> Path:
+    user = os.getuid() if hasattr(os, 'getuid') else 0
+    folder = Path(tempfile.gettempdir(), f'pelk_mm-{user}')
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != user:
+        raise PermissionError(f'{folder} belongs to another user')
+    return folder
 
 
 def find_compiler() -> list[str]:
     """The C++ compiler as a command: ``$CXX``, or the first of c++, g++, clang++ on the path.
 
     Raises:
-        BuildError: If there is none.
+        BuildError: If there is none, or ``$CXX`` is no command.
     """
-    if os.environ.get('CXX'):
-        return shlex.split(os.environ['CXX'])
+    command = _words('CXX')
+    if command:
+        return [os.path.expanduser(command[0]), *command[1:]]
     for name in ('c++', 'g++', 'clang++'):
         if shutil.which(name):
             return [name]
     raise BuildError('no C++ compiler found (set CXX, or install g++ or clang++)')
+
+
+def _words(variable: str) -> list[str]:
+    """Split an environment variable as a shell does."""
+    value = os.environ.get(variable, '')
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise BuildError(f'{variable} must be words as a shell takes them, got {value!r}: {error}') from error
 
 
 @cache
@@ -75,24 +114,55 @@ def _build(double: bool) -> Path:
     compiler = find_compiler()
     machine_flag = '-march=native' if platform.machine() in ('x86_64', 'AMD64') else '-mcpu=native'
     flags = ['-O3', machine_flag, '-std=c++17', '-fPIC', '-shared', *_openmp_flags()]
-    flags += ['-DPELK_DOUBLE'] * double + shlex.split(os.environ.get(FLAGS_VARIABLE, ''))
-    key = '\n'.join([SOURCE.read_text(), *compiler, _compiler_version(compiler), *flags, _cpu()])
-    name = f'native-{"fp64" if double else "fp32"}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so'
-    folder = cache_dir()
-    target = folder / name
-    if target.exists():
-        return target
+    flags += ['-DPELK_DOUBLE'] * double + _words(FLAGS_VARIABLE)
+    key = '\n'.join([SOURCE.read_text('utf-8'), *compiler, _compiler_version(compiler), *flags, _cpu(), 'with digest'])
+    digest = hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:16]
+    name = f'native-{"fp64" if double else "fp32"}-{digest}.so'
+    folders = cache_dirs()
+    found = next((folder / name for folder in folders if _is_undamaged(folder / name)), None)
+    if found:
+        return found
+    errors = []
+    for folder in folders:
+        try:
+            return _compile(folder, name, [*compiler, str(SOURCE)], flags)
+        except OSError as error:
+            errors.append(f'{folder}: {error}')
+    raise BuildError(f'no folder for the compiled library can be used; set {CACHE_VARIABLE} to one that can be '
+                     f'written. {"; ".join(errors)}')
+
+
+def _compile(folder: Path, name: str, command: list[str], flags: list[str]) -> Path:
+    """Compile into ``folder``, in the place of what is there.
+
+    Raises:
+        OSError: If the folder cannot be used.
+        BuildError: If the compiler fails.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
     logger.info('building the native backend of peripheral_conv2d (a few seconds, once): %s', target)
     # Built beside and renamed, so that processes that build at the same time never see half a file.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / name
-        command = [*compiler, str(SOURCE), '-o', str(output), *flags]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode:
-            raise BuildError(f'{shlex.join(command)} failed:\n{result.stderr.strip()[-2000:]}')
+        command = [*command, '-o', str(output), *flags]
+        result = _run(command)
+        if result.returncode or not output.is_file():
+            raise BuildError(f'{shlex.join(command)} failed:\n{result.stderr.strip()[-2000:] or "it wrote no library"}')
+        content = output.read_bytes()
+        with output.open('ab') as file:
+            file.write(hashlib.sha256(content).digest())
         os.replace(output, target)
     return target
+
+
+def _is_undamaged(library: Path) -> bool:
+    """Whether a file ends with the digest of what precedes it: loading a truncated one would kill the process."""
+    try:
+        content = library.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_DIGEST_SIZE]).digest() == content[-_DIGEST_SIZE:]
 
 
 def _openmp_flags() -> list[str]:
@@ -107,16 +177,21 @@ def _openmp_flags() -> list[str]:
 
 def _compiler_version(compiler: list[str]) -> str:
     try:
-        result = subprocess.run([*compiler, '--version'], capture_output=True, text=True)
+        result = _run([*compiler, '--version'])
     except OSError as error:
         raise BuildError(f'the C++ compiler {shlex.join(compiler)} does not run: {error}') from error
     return result.stdout
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    # Compilers speak the user's language, in any encoding.
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8', errors='replace')
+
+
 def _cpu() -> str:
     """What ``-march=native`` depends on: the processor's features."""
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        lines = Path('/proc/cpuinfo').read_text(errors='replace').splitlines()
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.lower().startswith(('flags', 'features'))), platform.processor())
