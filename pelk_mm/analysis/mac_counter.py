@@ -17,6 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import SharingGrid
 
+from .inputs import count_channels
+
 _CONVOLUTION = torch.ops.aten.convolution
 _LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
 _PERIPHERAL = torch.ops.pelk_mm.peripheral_conv2d
@@ -36,7 +38,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | N
     Raises:
         RuntimeError: If the model is on the meta device and cannot run there.
     """
-    inputs = torch.zeros(1, 3, *shape, device=_device(model))
+    inputs = torch.zeros(1, count_channels(model), *shape, device=_device(model))
     try:
         with MacCounter(model).count() as counter:
             if rois is not None:
@@ -47,10 +49,11 @@ def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | N
             else:
                 model(inputs)
     except (NotImplementedError, RuntimeError) as error:
-        if not inputs.is_meta:
+        # Anything else would fail on the CPU too.
+        if not inputs.is_meta or not (isinstance(error, NotImplementedError) or 'meta' in str(error).lower()):
             raise
         raise RuntimeError(f'{type(model).__name__} does not run on the meta device ({error}); '
-                           'count it on the CPU') from error
+                           'count it on the CPU, with --device cpu') from error
     return counter.macs
 
 
