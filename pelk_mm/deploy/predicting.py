@@ -56,8 +56,12 @@ def segmentation_logits(model: Any, images: Tensor) -> Tensor:
 
 def predict(model: Any, batch: dict) -> list:
     """Return the data samples that a model makes of a batch as its data loader gives it, which stays as it is."""
+    batch = copy.deepcopy(batch)
+    if hasattr(getattr(model, 'head', None), 'task_heads'):
+        # Without labels of a task, the head of it would get None for a sample, which not all take.
+        batch.pop('data_samples', None)
     with torch.no_grad():
-        return model.test_step(copy.deepcopy(batch))
+        return model.test_step(batch)
 
 
 @contextmanager

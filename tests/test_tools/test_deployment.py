@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
 
 from pelk_mm import layers
 from pelk_mm.deploy import OnnxModel, merging
 from pelk_mm.engine import image_files
 from pelk_mm.engine.launch import configure_testing, load_config
 from pelk_mm.engine.launch import run as run_mmengine
-from pelk_mm.testing.tiny_models import CLASSES, tiny_config, write_pictures, write_tiny_model
+from pelk_mm.testing.tiny_models import CLASSES, build_tiny_model, tiny_config, write_pictures, write_tiny_model
 
 TASKS = ('classification', 'segmentation', 'detection')
 
@@ -90,7 +91,7 @@ def test_a_corrupted_merge_exits_1_and_writes_nothing(corrupt, tmp_path, images,
 def test_a_layer_that_never_ran_is_not_proven(tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
     monkeypatch.setattr(merging, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
-    monkeypatch.setattr('mmseg.models.EncoderDecoder._forward', lambda self, x, samples=None: x)
+    monkeypatch.setattr('mmseg.models.EncoderDecoder.encode_decode', lambda self, x, metas: x)
     out = tmp_path / 'deployed.pth'
     code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
     assert code == 1, printed
@@ -125,6 +126,29 @@ def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
         metrics.append(run_mmengine(cfg, 'test'))
     assert metrics[0] == metrics[1]
     assert 0 < metrics[0]['accuracy/top2'] < 100
+
+
+def test_tta_of_a_classifier_averages_both_flips(tmp_path):
+    """Without tta_model and tta_pipeline in the config, by mmpretrain's default."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'pictures' / 'ant').mkdir(parents=True)
+    image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'pictures' / 'ant' / '0.png'), image)
+    cfg = tiny_config('classification')
+    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='pictures')
+    cfg.test_evaluator = dict(type='Accuracy')
+    config, checkpoint = write_tiny_model('classification', tmp_path, cfg)
+    scores = []
+    for tta in (True, False):
+        cfg = load_config(str(config), work_dir=str(tmp_path / str(tta)))
+        configure_testing(cfg, str(checkpoint), str(tmp_path / f'{tta}.pkl'), tta=tta)
+        run_mmengine(cfg, 'test')
+        scores.append(load(tmp_path / f'{tta}.pkl')[0]['pred_score'])
+    with torch.no_grad():
+        model = build_tiny_model(cfg)
+        flipped = model.test_step(dict(inputs=[torch.from_numpy(image[:, ::-1].copy()).permute(2, 0, 1)]))[0]
+    torch.testing.assert_close(scores[0], (scores[1] + flipped.pred_score) / 2)
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
 def test_sizes_too_small_to_export_are_refused(tmp_path, images, run_tool):
