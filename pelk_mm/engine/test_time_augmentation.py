@@ -36,7 +36,7 @@ def use_tta(cfg: Config) -> None:
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if missing:
-        print_log(f'--tta: the config has no {" and no ".join(missing)}; flipping is the default of {scope}.', 'current')
+        print_log(f'--tta: the config has no {" and no ".join(missing)}: flipping, the default of {scope}.', 'current')
     if 'tta_model' not in cfg:
         cfg.tta_model = copy.deepcopy(_MODELS[scope])
     if 'tta_pipeline' not in cfg:

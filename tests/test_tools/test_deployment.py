@@ -131,12 +131,15 @@ def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
 def test_tta_of_a_classifier_averages_both_flips(tmp_path):
     """Without tta_model and tta_pipeline in the config, by mmpretrain's default."""
     rng = np.random.default_rng(0)
-    (tmp_path / 'pictures' / 'ant').mkdir(parents=True)
+    for name in CLASSES:
+        (tmp_path / 'pictures' / name).mkdir(parents=True)
     image = rng.integers(0, 255, (64, 64, 3), np.uint8)
     cv2.imwrite(str(tmp_path / 'pictures' / 'ant' / '0.png'), image)
     cfg = tiny_config('classification')
     cfg.test_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='pictures')
     cfg.test_evaluator = dict(type='Accuracy')
+    # Beside the model, as in the recipes.
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
     config, checkpoint = write_tiny_model('classification', tmp_path, cfg)
     scores = []
     for tta in (True, False):
