@@ -190,7 +190,7 @@ def load_images(paths: Sequence[Path],
     """
     preprocessor, channels = model.data_preprocessor, count_channels(model)
     device = next(model.parameters()).device
-    mean, std = (value.to(device) for value in normalisation(preprocessor))
+    mean, std = (value.to(device) for value in normalisation(preprocessor, channels))
     for path in paths:
         loaded = read_image(str(path)) if load is None else load(path)
         loaded = _repeat_channels(loaded, channels) if channels > 3 else fit_channels(loaded, channels, path)

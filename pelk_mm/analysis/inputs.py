@@ -16,22 +16,19 @@ _STACKING_STEMS = ('Focus', )
 def count_channels(model: nn.Module) -> int:
     """Return the number of channels of the images that a model takes.
 
-    It is that of the data preprocessor's mean, where that has several values, else that of the backbone's first
-    convolution; 3 if there is neither.
+    It is that of the backbone's first convolution, else of the data preprocessor's mean; 3 if there is neither.
 
     Args:
         model (nn.Module): A model of MMEngine's kind, a backbone, or any other module.
     """
-    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
-    if isinstance(mean, Tensor) and mean.numel() > 1:
-        return mean.numel()
     stacked: set[nn.Module] = set()
     for module in getattr(model, 'backbone', model).modules():
         if type(module).__name__ in _STACKING_STEMS:
             stacked.update(module.modules())
         if isinstance(module, nn.Conv2d):
             return module.in_channels // (4 if module in stacked else 1)
-    return 3
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    return mean.numel() if isinstance(mean, Tensor) and mean.numel() > 1 else 3
 
 
 def swaps_colours(preprocessor: nn.Module, channels: int) -> bool:
@@ -41,11 +38,22 @@ def swaps_colours(preprocessor: nn.Module, channels: int) -> bool:
     return channels == 3 and any(getattr(preprocessor, name, False) for name in names)
 
 
-def normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the mean and the standard deviation of a data preprocessor, (C or 1, 1, 1) each; 0 and 1 without."""
+def normalisation(preprocessor: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+    """Return the mean and the standard deviation of a data preprocessor, (C or 1, 1, 1) each; 0 and 1 without.
+
+    Args:
+        preprocessor (nn.Module): With or without ``mean`` and ``std``.
+        channels (int): Of the images that the model takes.
+
+    Raises:
+        ValueError: If they are of another number of channels.
+    """
     mean, std = getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None)
     if mean is None or std is None:
         return torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    if mean.numel() not in (1, channels):
+        raise ValueError(f'data_preprocessor.mean must have 1 or {channels} values, as the backbone takes {channels} '
+                         f'channels, got {mean.numel()}')
     return mean.detach().clone(), std.detach().clone()
 
 

@@ -69,7 +69,7 @@ class Drawer:
         if 'pred_label' not in sample:
             # Of several tasks. Names of classes would be those of one of them.
             unnamed = Drawer(self.scope, None, None)
-            tasks = [(name, sample.get(name)) for name in sample.tasks]
+            tasks = [(name, sample.get(name)) for name in sorted(sample.tasks)]
             return '; '.join(f'{name}: {unnamed._describe_labels(value)}' for name, value in tasks)
         labels = sample.pred_label.flatten()
         if labels.is_floating_point():

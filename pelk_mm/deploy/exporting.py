@@ -56,7 +56,7 @@ class ImageModel(nn.Module):
         self.channels = count_channels(model)
         # Pipelines load BGR. Of other numbers of channels the order stays.
         self.takes_bgr = self.channels == 3 and not swaps_colours(model.data_preprocessor, 3)
-        mean, std = normalisation(model.data_preprocessor)
+        mean, std = normalisation(model.data_preprocessor, self.channels)
         self.register_buffer('mean', mean)
         self.register_buffer('std', std)
         self.task = task
@@ -117,12 +117,22 @@ def capture(model: ImageModel) -> ExportedProgram:
 
     Args:
         model (ImageModel): With a ``form``.
+
+    Raises:
+        RuntimeError: If a part of the model cannot be traced, such as a head that computes with what it reads.
     """
     # The last of four stages has several pixels in both directions: a side of one would be taken for a constant.
     image = torch.zeros(2, model.channels, 96, 128)
     dynamic = dict(image={0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
-    with torch.no_grad(), free_sizes():
-        program = torch.export.export(model.eval(), (image, ), dynamic_shapes=dynamic)
+    try:
+        with torch.no_grad(), free_sizes():
+            program = torch.export.export(model.eval(), (image, ), dynamic_shapes=dynamic)
+    # The exporter raises nearly anything.
+    except Exception as error:
+        parts = ', '.join(f'{name} {type(part).__name__}' for name, part in model.model.named_children())
+        reason = (str(error).strip().splitlines() or [''])[0]
+        raise RuntimeError(f'{type(model.model).__name__} ({parts}) cannot be exported for images of any size, because '
+                           f'torch.export cannot trace its code ({type(error).__name__}: {reason})') from error
     # Lines of source with the paths of this machine, larger than small models.
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)

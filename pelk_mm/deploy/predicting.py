@@ -74,7 +74,7 @@ def exported_network(model: Any, task: str, network: Network, channels: int) -> 
         network (Callable): The exported network.
         channels (int): How many the images have.
     """
-    mean, std = normalisation(model.data_preprocessor)
+    mean, std = normalisation(model.data_preprocessor, channels)
     swapped = channels == 3 and not swaps_colours(model.data_preprocessor, channels)
 
     def run(inputs: Tensor, *_: Any) -> list[Tensor]:

@@ -107,8 +107,8 @@ class Predictions:
             self.detections = self.detections or Detections()
             self.detections.add(expected.pred_instances, got.pred_instances)
         before, after = dict(_predicted(expected)), dict(_predicted(got))
-        if [(name, value.shape) for name, value in before.items()] != [
-            (name, value.shape) for name, value in after.items()]:
+        if {name: value.shape for name, value in before.items()} != {
+                name: value.shape for name, value in after.items()}:
             self.score_error = float('inf')
         for name in before.keys() & after.keys():
             if self.score_error != float('inf'):
