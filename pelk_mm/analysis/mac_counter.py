@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -134,6 +135,22 @@ class MacCounter(TorchDispatchMode):
         name, module = self._running[-1]
         self.macs[name, _part_of(operator, args, module)] += macs
         return out
+
+
+def peripheral_conv2d_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count the operator for the analyzers of MMEngine and fvcore, which by themselves count it as 0.
+
+    ``FlopAnalyzer(model, images).set_op_handle('pelk_mm::peripheral_conv2d', peripheral_conv2d_flops)``
+
+    Args:
+        inputs (Sequence[torch._C.Value]): Of the node in the traced graph.
+        outputs (Sequence[torch._C.Value]): The one output.
+
+    Returns:
+        int: Multiply-adds in dense form, as these analyzers count a convolution.
+    """
+    half = tuple(value.toIValue() for value in inputs[3].node().inputs())
+    return math.prod(outputs[0].type().sizes()) * SharingGrid(half).kernel_size**2
 
 
 def part_of_convolution(kernel_size: Sequence[int], stride: Sequence[int], groups: int, in_channels: int) -> str:

@@ -77,8 +77,8 @@ def test_receptive_fields(channels, tmp_path, run_tool):
     with_channels('classification', channels).dump(str(tmp_path / 'config.py'))
     (tmp_path / 'images').mkdir()
     images = write_pictures(tmp_path / 'images', 1)
-    code, printed = run_tool('analysis_tools/visualize_erf.py', tmp_path / 'config.py', '--images', images, '--sizes', 64,
-                             '--num-images', 1, '--device', 'cpu', '--out', tmp_path / 'out')
+    code, printed = run_tool('analysis_tools/visualize_erf.py', tmp_path / 'config.py', '--images', images, '--sizes',
+                             64, '--num-images', 1, '--device', 'cpu', '--out', tmp_path / 'out')
     assert code == 0, printed
     numbers = json.loads((tmp_path / 'out' / 'erf.json').read_text())
     region = numbers['models'][0]['sizes'][0]['regions'][-1]

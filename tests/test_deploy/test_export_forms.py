@@ -116,7 +116,7 @@ def test_the_old_exporter_is_refused_and_what_it_advises_works(tmp_path):
     model.backbone.switch_to_deploy()
     old = io.BytesIO()
     torch.onnx.export(prepare_for_export(model.backbone, 'dense'), (images, ), old, dynamo=False)
-    for file in (new.read_bytes(), old.getvalue()):
+    for file in (str(new), old.getvalue()):
         session = onnxruntime.InferenceSession(file)
         got, = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -110,8 +110,8 @@ def _refuse_torchscript_export() -> None:
         raise RuntimeError(
             'torch.onnx.export(..., dynamo=False) cannot export peripheral_conv2d. Call '
             'tools/model_converters/export.py with the config and the checkpoint, or torch.onnx.export(model, ..., '
-            'dynamo=True, custom_translation_table=pelk_mm.deploy.onnx_ops.translations()). Where only the old exporter '
-            'will do, call it on '
+            'dynamo=True, custom_translation_table=pelk_mm.deploy.onnx_ops.translations()). Where only the old '
+            'exporter will do, call it on '
             "pelk_mm.deploy.prepare_for_export(model, 'dense') after model.backbone.switch_to_deploy()")
 
 
