@@ -164,6 +164,9 @@ class OnnxModel:
             return self._pipeline(dict(img=image, img_path='', img_id=0, img_shape=shape, ori_shape=shape))
 
     def _rules(self) -> Any:
+        if self.meta['model'] is None:
+            raise ValueError(f'{self._path} does not hold the head that decides: export it again with '
+                             'tools/model_converters/export.py, or use run()')
         if self._model is None:
             with DefaultScope.overwrite_default_scope(self.meta['scope']):
                 _refuse_strangers(self.meta['model'], self._path, MODELS)
@@ -181,8 +184,9 @@ def _read_meta(text: str, path: str | Path) -> dict[str, Any]:
         meta['pipeline'] = ast.literal_eval(meta['pipeline'])
         if not all(isinstance(transform['type'], str) for transform in meta['pipeline']):
             raise ValueError('its transforms must have names')
-        meta['model'] = meta['model'] and ast.literal_eval(meta['model'])
-        meta['channels'] = int(meta['channels'])
+        # Neither is in files of 0.1.0.
+        meta['model'] = meta.get('model') and ast.literal_eval(meta['model'])
+        meta['channels'] = int(meta.get('channels', 3))
     except (KeyError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f'{path} has damaged metadata of pelk_mm ({type(error).__name__}: {error}): export it again '
                          'with tools/model_converters/export.py') from error
