@@ -12,10 +12,12 @@ from rich.progress import track
 from pelk_mm.deploy import list_images
 from pelk_mm.deploy.demo import ModelDemo, OnnxDemo
 from pelk_mm.engine.checkpoints import add_trust_option
-from pelk_mm.engine.image_files import find_damage, read_image
+from pelk_mm.engine.image_files import find_damage
 from pelk_mm.engine.launch import load_config
 from pelk_mm.whole_files import refuse_existing
 
+# Images that OpenCV writes in 8 bits and every viewer shows.
+WRITTEN = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.mkv', '.mov', '.mp4', '.webm')
 
 
@@ -43,27 +45,32 @@ def main() -> None:
         parser.error(f'inputs: no such file or folder, {source}')
     is_video = source.suffix.lower() in VIDEOS
     files = [source] if source.is_file() else list_images(source)
-    targets = [out_dir / (f'{file.stem}.mp4' if is_video else file.name) for file in files]
+    targets = [out_dir / target_name(file) for file in files]
     try:
         refuse_existing(*targets, instead='--out-dir')
     except FileExistsError as error:
         parser.error(str(error))
 
-    # All of them before the first is drawn.
-    for file in () if is_video else files:
-        if damage := find_damage(str(file)):
-            parser.error(f'inputs: {file} {damage}')
-
     demo = OnnxDemo(args.model) if is_onnx else ModelDemo(
         load_config(args.model, args.cfg_options), args.checkpoint, args.device, args.score_thr)
+    # All of them before the first is drawn.
+    for file in files if demo.plain_files and not is_video else ():
+        if damage := find_damage(str(file)):
+            parser.error(f'inputs: {file} {damage}')
     out_dir.mkdir(parents=True, exist_ok=True)
     if is_video:
         draw_video(demo, source, targets[0])
         return
     for file, target in track(list(zip(files, targets)), 'Images', disable=len(files) == 1):
-        drawn, found = demo(read_image(str(file), check=False))
+        drawn, found = demo(demo.load(file))
         mmcv.imwrite(drawn[..., ::-1], str(target))
         print(f'{target}: {found}')
+
+
+def target_name(file: Path) -> str:
+    """The name of what is drawn of a file, in a format that can be written and looked at."""
+    suffix = file.suffix.lower()
+    return f'{file.stem}.mp4' if suffix in VIDEOS else file.name if suffix in WRITTEN else f'{file.name}.png'
 
 
 def draw_video(demo, source: Path, target: Path) -> None:

@@ -17,7 +17,10 @@ def main() -> None:
     parser.add_argument('--show', action='store_true', help='show the predictions in windows')
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that each window stays')
-    parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="use the config's test-time augmentation; flipping where one for mmpretrain or mmdet has none")
     args = parse_args(parser)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     configure_testing(cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time, args.tta)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from pelk_mm.engine.image_files import read_image
 from pelk_mm.image_names import IMAGE_SUFFIXES, list_image_files
+
+from .inputs import count_channels, fit_channels, normalisation, swaps_colours
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
@@ -108,10 +110,10 @@ def measure_receptive_field(model: nn.Module,
 
     Args:
         model (nn.Module): A classifier, segmentor or detector, of which the backbone is measured, or any module that
-            maps (1, 3, H, W) to a (1, C, h, w) map or a sequence of such, of which the last counts. It is put into
+            maps (1, C, H, W) to a (1, D, h, w) map or a sequence of such, of which the last counts. It is put into
             eval mode, its parameters stop to ask for gradients, and where backbones of mmpretrain or ours would pool
             or return tokens, they are set to return maps.
-        images (Iterable[Tensor]): Normalised images of one size, (1, 3, H, W) each, on the model's device.
+        images (Iterable[Tensor]): Normalised images of one size, (1, C, H, W) each, on the model's device.
         description (str): What the progress bar is called.
         num_images (int, optional): How many images there are, for the progress bar, if ``images`` has no length.
 
@@ -169,30 +171,39 @@ def find_images(folder: Path, count: int) -> list[Path]:
     return [files[index * len(files) // count] for index in range(count)]
 
 
-def load_images(paths: Sequence[Path], shape: tuple[int, int], model: nn.Module) -> Iterable[Tensor]:
+def load_images(paths: Sequence[Path],
+                shape: tuple[int, int],
+                model: nn.Module,
+                load: Callable[[Path], np.ndarray] | None = None) -> Iterable[Tensor]:
     """Read images, resize them and normalise them as the model's data preprocessor does.
 
     Args:
         paths (Sequence[Path]): Files.
-        shape (tuple[int, int]): Height and width to resize to, bicubically, whatever the images' proportions.
+        shape (tuple[int, int]): Height and width to resize to, bicubically, in any proportions.
         model (nn.Module): A model of MMEngine's kind with ``data_preprocessor``.
+        load (Callable, optional): Loads an image (H, W, C) or (H, W), as the model's pipeline does; by default as (H,
+            W, 3), uint8. If the model takes other channels, grey and colours become each other, and of other numbers
+            the image's channels are repeated in turn until there are enough.
 
     Yields:
-        Tensor: (1, 3, H, W), float32, on the model's device.
+        Tensor: (1, C, H, W), float32, on the model's device.
     """
-    preprocessor = model.data_preprocessor
+    preprocessor, channels = model.data_preprocessor, count_channels(model)
     device = next(model.parameters()).device
-    # mmpretrain, mmengine and mmdet, upstream's mmseg.
-    names = ('to_rgb', '_channel_conversion', 'channel_conversion')
-    to_rgb = any(getattr(preprocessor, name, False) for name in names)
+    mean, std = (value.to(device) for value in normalisation(preprocessor, channels))
     for path in paths:
-        image = mmcv.imresize(read_image(str(path)), shape[::-1], interpolation='bicubic')
+        loaded = read_image(str(path)) if load is None else load(path)
+        loaded = _repeat_channels(loaded, channels) if channels > 3 else fit_channels(loaded, channels, path)
+        image = mmcv.imresize(loaded, shape[::-1], interpolation='bicubic').reshape(*shape, channels)
         tensor = torch.from_numpy(image).to(device).permute(2, 0, 1).float()
-        if to_rgb:
+        if swaps_colours(preprocessor, channels):
             tensor = tensor.flip(0)
-        if getattr(preprocessor, 'mean', None) is not None:
-            tensor = (tensor - preprocessor.mean) / preprocessor.std
-        yield tensor[None]
+        yield ((tensor - mean) / std)[None]
+
+
+def _repeat_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    image = image[..., None] if image.ndim == 2 else image
+    return image[..., np.arange(channels) % image.shape[2]]
 
 
 def draw_receptive_fields(fields: Sequence[Sequence[ReceptiveField]], names: Sequence[str]) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import flop_registry
 
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import SharingGrid
+
+from .inputs import count_channels
 
 _CONVOLUTION = torch.ops.aten.convolution
 _LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
@@ -36,7 +39,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | N
     Raises:
         RuntimeError: If the model is on the meta device and cannot run there.
     """
-    inputs = torch.zeros(1, 3, *shape, device=_device(model))
+    inputs = torch.zeros(1, count_channels(model), *shape, device=_device(model))
     try:
         with MacCounter(model).count() as counter:
             if rois is not None:
@@ -47,10 +50,11 @@ def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | N
             else:
                 model(inputs)
     except (NotImplementedError, RuntimeError) as error:
-        if not inputs.is_meta:
+        # Anything else would fail on the CPU too.
+        if not inputs.is_meta or not (isinstance(error, NotImplementedError) or 'meta' in str(error).lower()):
             raise
         raise RuntimeError(f'{type(model).__name__} does not run on the meta device ({error}); '
-                           'count it on the CPU') from error
+                           'count it on the CPU, with --device cpu') from error
     return counter.macs
 
 
@@ -131,6 +135,22 @@ class MacCounter(TorchDispatchMode):
         name, module = self._running[-1]
         self.macs[name, _part_of(operator, args, module)] += macs
         return out
+
+
+def peripheral_conv2d_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    """Count the operator for the analyzers of MMEngine and fvcore, which by themselves count it as 0.
+
+    ``FlopAnalyzer(model, images).set_op_handle('pelk_mm::peripheral_conv2d', peripheral_conv2d_flops)``
+
+    Args:
+        inputs (Sequence[torch._C.Value]): Of the node in the traced graph.
+        outputs (Sequence[torch._C.Value]): The one output.
+
+    Returns:
+        int: Multiply-adds in dense form, as these analyzers count a convolution.
+    """
+    half = tuple(value.toIValue() for value in inputs[3].node().inputs())
+    return math.prod(outputs[0].type().sizes()) * SharingGrid(half).kernel_size**2
 
 
 def part_of_convolution(kernel_size: Sequence[int], stride: Sequence[int], groups: int, in_channels: int) -> str:

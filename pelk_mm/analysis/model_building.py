@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from mmengine.config import Config
@@ -50,15 +50,32 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
     Raises:
         ValueError: If the config has no model.
     """
+    on_meta = torch.device(device).type == 'meta'
+    return _build(cfg, WeightsOnMeta() if on_meta else nullcontext()).to(device).eval()
+
+
+def build_without_weights(cfg: Config) -> nn.Module:
+    """Build ``cfg.model`` in eval mode on the CPU, without memory for its weights.
+
+    What needs no weights works, such as the data preprocessor, and what makes predictions of a network's outputs.
+
+    Args:
+        cfg (Config): As for :func:`build_model`. It is not changed.
+
+    Raises:
+        ValueError: If the config has no model.
+    """
+    return _build(cfg, WeightsOnMeta()).eval()
+
+
+def _build(cfg: Config, weights: AbstractContextManager) -> nn.Module:
     if cfg.get('model') is None:
         raise ValueError(f'cfg must have a model, got a config with the keys {sorted(cfg)}')
     content = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         content.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-    weights = WeightsOnMeta() if torch.device(device).type == 'meta' else nullcontext()
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), weights:
-        model = MODELS.build(content)
-    return model.to(device).eval()
+        return MODELS.build(content)
 
 
 def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str = 'cpu', seed: int = 0) -> nn.Module:

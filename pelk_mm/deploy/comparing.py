@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
+
+from .predicting import segmentation_logits
+from .predictions import Predictions
 
 
 @dataclass
@@ -60,39 +63,9 @@ class Difference:
                 self.count += error.numel()
 
 
-@dataclass
-class Detections:
-    """Final detections before and after, over all images. Not judged: a tie may fall either way in NMS.
-
-    Attributes:
-        before (int): Number of detections of the reference.
-        after (int): Number of detections of the other model.
-        matched (int): Those of the reference for which the other has one of the same class with an IoU above 0.9.
-        score_error (float): Largest difference of the scores of matched ones.
-    """
-
-    before: int = 0
-    after: int = 0
-    matched: int = 0
-    score_error: float = 0.0
-
-    def add(self, expected: Any, got: Any) -> None:
-        """Add one image's ``pred_instances`` of both."""
-        self.before += len(expected)
-        self.after += len(got)
-        if not len(expected) or not len(got):
-            return
-        overlap = box_iou(expected.bboxes, got.bboxes) * (expected.labels[:, None] == got.labels)
-        best, index = overlap.max(1)
-        close = best > 0.9
-        self.matched += int(close.sum())
-        if close.any():
-            self.score_error = max(self.score_error, (expected.scores - got.scores[index])[close].abs().max().item())
-
-
 @torch.no_grad()
 def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
-            batches: Iterable[dict]) -> tuple[list[Difference], Detections | None]:
+            batches: Iterable[dict]) -> tuple[list[Difference], Predictions]:
     """Run both models on the same images.
 
     Args:
@@ -104,15 +77,16 @@ def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
         batches (Iterable[dict]): What the models' data preprocessors take.
 
     Returns:
-        tuple[list[Difference], Detections | None]: Layers alone; then stages, backbone, neck and heads in place; then
-        for all but two-stage detectors the ``output`` in ``mode='tensor'``. And the final detections of detectors.
+        tuple[list[Difference], Predictions]: Layers alone; then stages, backbone, neck and heads in place; then for all
+        but two-stage detectors the ``output``: a segmentor's logits at the size of the images, of others what
+        ``mode='tensor'`` returns. And the final predictions.
     """
     two_stage = hasattr(reference, 'roi_head')
     alone = [*layers, *(_roi_heads(reference) if two_stage else ())]
     differences = {name: Difference(name, True) for name in alone}
     in_place = [name for name in _parts(other) if name not in differences]
     output = Difference('output', False)
-    detections = Detections() if two_stage or hasattr(reference, 'bbox_head') else None
+    predictions = Predictions()
     placed = {name: Difference(name, False) for name in in_place}
     for batch in batches:
         batch = reference.data_preprocessor(batch, False)
@@ -126,21 +100,25 @@ def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
             placed[name].add(values, others.get(name, []))
         if not two_stage:
             output.add(_tensors(expected), _tensors(got))
-        if detections is not None:
-            predictions = (expected, got) if two_stage else (_predict(reference, batch), _predict(other, batch))
-            for before, after in zip(*predictions):
-                detections.add(before.pred_instances, after.pred_instances)
+        final = (expected, got) if two_stage else (_predict(reference, batch), _predict(other, batch))
+        for before, after in zip(*final):
+            predictions.add(before, after)
     found = [*differences.values(), *placed.values(), *(() if two_stage else (output, ))]
-    return [difference for difference in found if difference.count or difference.maximum], detections
+    return [difference for difference in found if difference.count or difference.maximum], predictions
 
 
 def _run(model: nn.Module, batch: dict, predict: bool) -> Any:
-    return _predict(model, batch) if predict else model(batch['inputs'], batch.get('data_samples'), mode='tensor')
+    if predict:
+        return _predict(model, batch)
+    # mode='tensor' leaves out what a head does beside its forward(), and some cannot run in it.
+    if hasattr(model, 'encode_decode'):
+        return segmentation_logits(model, batch['inputs'])
+    return model(batch['inputs'], batch.get('data_samples'), mode='tensor')
 
 
 def _predict(model: nn.Module, batch: dict) -> list:
     # Results are written into the samples.
-    samples = [sample.clone() for sample in batch['data_samples']]
+    samples = copy.deepcopy(batch.get('data_samples'))
     return model(batch['inputs'], samples, mode='predict')
 
 

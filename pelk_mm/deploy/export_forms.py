@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +41,24 @@ def prepare_for_export(model: nn.Module, form: str = 'fast') -> nn.Module:
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
             model.set_submodule(name, AveragePoolByProducts(module.output_size))
     return model
+
+
+def _no_sizes(_) -> tuple[int, int]:
+    return 0, 0
+
+
+@contextmanager
+def free_sizes() -> Iterator[None]:
+    """Let mmseg's ``resize`` leave sizes open while a model is traced.
+
+    With ``align_corners`` it makes numbers of both sizes, only to warn, which would fix them in the graph.
+    """
+    wrappers = sys.modules.get('mmseg.models.utils.wrappers')
+    if wrappers is None:
+        yield
+        return
+    with mock.patch.object(wrappers, 'tuple', new=_no_sizes, create=True):
+        yield
 
 
 class AveragePoolByProducts(nn.Module):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from mmengine import dist
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -32,6 +32,7 @@ from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
 from .hooks import CheckFiniteHook, ClassCountHook, PreemptionHook
 from .image_files import build_checked_dataloader
+from .test_time_augmentation import use_tta
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -135,7 +136,7 @@ def configure_testing(cfg: Config,
         show (bool): Show the predictions in windows.
         show_dir (str, optional): Folder for pictures of the predictions.
         wait_time (float): How long each window stays, in seconds.
-        tta (bool): Test with the config's test-time augmentation.
+        tta (bool): Test with test-time augmentation, see :func:`use_tta`.
 
     Raises:
         FileExistsError: If ``out`` exists: predictions are not overwritten.
@@ -149,7 +150,7 @@ def configure_testing(cfg: Config,
     if show or show_dir is not None:
         _draw_predictions(cfg, show, show_dir, wait_time)
     if tta:
-        _use_tta(cfg)
+        use_tta(cfg)
 
 
 def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
@@ -408,14 +409,3 @@ def _draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         hook.test_out_dir = os.path.abspath(show_dir)
     elif show_dir is not None:
         cfg.visualizer.save_dir = show_dir
-
-
-def _use_tta(cfg: Config) -> None:
-    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
-    if missing:
-        raise ValueError(f'--tta needs tta_model and tta_pipeline in the config, missing: {", ".join(missing)}')
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

@@ -10,6 +10,7 @@ Typical use, on any device::
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import random
@@ -83,6 +84,7 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
                 seconds: float = 1.0,
                 min_rounds: int = 9,
                 max_rounds: int = 200,
+                limit: float = math.inf,
                 hide_launches: bool = True) -> dict[str, Timing]:
     """Time several functions in one run: every round times each of them once, in a new order; drift hits all alike.
 
@@ -95,6 +97,8 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
         seconds (float): Wanted duration of all rounds of one function. Defaults to 1.
         min_rounds (int): Rounds at least, even if they take longer. Defaults to 9.
         max_rounds (int): Rounds at most. Defaults to 200.
+        limit (float): Seconds after which no further round begins, even if that leaves fewer than ``min_rounds``; the
+            first always runs. Defaults to no limit.
         hide_launches (bool): On CUDA, let the device wait until a round's calls are queued, so that the time is the
             device's and not that of launching; False times both, as a user meets them. Defaults to True.
 
@@ -104,9 +108,11 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
     device = torch.device(device)
     timer = _CudaTimer(device, hide_launches) if device.type == 'cuda' else _WallTimer()
     calls = {}
+    start = time.perf_counter()
     for name, run in runs.items():
-        timer.round(run, inputs, 1)
         once = timer.round(run, inputs, 1)
+        if time.perf_counter() - start < limit / 2:
+            once = timer.round(run, inputs, 1)
         # A round is long against the timer's resolution, yet short enough to be queued as a whole.
         calls[name] = max(1, min(100, round(timer.shortest_round / max(once, 1e-9))))
         if calls[name] > 1:
@@ -119,7 +125,8 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
         shuffle(order)
         for name in order:
             rounds[name].append(timer.round(runs[name], inputs, calls[name]) / calls[name])
-        if time.perf_counter() > end and len(rounds[name]) >= min_rounds:
+        now = time.perf_counter()
+        if now > end and len(rounds[name]) >= min_rounds or now - start > limit:
             break
     return {name: _timing(times, calls[name]) for name, times in rounds.items()}
 

@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from pelk_mm import compat
-from pelk_mm.analysis import build_model, count_complexity, default_shape
+from pelk_mm.analysis import build_model, count_complexity, default_shape, peripheral_conv2d_flops
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK, SLaK
+from pelk_mm.testing.tiny_models import tiny_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -239,3 +241,22 @@ def test_tool(as_json, run_tool):
     else:
         assert any(line.startswith('total') for line in lines)
         assert any('large kernels' in line for line in lines)
+
+
+def test_analyzers_of_mmengine_count_the_operator():
+    """By themselves they count it as 0, as upstream's get_flops.py does."""
+    model = build_model(tiny_config('classification'), 'cpu')
+    ours = count_complexity(model, (64, 64)).component('backbone').macs
+    model.backbone.switch_to_deploy()
+    operators = [
+        FlopAnalyzer(model.backbone, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False)
+        for _ in range(2)
+    ]
+    operators[1].set_op_handle('pelk_mm::peripheral_conv2d', peripheral_conv2d_flops)
+    without, counted = (analyzer.by_operator() for analyzer in operators)
+    # 3 x 3 of 16 x 16 pixels and so on: kernels of 11, 9, 9 and 5 on a share of the channels.
+    layers = [layer for layer in model.backbone.modules() if isinstance(layer, PeripheralConv2d)]
+    expected = sum(layer.channels * layer.grid.kernel_size**2 * side**2 for layer, side in zip(layers, (16, 8, 4, 2)))
+    assert 'peripheral_conv2d' not in without
+    assert counted['peripheral_conv2d'] == expected > 0
+    assert counted['conv'] + counted['linear'] + expected == pytest.approx(ours, rel=0.05)

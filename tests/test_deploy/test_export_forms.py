@@ -1,5 +1,7 @@
 """What replaces operations that exporters do not know computes the same, at every size."""
 
+import io
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -7,10 +9,11 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from pelk_mm.deploy import prepare_for_export
+from pelk_mm.deploy import ImageModel, capture, prepare_for_export
 from pelk_mm.deploy.export_forms import AveragePoolByProducts
 from pelk_mm.deploy.onnx_ops import translations
 from pelk_mm.layers import PeripheralConv2d
+from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config
 
 # A grid of the paper, one without sharing, one that grows inwards, wide centres, 1x1, and whether there is a bias.
 GRIDS = [(51, True), (5, True), ([1, 2, 4, 8, 1], False), ([3, 5], True), ([1], True), ([7, 1], False)]
@@ -97,3 +100,44 @@ def test_backbones_whose_eval_returns_nothing():
     prepared = prepare_for_export(Silent(nn.Dropout()), 'dense')
     assert isinstance(prepared, Silent)
     assert not prepared[0].training
+
+
+def test_the_old_exporter_is_refused_and_what_it_advises_works(tmp_path):
+    """``torch.onnx.export(..., dynamo=False)`` by hand, then both ways that the message names."""
+    model = build_tiny_model(tiny_config('classification'))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.backbone(images)[0].numpy()
+    with pytest.raises(RuntimeError, match='dynamo=True, custom_translation_table=.*prepare_for_export'):
+        torch.onnx.export(model.backbone, (images, ), io.BytesIO(), dynamo=False)
+    new = tmp_path / 'new.onnx'
+    torch.onnx.export(
+        model.backbone, (images, ), str(new), dynamo=True, custom_translation_table=translations(), verbose=False)
+    model.backbone.switch_to_deploy()
+    old = io.BytesIO()
+    torch.onnx.export(prepare_for_export(model.backbone, 'dense'), (images, ), old, dynamo=False)
+    for file in (str(new), old.getvalue()):
+        session = onnxruntime.InferenceSession(file)
+        got, = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_sizes_stay_open_where_corners_are_aligned():
+    """mmseg's resize() makes numbers of sizes then, to warn of them."""
+    cfg = tiny_config('segmentation')
+    cfg.model.decode_head.align_corners = True
+    model = build_tiny_model(cfg)
+    package = capture(ImageModel(model, 'segmentation', 'fast')).module()
+    reference = ImageModel(model, 'segmentation').eval()
+    for shape in ((1, 3, 64, 96), (2, 3, 75, 85)):
+        images = torch.rand(shape) * 255
+        with torch.no_grad():
+            torch.testing.assert_close(package(images)[0], reference(images)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_models_that_cannot_be_traced_are_named(monkeypatch):
+    model = build_tiny_model(tiny_config('classification'))
+    monkeypatch.setattr(type(model.head), 'forward', lambda self, feats: self.fc(feats[-1]) * int(feats[-1].sum()))
+    with pytest.raises(RuntimeError, match='ImageClassifier .*head LinearClsHead.* cannot be exported') as caught:
+        capture(ImageModel(model, 'classification', 'fast'))
+    assert len(str(caught.value)) < 600

@@ -10,7 +10,8 @@ from torch import nn
 
 from pelk_mm.analysis import build_model
 from pelk_mm.deploy import TestImages, compare, deploy
-from pelk_mm.deploy.comparing import Detections, Difference
+from pelk_mm.deploy.comparing import Difference
+from pelk_mm.deploy.predictions import Detections
 from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pictures
 
@@ -37,7 +38,7 @@ def test_outputs_stay_equal_and_nothing_is_left_to_merge(task, images):
     assert getattr(deployment.model, 'auxiliary_head', None) is None
 
     batches = TestImages(cfg, 2, images).batches()
-    differences, detections = compare(model, deployment.model, deployment.layers, batches)
+    differences, predictions = compare(model, deployment.model, deployment.layers, batches)
     names = [difference.name for difference in differences]
     assert set(deployment.layers) | {'backbone.stages.2', 'backbone'} <= set(names)
     assert ('output' in names) == (task != 'detection')
@@ -45,10 +46,13 @@ def test_outputs_stay_equal_and_nothing_is_left_to_merge(task, images):
     assert max(difference.relative for difference in differences) < 1e-5
     assert min(difference.magnitude for difference in differences) > 0.1
     if 'detection' in task:
+        detections = predictions.detections
         assert (detections.before, detections.after, detections.matched) == (20, 20, 20)
         assert detections.score_error < 1e-5
     else:
-        assert detections is None
+        # Two images of four classes, or of as many pixels as their files have.
+        assert (predictions.decisions, predictions.equal) == ((8, 8) if task == 'classification' else (10240, 10240))
+        assert predictions.error < 1e-5
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert cfg.pretty_text == text
 

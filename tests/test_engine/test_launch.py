@@ -261,6 +261,25 @@ def test_tta_wraps_the_model_and_swaps_the_innermost_pipeline(checkpoint):
     assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='TestTimeAug')]
 
 
+def test_tta_of_mmdet_flips_by_default(checkpoint):
+    """As its own tools/test.py, and with what the config has of the two."""
+    cfg = task('mmdet')
+    steps = [dict(type='Resize', scale=(8, 8)), dict(type='PackDetInputs', meta_keys=('img_id', ))]
+    cfg.test_dataloader.dataset.dataset.pipeline = steps
+    cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(max_per_img=7))
+    configure_testing(cfg, checkpoint, tta=True)
+    assert cfg.model == dict(type='DetTTAModel', tta_cfg=dict(max_per_img=7), module=dict(type='ToyModel'))
+    first, augmentation = cfg.test_dataloader.dataset.dataset.pipeline
+    assert (first, augmentation.type) == (steps[0], 'TestTimeAug')
+    flips, (packing, ) = augmentation.transforms
+    assert [flip.prob for flip in flips] == [1, 0]
+    assert {'flip', 'flip_direction', 'ori_shape'} <= set(packing.meta_keys)
+    cfg = task('mmdet')
+    cfg.test_dataloader.dataset.dataset.pipeline = steps
+    configure_testing(cfg, checkpoint, tta=True)
+    assert cfg.model.tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+
+
 def test_checkpoints_of_an_earlier_run_are_moved_not_overwritten(tmp_path):
     for number in (1, 2):
         (tmp_path / 'epoch_1.pth').write_text(f'run {number}')

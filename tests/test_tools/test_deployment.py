@@ -1,18 +1,27 @@
 """switch_to_deploy, export and image_demo, run as a user runs them, on tiny models of each task."""
 
+import functools
+import json
+import re
+import time
+
 import cv2
 import mmcv
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.fileio import load
+from mmengine.structures import PixelData
 
 from pelk_mm import layers
-from pelk_mm.deploy import OnnxModel, merging
+from pelk_mm.deploy import OnnxModel, TestImages, merging
+from pelk_mm.deploy.predicting import predict
 from pelk_mm.engine import image_files
 from pelk_mm.engine.launch import configure_testing, load_config
 from pelk_mm.engine.launch import run as run_mmengine
-from pelk_mm.testing.tiny_models import CLASSES, tiny_config, write_pictures, write_tiny_model
+from pelk_mm.testing import benchmark
+from pelk_mm.testing.tiny_models import CLASSES, build_tiny_model, tiny_config, write_pictures, write_tiny_model
 
 TASKS = ('classification', 'segmentation', 'detection')
 
@@ -90,7 +99,7 @@ def test_a_corrupted_merge_exits_1_and_writes_nothing(corrupt, tmp_path, images,
 def test_a_layer_that_never_ran_is_not_proven(tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
     monkeypatch.setattr(merging, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
-    monkeypatch.setattr('mmseg.models.EncoderDecoder._forward', lambda self, x, samples=None: x)
+    monkeypatch.setattr('mmseg.models.EncoderDecoder.encode_decode', lambda self, x, metas: x)
     out = tmp_path / 'deployed.pth'
     code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
     assert code == 1, printed
@@ -125,6 +134,32 @@ def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
         metrics.append(run_mmengine(cfg, 'test'))
     assert metrics[0] == metrics[1]
     assert 0 < metrics[0]['accuracy/top2'] < 100
+
+
+def test_tta_of_a_classifier_averages_both_flips(tmp_path):
+    """Without tta_model and tta_pipeline in the config, by mmpretrain's default."""
+    rng = np.random.default_rng(0)
+    for name in CLASSES:
+        (tmp_path / 'pictures' / name).mkdir(parents=True)
+    image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'pictures' / 'ant' / '0.png'), image)
+    cfg = tiny_config('classification')
+    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='pictures')
+    cfg.test_evaluator = dict(type='Accuracy')
+    # Beside the model, as in the recipes.
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    config, checkpoint = write_tiny_model('classification', tmp_path, cfg)
+    scores = []
+    for tta in (True, False):
+        cfg = load_config(str(config), work_dir=str(tmp_path / str(tta)))
+        configure_testing(cfg, str(checkpoint), str(tmp_path / f'{tta}.pkl'), tta=tta)
+        run_mmengine(cfg, 'test')
+        scores.append(load(tmp_path / f'{tta}.pkl')[0]['pred_score'])
+    with torch.no_grad():
+        model = build_tiny_model(cfg)
+        flipped = model.test_step(dict(inputs=[torch.from_numpy(image[:, ::-1].copy()).permute(2, 0, 1)]))[0]
+    torch.testing.assert_close(scores[0], (scores[1] + flipped.pred_score) / 2)
+    assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
 def test_sizes_too_small_to_export_are_refused(tmp_path, images, run_tool):
@@ -177,6 +212,85 @@ def test_export_and_demo(task, tmp_path, images, run_tool, monkeypatch):
     assert any(name in found for name in CLASSES)
     if task == 'classification':
         assert f'{CLASSES[OnnxModel(out).classify(picture).argmax()]} (' in found
+
+
+def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, images, run_tool):
+    """One channel of logits, a sigmoid and a threshold; windows of 64 on images of 96 x 144, in four channels."""
+    cfg = tiny_config('segmentation')
+    cfg.model.pop('auxiliary_head')
+    cfg.model.backbone.in_channels = 4
+    cfg.model.data_preprocessor.update(mean=[120.0], std=[60.0])
+    cfg.model.decode_head = dict(
+        type='FCNHead', channels=8, num_convs=1, concat_input=False, in_channels=16, in_index=3, num_classes=2,
+        out_channels=1, loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(40, 40))
+    loading, resizing, *_ = cfg.test_dataloader.dataset.pipeline
+    loading.color_type, resizing.scale = 'unchanged', (144, 96)
+    folder = tmp_path / 'four'
+    folder.mkdir()
+    for file in images.iterdir():
+        picture = cv2.imread(str(file))
+        cv2.imwrite(str(folder / file.name), np.dstack([picture, picture[..., :1]]))
+    batch = next(TestImages(cfg, 1, str(folder)).batches())
+    # Half of the pixels are above it.
+    cfg.model.decode_head.threshold = predict(build_tiny_model(cfg), batch)[0].seg_logits.data.median().item()
+    config, checkpoint = write_tiny_model('segmentation', tmp_path, cfg)
+    numbers = tmp_path / 'numbers.json'
+    code, printed = run_tool('model_converters/export.py', config, checkpoint, tmp_path / 'model.onnx', '--images',
+                             folder, '--timing-seconds', 0, '--json', numbers)
+    assert code == 0, printed
+    assert "test_cfg.mode='slide': the files compute one window" in printed
+    assert 'crop_size (64, 64) and stride (40, 40)' in printed
+    assert 'latency' not in printed
+    assert printed.count('final predictions: 0 of 10240 decisions differ') == 2
+    assert [entry['predictions']['decisions'] for entry in json.loads(numbers.read_text())['files']] == [10240, 10240]
+    found = []
+    for name, model in (('onnx', [tmp_path / 'model.onnx']), ('config', [config, checkpoint])):
+        code, printed = run_tool('image_demo.py', folder, *model, '--out-dir', tmp_path / name)
+        assert code == 0, printed
+        found.append(re.findall(r'\d\.png: (ant \d+ %, bee \d+ %)', printed))
+    assert found[0] == found[1]
+    assert len(found[0]) >= 1
+    model, demo_image = OnnxModel(tmp_path / 'model.onnx'), folder / '0.png'
+    assert set(np.unique(model.segment(model.load(demo_image)))) == {0, 1}
+
+
+def test_a_file_that_decides_otherwise_is_not_equal(tmp_path, images, run_tool, monkeypatch):
+    """Logits agree, and the labels that the file's head makes of them do not."""
+    config, checkpoint = write_tiny_model('segmentation', tmp_path)
+    monkeypatch.setattr('pelk_mm.deploy.onnx_model.OnnxModel.predict_batch',
+                        lambda self, batch: [sample_of_class_0(sample) for sample in batch['data_samples']])
+    code, printed = run_tool('model_converters/export.py', config, checkpoint, tmp_path / 'model.onnx', '--images',
+                             images, '--timing-seconds', 0)
+    assert code == 'NOT equal within 0.001'
+    assert printed.count('above the tolerance') == 1
+
+
+def sample_of_class_0(sample):
+    sample.pred_sem_seg = PixelData(data=torch.zeros(1, *sample.ori_shape))
+    return sample
+
+
+def test_timing_is_announced_and_bounded(tmp_path, images, run_tool, monkeypatch):
+    config, checkpoint = write_tiny_model('classification', tmp_path)
+    monkeypatch.setattr('pelk_mm.testing.benchmark.time_paired', functools.partial(slow_down, benchmark.time_paired))
+    code, printed = run_tool('model_converters/export.py', config, checkpoint, tmp_path / 'model.onnx', '--images',
+                             images, '--timing-seconds', 0.3)
+    assert code == 0, printed
+    assert printed.index('timing for about 0.3 s at most') < printed.index('latency of')
+    # Each of two functions once to warm up and once to be timed, not nine times.
+    assert 4 <= slow_down.calls <= 8
+
+
+def slow_down(time_paired, runs, *args, **kwargs):
+    slow_down.calls = 0
+
+    def slow(run, x):
+        slow_down.calls += 1
+        time.sleep(0.2)
+        return run(x)
+
+    return time_paired({name: functools.partial(slow, run) for name, run in runs.items()}, *args, **kwargs)
 
 
 def test_demo_on_a_video(tmp_path, run_tool):

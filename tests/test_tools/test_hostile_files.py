@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -304,3 +305,24 @@ def test_damaged_metadata_of_an_onnx_file(place, said, entries):
 def test_an_onnx_file_of_registered_transforms_opens(place):
     onnx_file('good.onnx', [dict(type='LoadImageFromFile'), dict(type='mmpretrain.ResizeEdge', scale=4)])
     assert OnnxModel('good.onnx').outputs == ['logits']
+
+
+@pytest.mark.parametrize('head', [
+    dict(type='os.mkdir', path='ran'),
+    dict(type='antigravity'),
+    dict(type='LinearClsHead', loss=dict(type='mmengine.mkdir_or_exist', dir_name='ran')),
+])
+def test_a_head_that_an_onnx_file_names_is_not_called(place, head):
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+    onnx_file('bad.onnx', pipeline, model=repr(dict(type='ImageClassifier', backbone=dict(type='ReLU'), head=head)))
+    model = OnnxModel('bad.onnx')
+    with pytest.raises(ValueError, match='in its model, which is not registered here .* is not called'):
+        model.classify(np.zeros((4, 4, 3), np.uint8))
+    assert not (place / 'ran').exists()
+    assert 'antigravity' not in sys.modules
+
+
+def test_an_onnx_file_of_0_1_0_says_that_it_has_no_head(place):
+    onnx_file('old.onnx', [dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+    with pytest.raises(ValueError, match='does not hold the head that decides: export it again'):
+        OnnxModel('old.onnx').classify(np.zeros((4, 4, 3), np.uint8))

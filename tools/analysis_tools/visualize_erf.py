@@ -13,6 +13,8 @@ from mmengine.config import DictAction
 from pelk_mm.analysis import build_with_weights
 from pelk_mm.analysis.erf import draw_receptive_fields, find_images, load_images, measure_receptive_field
 from pelk_mm.analysis.figures import save_figure, save_json
+from pelk_mm.analysis.inputs import count_channels
+from pelk_mm.deploy import image_loader
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
 from pelk_mm.whole_files import refuse_existing
@@ -73,10 +75,13 @@ def main() -> None:
         print(f'{args.images} has {len(paths)} images: all of them are used')
     columns, results = [], []
     for name, config, checkpoint in zip(args.names, args.configs, args.checkpoints):
-        model = build_with_weights(load_config(config, args.cfg_options), checkpoint, args.device, args.seed)
+        cfg = load_config(config, args.cfg_options)
+        model = build_with_weights(cfg, checkpoint, args.device, args.seed)
+        # Others load colours.
+        load = image_loader(cfg) if count_channels(model) != 3 and cfg.get('test_dataloader') else None
         fields = [
-            measure_receptive_field(model, load_images(paths, shape, model), f'{name}, {shape[0]} x {shape[1]}',
-                                    len(paths)) for shape in args.sizes
+            measure_receptive_field(model, load_images(paths, shape, model, load),
+                                    f'{name}, {shape[0]} x {shape[1]}', len(paths)) for shape in args.sizes
         ]
         columns.append(fields)
         results.append(

@@ -1,13 +1,14 @@
 """Export a model as ONNX and as a torch.export package, for any batch and image size, and check both against PyTorch.
 
-A classifier or a segmentor is exported whole, of a detector the backbone. Branches are merged first. The exit code is
-1 if an output differs by more than the tolerance.
+Of a classifier or a segmentor the network up to its logits is exported, of a detector the backbone. Branches are merged
+first. The exit code is 1 if an output, or a final prediction, differs by more than the tolerance.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,9 @@ from pelk_mm.deploy import (
     task_of,
     verify_onnx,
     verify_package,
+    verify_predictions,
 )
+from pelk_mm.deploy.predictions import TIES
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.benchmark import Timing, environment, time_paired
@@ -57,6 +60,12 @@ def parse_args() -> argparse.Namespace:
         help='first size to check and the one to time, at least 64; by default that of the first image in the test '
         'pipeline. The second is five quarters as high and three halves as wide')
     parser.add_argument('--tolerance', type=float, default=1e-3, help='largest relative difference, default 1e-3')
+    parser.add_argument(
+        '--timing-seconds',
+        type=float,
+        default=60,
+        metavar='S',
+        help='time the files against PyTorch for about so long at most, default 60; 0 does not time them')
     parser.add_argument('--json', type=Path, metavar='FILE', help='new file for sizes, differences and latencies')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
@@ -86,23 +95,39 @@ def main() -> None:
     model, meta = load_trained(cfg, args.checkpoint)
     if hasattr(model.backbone, 'switch_to_deploy') and not cfg.model.backbone.get('deploy'):
         model = deploy(model, cfg).model
-    inputs = make_inputs(images, args.shape)
+    task = task_of(cfg)
+    reference = ImageModel(model, task).eval()
+    inputs = make_inputs(images, args.shape, reference.channels)
+    print_window(model)
 
-    reference = ImageModel(model, task_of(cfg)).eval()
     numbers, runs = [], {'PyTorch': lambda x: reference(torch.from_numpy(x))}
     for form, file in args.files.items():
         package = file.with_suffix('.pt2')
-        program = capture(ImageModel(model, task_of(cfg), form))
-        save_onnx(program, file, reference.output_names(), describe(cfg, meta))
+        program = capture(ImageModel(model, task, form))
+        save_onnx(program, file, reference.output_names(), describe(cfg, meta, reference.channels))
         save_package(program, package)
         for path, verify in ((file, verify_onnx), (package, verify_package)):
             agreements, size = verify(reference, path, inputs), path.stat().st_size
             print(f'{path}: {form} form, {size / 1e6:.2f} MB')
             print_agreements(agreements, args.tolerance)
-            numbers.append(dict(file=str(path), form=form, bytes=size, agreements=[vars(each) for each in agreements]))
+            predictions = verify_predictions(model, task, path, images.batches())
+            judged = not predictions.has_instances
+            wrong = judged and not predictions.error <= max(args.tolerance, TIES)
+            print(f'    {predictions}{"  above the tolerance" if wrong else ""}')
+            numbers.append(
+                dict(
+                    file=str(path),
+                    form=form,
+                    bytes=size,
+                    agreements=[vars(each) for each in agreements],
+                    **predictions.to_dict(),
+                    equal=not wrong and all(each.relative <= args.tolerance for each in agreements)))
         runs[f'onnxruntime, {form} form'] = OnnxModel(file, torch.get_num_threads()).run
-    times = time_paired(runs, inputs[:1], 'cpu')
-    print_latencies(times, inputs[0].shape)
+    times: dict[str, Timing] = {}
+    if args.timing_seconds > 0:
+        print(f'timing for about {args.timing_seconds:g} s at most (--timing-seconds) ...', flush=True)
+        times = time_paired(runs, inputs[:1], 'cpu', limit=args.timing_seconds)
+        print_latencies(times, inputs[0].shape)
     if args.json is not None:
         latency = dict(shape=inputs[0].shape, seconds={name: vars(time) for name, time in times.items()})
         save_json(
@@ -112,17 +137,27 @@ def main() -> None:
                 environment=environment('cpu'),
                 files=numbers,
                 latency=latency), args.json)
-    if not all(each['relative'] <= args.tolerance for entry in numbers for each in entry['agreements']):
+    if not all(entry['equal'] for entry in numbers):
         sys.exit(f'NOT equal within {args.tolerance:g}')
 
 
-def make_inputs(images: TestImages, shape: list[int] | None) -> list[np.ndarray]:
+def make_inputs(images: TestImages, shape: list[int] | None, channels: int) -> list[np.ndarray]:
     """One image at the first size, all of them at the second, as exported models take them."""
     height, width = shape or next(images.batches())['inputs'][0].shape[-2:]
     if min(height, width) < 64:
         raise ValueError(f'--shape: sides must be at least 64, got {height} x {width} of the test pipeline')
-    pictures = list(images.arrays())
-    return [stack_images(pictures[:1], (height, width)), stack_images(pictures, (height * 5 // 4, width * 3 // 2))]
+    loaded = list(images.arrays())
+    first, second = (height, width), (height * 5 // 4, width * 3 // 2)
+    return [stack_images(loaded[:1], first, channels), stack_images(loaded, second, channels)]
+
+
+def print_window(model: Any) -> None:
+    """Say what the graph computes of a model that slides a window over the image."""
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    if test_cfg.get('mode') == 'slide':
+        print(f"test_cfg.mode='slide': the files compute one window of any size. OnnxModel and image_demo.py slide it "
+              f'as in testing, crop_size {tuple(test_cfg["crop_size"])} and stride {tuple(test_cfg["stride"])}; what '
+              'else runs them has to do the same, or predicts from the image at once, which gives other results.')
 
 
 def print_agreements(agreements: Iterable[Agreement], tolerance: float) -> None:

@@ -14,7 +14,8 @@ from mmengine.config import DictAction
 from rich.progress import track
 
 from pelk_mm.analysis.figures import save_json
-from pelk_mm.deploy import Detections, Difference, TestImages, compare, deploy, load_trained, save_deployment
+from pelk_mm.deploy import Difference, Predictions, TestImages, compare, deploy, load_trained, save_deployment
+from pelk_mm.deploy.predictions import TIES
 from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
 from pelk_mm.whole_files import refuse_existing
@@ -55,7 +56,7 @@ def main() -> None:
     deployment = deploy(model, cfg)
     print(f'{len(deployment.layers)} layers merged; {len(images)} images through both forms, in fp32')
     batches = track(images.batches(), 'Images', len(images))
-    differences, detections = compare(model, deployment.model, deployment.layers, batches)
+    differences, predictions = compare(model, deployment.model, deployment.layers, batches)
     counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (model, deployment.model)]
     if args.json is not None:
         save_json(
@@ -66,9 +67,11 @@ def main() -> None:
                 tolerance=args.tolerance,
                 parameters=counts,
                 differences=[difference.to_dict() for difference in differences],
-                detections=detections and vars(detections)), args.json)
-    print_differences(differences, detections, args.tolerance)
-    objection = object_to(differences, deployment.layers, args.tolerance)
+                **predictions.to_dict()), args.json)
+    print_differences(differences, args.tolerance)
+    print(predictions)
+    objection = object_to(differences, deployment.layers, args.tolerance) or object_to_predictions(
+        predictions, args.tolerance)
     if objection:
         print(objection)
         sys.exit(1)
@@ -79,16 +82,13 @@ def main() -> None:
     print(f'written: {args.out}, {args.out.with_suffix(".py")}')
 
 
-def print_differences(differences: Sequence[Difference], detections: Detections | None, tolerance: float) -> None:
+def print_differences(differences: Sequence[Difference], tolerance: float) -> None:
     width = max(len(difference.name) for difference in differences)
     print(f'{"":{width}}  {"input":9}  {"max |y|":>9}  {"max error":>9}  {"mean error":>10}  {"relative":>9}')
     for difference in differences:
         print(f'{difference.name:{width}}  {"same" if difference.alone else "own":9}  {difference.magnitude:9.3g}  '
               f'{difference.maximum:9.2e}  {difference.mean:10.2e}  {difference.relative:9.2e}'
               f'{"" if difference.relative <= tolerance else "  above the tolerance"}')
-    if detections is not None:
-        print(f'detections: {detections.before} before, {detections.after} after, {detections.matched} the same with '
-              f'scores that differ by at most {detections.score_error:.1e}')
 
 
 def object_to(differences: Sequence[Difference], layers: Iterable[str], tolerance: float) -> str:
@@ -101,6 +101,13 @@ def object_to(differences: Sequence[Difference], layers: Iterable[str], toleranc
     if unproven:
         return f'NOT proven: nothing reached {", ".join(unproven)}. Choose other --images or more, --num-images.'
     return ''
+
+
+def object_to_predictions(predictions: Predictions, tolerance: float) -> str:
+    """As :func:`object_to`. Detectors are left out: a tie may fall either way in NMS."""
+    if predictions.has_instances or predictions.error <= max(tolerance, TIES):
+        return ''
+    return f'NOT equal: {predictions}, more than {max(tolerance, TIES):g}. Nothing is written.'
 
 
 def worst_of(differences: Sequence[Difference]) -> Difference:

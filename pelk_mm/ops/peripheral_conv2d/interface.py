@@ -40,8 +40,10 @@ def peripheral_conv2d(x: Tensor,
     Raises:
         TypeError: If ``grid`` is no SharingGrid or the dtypes differ or are not floating point.
         ValueError: If shapes or devices do not fit, or the backend is unknown.
-        RuntimeError: If a backend asked for by name cannot run; the message says why.
+        RuntimeError: If a backend asked for by name cannot run; the message says why. In ``torch.onnx.export`` with
+            ``dynamo=False``.
     """
+    _refuse_torchscript_export()
     x, theta, bias = _autocast(x, theta, bias)
     _check(x, theta, grid, bias)
     backend = backend or os.environ.get(BACKEND_VARIABLE) or 'auto'
@@ -99,3 +101,14 @@ def _check(x: Tensor, theta: Tensor, grid: SharingGrid, bias: Tensor | None) -> 
             raise TypeError(f'{name} must have the dtype of x, {x.dtype}, got {tensor.dtype}')
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f'{name} must be on the device of x, {x.device}, got {tensor.device}')
+
+
+def _refuse_torchscript_export() -> None:
+    """Name the ways that work, before the old exporter fails with a graph of the model for a message."""
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            'torch.onnx.export(..., dynamo=False) cannot export peripheral_conv2d. Call '
+            'tools/model_converters/export.py with the config and the checkpoint, or torch.onnx.export(model, ..., '
+            'dynamo=True, custom_translation_table=pelk_mm.deploy.onnx_ops.translations()). Where only the old '
+            'exporter will do, call it on '
+            "pelk_mm.deploy.prepare_for_export(model, 'dense') after model.backbone.switch_to_deploy()")
