@@ -1,13 +1,20 @@
 """Registered engine parts; configs name them with the prefix ``pelk_mm.``."""
 
-from .hooks import CheckFiniteHook, ClassCountHook, DynamicSparsityHook, PreemptionHook, WholeCheckpointHook
+from .hooks import (
+    CheckFiniteHook,
+    ClassCountHook,
+    DynamicSparsityHook,
+    FinishedRunHook,
+    PreemptionHook,
+    WholeCheckpointHook,
+)
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
 from .sharding import wrap_types
 
 __all__ = [
-    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
-    'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop',
-    'WholeCheckpointHook', 'wrap_types'
+    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
+    'LayerDecayOptimWrapperConstructor', 'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop',
+    'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
 ]
