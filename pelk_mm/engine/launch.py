@@ -28,7 +28,7 @@ from .checkpoints import add_trust_option
 from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, PreemptionHook
 from .image_files import build_checked_dataloader
 from .nodes import check_file_everywhere, check_shared_folder
-from .processes import leave_processes, prepare_processes
+from .processes import leave_processes, naming_the_port, prepare_processes
 from .processes import prepare_cpu_processes as prepare_cpu_processes
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
@@ -178,7 +178,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         use_whole_checkpoint_hook(cfg)
         if not cfg.get('resume'):
             keep_previous_run(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with naming_the_port():
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_shared_folder(cfg, mode)
     for hook in (ClassCountHook, *([CheckFiniteHook, FinishedRunHook, PreemptionHook] if mode == 'train' else [])):
         if not any(isinstance(present, hook) for present in runner.hooks):

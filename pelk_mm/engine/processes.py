@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import torch
@@ -35,9 +36,8 @@ def prepare_processes(cfg: Config, launcher: str) -> None:
     Raises:
         ValueError: If the config or the environment cannot be right.
     """
-    if cfg.get('env_cfg') is None:
-        cfg.env_cfg = dict(dist_cfg=dict(backend='nccl'))
-    timeout = cfg.env_cfg.setdefault('dist_cfg', {}).setdefault('timeout', TIMEOUT)
+    dist_cfg = _dist_cfg_of(cfg)
+    timeout = dist_cfg.setdefault('timeout', TIMEOUT)
     if timeout is not None and (isinstance(timeout, (bool, str)) or not timeout > 0):
         raise ValueError(f'env_cfg.dist_cfg.timeout must be a positive number of seconds, got {timeout!r}')
     # MMEngine warns before it sets the same.
@@ -67,12 +67,13 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
     if launcher != 'pytorch':
         raise ValueError(f'without a GPU, --launcher must be "pytorch" (torchrun, as tools/dist_train.sh does), got '
                          f'{launcher!r}')
-    dist_cfg = cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})
+    dist_cfg = _dist_cfg_of(cfg)
     dist_cfg['backend'] = 'gloo'
     timeout = dist_cfg.get('timeout')
     # Imported later, as the first wrapped model does, its functions have the group as a default and keep it for good.
     import_module('torch.distributed.nn.functional')
-    torch.distributed.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
+    with naming_the_port():
+        torch.distributed.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
@@ -90,6 +91,19 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
         f'No GPU: {torch.distributed.get_world_size()} processes on the CPU with gloo; {replaced} SyncBN '
         'of the model become AllReduceBN.',
         logger='current')
+
+
+@contextmanager
+def naming_the_port() -> Iterator[None]:
+    """Say which variable sets the port that another training has taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        if 'EADDRINUSE' not in str(error):
+            raise
+        port = os.environ.get('MASTER_PORT')
+        raise RuntimeError(f'MASTER_PORT={port} is taken on this machine, perhaps by another training: set MASTER_PORT '
+                           'to another port, the same for every process') from error
 
 
 def _keep_strategy_off_gpus(strategy: dict) -> None:
@@ -114,6 +128,15 @@ def leave_processes() -> None:
         # it. One that gives a tensor back to Python when the interpreter has begun to end aborts the process.
         gc.collect()
         torch.distributed.destroy_process_group()
+
+
+def _dist_cfg_of(cfg: Config) -> dict:
+    """The part of a config that says how processes talk, which is put in where it is missing."""
+    if not cfg.get('env_cfg'):
+        cfg.env_cfg = dict()
+    if not cfg.env_cfg.get('dist_cfg'):
+        cfg.env_cfg.dist_cfg = dict(backend='nccl')
+    return cfg.env_cfg.dist_cfg
 
 
 def _end_with_launcher(launcher: int) -> None:

@@ -127,7 +127,7 @@ class Node:
 
 @pytest.fixture
 def start(root, namespaces, tmp_path):
-    """Start both nodes of a training in ``tmp_path``; ``node_arguments`` are for the second one only."""
+    """Start both nodes of a training, in folders of ``tmp_path``. Faults happen to the second one."""
     nodes = []
 
     def start(*arguments, fault='', folders=('.', '.'), **variables):
@@ -136,7 +136,8 @@ def start(root, namespaces, tmp_path):
             folder = tmp_path / folders[rank]
             folder.mkdir(exist_ok=True)
             command = ['ip', 'netns', 'exec', namespaces.names[rank]] if namespaces else []
-            command += ['bash', root / 'tools/dist_train.sh', FAULTS / 'config.py', '1', '--work-dir', 'run', *arguments]
+            command += ['bash', root / 'tools/dist_train.sh', FAULTS / 'config.py', '1', '--work-dir', 'run']
+            command += arguments
             environment = dict(
                 os.environ,
                 PYTHON=sys.executable,

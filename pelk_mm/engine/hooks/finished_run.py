@@ -7,6 +7,8 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
+from ..loops import ResumableEpochBasedTrainLoop
+
 
 @HOOKS.register_module()
 class FinishedRunHook(Hook):
@@ -17,11 +19,15 @@ class FinishedRunHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compare where the checkpoint was saved with where training ends."""
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        unit, name = ('epoch', 'max_epochs') if by_epoch else ('iteration', 'max_iters')
-        done, last = runner.epoch if by_epoch else runner.iter, getattr(runner.train_loop, name, None)
-        if runner._resume and last is not None and done >= last:
+        loop = runner.train_loop
+        unit = 'epoch' if isinstance(loop, EpochBasedTrainLoop) else 'iter'
+        done, last = getattr(runner, unit), getattr(loop, f'max_{unit}s', None)
+        finished = last is not None and done >= last
+        if isinstance(loop, ResumableEpochBasedTrainLoop):
+            # Saved after the last iteration, before the last epoch counted as done.
+            finished |= runner.iter == loop.max_iters
+        if runner._resume and finished:
             runner.logger.info(
-                f'This training is finished: {runner._load_from} was saved after {unit} {done}, and train_cfg.{name} '
-                f'is {last}. Nothing is left to train. Test the checkpoint with tools/test.py, or raise '
-                f'train_cfg.{name}')
+                f'This training is finished: {runner._load_from} was saved after iteration {runner.iter}, and '
+                f'train_cfg.max_{unit}s is {last}. Nothing is left to train. Test the checkpoint with tools/test.py, '
+                f'or raise train_cfg.max_{unit}s')
