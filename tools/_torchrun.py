@@ -19,8 +19,9 @@ from torch.distributed.run import main, parse_args
 # pelk_mm.engine.hooks.preemption.EXIT_CODE, which takes seconds to import.
 EXIT_CODE = 75
 FAILED = 'pelk_mm/failed'
-# Seconds in which processes may end by themselves, or save a checkpoint, once another node has failed.
-GRACE = 30.0
+# Seconds in which processes may end by themselves, or save a checkpoint, once another node has failed. As long as they
+# have when they are asked to.
+GRACE = float(os.environ.get('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '30'))
 
 
 class Agent(LocalElasticAgent):
@@ -75,7 +76,7 @@ def run():
     """Launch, and return the exit code or a message."""
     args = parse_args(sys.argv[1:])
     place = f'{args.master_addr}:{args.master_port}'
-    nodes = int(args.nnodes)
+    nodes = int(args.nnodes.rpartition(':')[2])
     if not 0 <= args.node_rank < nodes:
         return f'NODE_RANK must be from 0 to NNODES - 1, which is {nodes - 1}, got {args.node_rank}'
     if nodes > 1:
