@@ -1,6 +1,7 @@
 """Exit codes and messages of tools/_torchrun.py, with scripts that only end."""
 
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -67,17 +68,24 @@ def wait_for(*paths):
 
 
 @pytest.mark.parametrize(('codes', 'expected'), [
-    ('75,75', 75),
-    ('75,99', 75),
+    ([75], True),
+    ([75, 75], True),
     # It has saved, and the launcher ends it while it ends.
-    ('75,97', 75),
-    ('0,0', 0),
-    ('75,1', 1),
-    ('1,99', 1),
-    ('-9,99', 1),
+    ([75, -15], True),
     # Asked to end before it could save.
-    ('-15,97', 1),
+    ([-15], False),
+    ([-15, -15], False),
+    ([75, 1], False),
+    ([75, -9], False),
+    ([1], False),
+    ([], False),
 ])
+def test_which_exit_codes_mean_that_all_have_saved(root, codes, expected):
+    asked_to_end = runpy.run_path(str(root / 'tools/_torchrun.py'))['asked_to_end']
+    assert asked_to_end(codes) is expected
+
+
+@pytest.mark.parametrize(('codes', 'expected'), [('75,99', 75), ('75,97', 75), ('1,99', 1), ('-15,97', 1)])
 def test_75_is_returned_where_every_failure_is_75(launch, codes, expected):
     code, output = end(launch(codes))
     assert code == expected, output
