@@ -19,6 +19,10 @@ usage() {
 
 # by_torchrun SCRIPT GPUS ARGUMENTS...
 by_torchrun() {
+    if [[ $2 != 1 ]]; then
+        # As torchrun sets it, with a warning.
+        export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    fi
     exec "$PYTHON" "$TOOLS/_torchrun.py" \
         --nnodes="${NNODES:-1}" \
         --node_rank="${NODE_RANK:-0}" \

@@ -4,14 +4,21 @@ from ..install_hints import require
 
 require('mmengine', 'mmcv', by='pelk_mm.engine')
 
-from .hooks import CheckFiniteHook, ClassCountHook, DynamicSparsityHook, PreemptionHook, WholeCheckpointHook
+from .hooks import (
+    CheckFiniteHook,
+    ClassCountHook,
+    DynamicSparsityHook,
+    FinishedRunHook,
+    PreemptionHook,
+    WholeCheckpointHook,
+)
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
 from .sharding import wrap_types
 
 __all__ = [
-    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'LayerDecayOptimWrapperConstructor',
-    'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop',
-    'WholeCheckpointHook', 'wrap_types'
+    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
+    'LayerDecayOptimWrapperConstructor', 'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop',
+    'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
 ]

@@ -7,14 +7,10 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import errno
-import gc
 import os
 import shutil
-from collections.abc import Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -30,8 +26,11 @@ from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
-from .hooks import CheckFiniteHook, ClassCountHook, PreemptionHook
+from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, PreemptionHook
 from .image_files import build_checked_dataloader
+from .nodes import check_file_everywhere, check_shared_folder
+from .processes import leave_processes, naming_the_port, prepare_processes
+from .processes import prepare_cpu_processes as prepare_cpu_processes
 from .test_time_augmentation import use_tta
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
@@ -177,15 +176,17 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
             check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
         if resumed and os.path.isfile(resumed):
             check_whole(resumed)
-    if launcher != 'none' and get_device() == 'cpu':
-        prepare_cpu_processes(cfg, launcher)
+    if launcher != 'none':
+        prepare_processes(cfg, launcher)
     if mode == 'train':
         use_whole_checkpoint_hook(cfg)
         if not cfg.get('resume'):
             keep_previous_run(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with naming_the_port():
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_shared_folder(cfg, mode)
     own_hooks = [ClassCountHook] if 'class_count' in checks else []
-    for hook in own_hooks + ([CheckFiniteHook, PreemptionHook] if mode == 'train' else []):
+    for hook in own_hooks + ([CheckFiniteHook, FinishedRunHook, PreemptionHook] if mode == 'train' else []):
         if not any(isinstance(present, hook) for present in runner.hooks):
             runner.register_hook(hook())
     # The run builds its loops, and these their loaders by this method.
@@ -194,6 +195,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:
         _resume_from_whole_checkpoint(runner)
+    if runner._load_from:
+        check_file_everywhere('--resume' if runner._resume else 'load_from', runner._load_from)
     result = None
     stop: SystemExit | None = None
     try:
@@ -209,7 +212,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     runner._train_loop = runner._val_loop = runner._test_loop = None
     del runner
     # Not after an error: the other processes would be waited for, which may never come.
-    _leave_processes()
+    leave_processes()
     if stop is not None:
         raise stop
     return result if mode == 'test' else None
@@ -225,62 +228,6 @@ def use_whole_checkpoint_hook(cfg: Config) -> None:
     hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if hook is not None and hook.get('type', 'CheckpointHook') in ('CheckpointHook', 'mmengine.CheckpointHook'):
         cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.WholeCheckpointHook'))
-
-
-def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
-    """Join a gloo process group and make the config run in it: MMEngine by itself assumes a GPU for every process.
-
-    SyncBN has no CPU kernel and becomes AllReduceBN, which computes the same with plain collectives and whose weights
-    have the same names and shapes.
-
-    Args:
-        cfg (Config): Changed in place.
-        launcher (str): Must be ``'pytorch'``.
-
-    Raises:
-        ValueError: If the launcher is another one.
-    """
-    if launcher != 'pytorch':
-        raise ValueError(f'without a GPU, --launcher must be "pytorch" (torchrun, as tools/dist_train.sh does), got '
-                         f'{launcher!r}')
-    dist_cfg = cfg.setdefault('env_cfg', {}).setdefault('dist_cfg', {})
-    dist_cfg['backend'] = 'gloo'
-    timeout = dist_cfg.get('timeout')
-    # Imported later, as the first wrapped model does, its functions have the group as a default and keep it for good.
-    import_module('torch.distributed.nn.functional')
-    torch.distributed.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
-    wrapper = cfg.get('model_wrapper_cfg') or dict(
-        type='MMDistributedDataParallel',
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
-    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
-    if 'strategy' in cfg:
-        _keep_strategy_off_gpus(cfg.strategy)
-    cfg.sync_bn = None
-    replaced = 0
-    for layer in _dicts(cfg.model):
-        if layer.get('type') in ('SyncBN', 'MMSyncBN'):
-            layer['type'] = 'pelk_mm.AllReduceBN'
-            replaced += 1
-    print_log(
-        f'No GPU: {torch.distributed.get_world_size()} processes on the CPU with gloo; {replaced} SyncBN '
-        'of the model become AllReduceBN.',
-        logger='current')
-
-
-def _keep_strategy_off_gpus(strategy: dict) -> None:
-    """What a strategy of ``FlexibleRunner`` assumes of GPUs, changed in place."""
-    wrapper = strategy.setdefault('model_wrapper', {})
-    if strategy['type'] != 'FSDPStrategy':
-        wrapper.update(device_ids=None)
-        return
-    wrapper.update(device_id='cpu')
-    if strategy.get('state_dict_cfg') == 'full':
-        # As 'full', but PyTorch crashes when it moves weights to the CPU that are there.
-        strategy['state_dict_cfg'] = dict(
-            state_dict_type='FULL_STATE_DICT',
-            state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
-            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
 
 
 def keep_previous_run(cfg: Config) -> None:
@@ -346,25 +293,10 @@ def _check_strategy(cfg: Config, mode: str) -> None:
                          f'{cfg.optim_wrapper.clip_grad}: each process would clip by the norm of its own shard')
 
 
-def _leave_processes() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # What holds the group beside PyTorch itself goes first, as DDP's wrapper does, so that gloo's threads end with
-        # it. One that gives a tensor back to Python when the interpreter has begun to end aborts the process.
-        gc.collect()
-        torch.distributed.destroy_process_group()
-
-
-def _dicts(node) -> Iterator[dict]:
-    """Every dict of a nested config, the outermost first."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _dicts(child)
-
-
 def _check_checkpoint(argument: str, path: str) -> None:
+    if any(os.environ.get(variable, '0') != '0' for variable in RANK_VARIABLES.values()):
+        # Checked with the others, once they have met: one that ends before leaves them waiting.
+        return
     if '://' not in path and not os.path.isfile(path):
         raise FileNotFoundError(f'{argument}: no such file, {path}')
 

@@ -307,3 +307,39 @@ def test_a_run_does_not_start_from_what_it_would_move(tmp_path):
 def test_other_launchers_need_gpus():
     with pytest.raises(ValueError, match="must be \"pytorch\".*got 'slurm'"):
         prepare_cpu_processes(config(), 'slurm')
+
+
+IN_A_THREAD = '''
+import signal, threading
+from pelk_mm.engine.launch import configure_testing, configure_training, load_config, run
+
+def train():
+    cfg = load_config('toy.py', {'train_dataloader.num_workers': 1, 'model.norm_cfg.type': 'BN'})
+    configure_training(cfg)
+    run(cfg, 'train')
+    configure_testing(cfg, 'work_dirs/toy/epoch_2.pth')
+    metrics.update(run(cfg, 'test'))
+
+def fail():
+    cfg = load_config('toy.py', {'train_dataloader.batch_size': 100, 'model.norm_cfg.type': 'None'})
+    try:
+        run(cfg, 'train')
+    except KeyError as error:
+        metrics['error'] = str(error)
+
+metrics = {}
+for target in (train, fail):
+    thread = threading.Thread(target=target)
+    thread.start()
+    thread.join()
+print(metrics, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+'''
+
+
+def test_run_in_a_thread_as_notebooks_and_ray_do(toy, root):
+    (toy / 'script.py').write_text(IN_A_THREAD)
+    environment = dict(os.environ, PYTHONPATH=f'{root}:{toy}', OMP_NUM_THREADS='1')
+    result = subprocess.run([sys.executable, 'script.py'], cwd=toy, env=environment, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1].startswith("{'count': 16, 'error': "), result.stderr
+    assert result.stdout.splitlines()[-1].endswith(' True')
+    assert (toy / 'work_dirs/toy/previous_1/epoch_2.pth').exists()

@@ -1,11 +1,13 @@
 """SIGTERM in this process: what is saved where, and that training goes on from it exactly."""
 
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from pelk_mm.compat import load_safely
@@ -128,6 +130,80 @@ def test_without_a_checkpoint_hook_nothing_is_saved(make_runner, tmp_path):
 def test_after_training_sigterm_does_what_it_did(make_runner, tmp_path, handler):
     make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook()], scores=dict(a=[1, 2, 3])).train()
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+class Fail(Hook):
+    """Raises an error in the fourth step, or in the second of a validation."""
+
+    def __init__(self, method, number):
+        setattr(self, method, self.fail)
+        self.number = number
+
+    def fail(self, runner, batch_idx, *args, **kwargs):
+        if batch_idx == self.number:
+            raise ArithmeticError('a fault')
+
+
+@pytest.mark.parametrize('cls', [Runner, FlexibleRunner])
+@pytest.mark.parametrize(('method', 'number'), [('before_train_iter', 3), ('after_val_iter', 1)])
+@pytest.mark.parametrize('before', [signal.SIG_DFL, signal.SIG_IGN, print])
+def test_after_failed_training_sigterm_does_what_it_did(make_runner, tmp_path, cls, method, number, before):
+    signal.signal(signal.SIGTERM, before)
+    runner = make_runner(
+        tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook(), Fail(method, number)], scores=dict(a=[1]), cls=cls)
+    with pytest.raises(ArithmeticError):
+        runner.train()
+    assert signal.getsignal(signal.SIGTERM) == before
+    # Nothing is left that refers to itself and is ended only by the garbage collector.
+    assert 'run' not in vars(runner.train_loop)
+
+
+def test_once_stopped_a_late_sigterm_does_what_it_did(make_runner, tmp_path, monkeypatch):
+    got = []
+    signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    hook = PreemptionHook()
+    stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[hook, Send('before_train_iter', 4)]))
+    # Whoever has asked this process asks once more when the others end.
+    signal.raise_signal(signal.SIGTERM)
+    assert got == []
+    hook._asked_at -= preemption.SAME_REQUEST_SECONDS
+    signal.raise_signal(signal.SIGTERM)
+    assert got == [signal.SIGTERM]
+
+
+def in_a_thread(function):
+    """Call it, and return what it raised."""
+    raised = []
+
+    def call():
+        try:
+            function()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    return raised
+
+
+@pytest.mark.parametrize('cls', [Runner, FlexibleRunner])
+def test_in_a_thread_training_ends_as_in_the_main_one_and_signals_stay(make_runner, tmp_path, cls, handler):
+    make_runner(tmp_path / 'main', checkpoint=CHECKPOINT).train()
+    runner = make_runner(tmp_path / 'thread', checkpoint=CHECKPOINT, hooks=[PreemptionHook()], cls=cls)
+    assert in_a_thread(runner.train) == []
+    assert signal.getsignal(signal.SIGTERM) == handler
+    if cls is Runner:
+        assert_same(state(tmp_path / 'thread/epoch_3.pth'), state(tmp_path / 'main/epoch_3.pth'))
+
+
+def test_in_a_thread_training_stops_when_another_process_is_asked(make_runner, tmp_path, monkeypatch):
+    asked = iter([0, 0, 1])
+    monkeypatch.setattr(preemption, '_reduce', lambda value, operation: next(asked))
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook()])
+    error, = in_a_thread(runner.train)
+    assert (type(error), error.code) == (SystemExit, 75)
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_0_iter_3.pth']
 
 
 def test_a_second_sigterm_ends_at_once_unless_it_is_the_first_handed_on(monkeypatch):

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
@@ -34,7 +35,9 @@ class PreemptionHook(Hook):
     after the same iteration, whichever of them got the signal. The checkpoint is one of the config's checkpoint hook,
     in the middle of an epoch ``epoch_<epochs>_iter_<iterations>.pth``; with our resumable loops ``--resume`` then goes
     on as if there had been no stop. A validation is not finished, nor is it repeated. A second SIGTERM, five seconds
-    later or more, ends the process at once. Our tools add this hook to every training.
+    later or more, ends the process at once. In a thread other than the main one, where Python has no signals, training
+    stops when another process is asked. Once training has ended or failed, SIGTERM does what it did before; once it
+    was stopped, five seconds later, as the process ends. Our tools add this hook to every training.
     """
 
     # After all that changes or saves the state.
@@ -43,13 +46,18 @@ class PreemptionHook(Hook):
     def __init__(self) -> None:
         self._asked_at: float | None = None
         self._previous_handler: Callable | int | None = None
+        self._training = self._stopped = False
         self._common_val_iters = 0
         self._position: dict[str, int] | None = None
 
+    def before_run(self, runner: Runner) -> None:
+        """Listen as long as the training loop runs: no hook is called when it fails."""
+        loop = runner._train_loop
+        if isinstance(loop, BaseLoop) and 'run' not in vars(loop):
+            loop.run = partial(self._listen, loop, loop.run)
+
     def before_train(self, runner: Runner) -> None:
-        """Listen."""
-        self._asked_at = self._position = None
-        self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
+        """Let the workers that load data outlive the signal."""
         loader = runner.train_dataloader
         loader.worker_init_fn = partial(_outlive_one_signal, loader.worker_init_fn)
 
@@ -60,7 +68,7 @@ class PreemptionHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Find out how many iterations of the validation all processes have."""
-        if self._previous_handler is not None:
+        if self._training:
             self._common_val_iters = _reduce(len(runner.val_dataloader), 'min')
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -80,18 +88,33 @@ class PreemptionHook(Hook):
         if self._position is not None:
             checkpoint['meta'].update(self._position)
 
-    def after_train(self, runner: Runner) -> None:
-        """Listen no more."""
-        signal.signal(signal.SIGTERM, self._previous_handler)
-        self._previous_handler = None
-        self._common_val_iters = 0
+    def _listen(self, loop: BaseLoop, run: Callable[[], Any]) -> Any:
+        # Without the reference to itself that a loop would wait with for the garbage collector.
+        del loop.run  # type: ignore[method-assign]
+        self._asked_at = self._position = None
+        self._training, self._stopped = True, False
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread:
+            self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
+        try:
+            return run()
+        finally:
+            self._training = False
+            self._common_val_iters = 0
+            # Who has asked one process may ask the others when that ends. They are about to end, too.
+            if in_main_thread and not self._stopped:
+                signal.signal(signal.SIGTERM, self._restored_handler())
+
+    def _restored_handler(self) -> Callable | int:
+        # None stands for a handler that was not set by Python, which cannot set it again.
+        return signal.SIG_DFL if self._previous_handler is None else self._previous_handler
 
     def _on_signal(self, number: int, frame) -> None:
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
         elif now - self._asked_at >= SAME_REQUEST_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if self._training else self._restored_handler())
             signal.raise_signal(number)
 
     def _shall_stop(self, runner: Runner) -> bool:
@@ -107,6 +130,7 @@ class PreemptionHook(Hook):
         dist.barrier()
         runner.logger.warning(f'SIGTERM: training stops after iteration {iteration}. {saved} Go on with --resume. Exit '
                               f'code {EXIT_CODE}')
+        self._stopped = True
         raise SystemExit(EXIT_CODE)
 
     def _save(self, runner: Runner, epoch: int, iteration: int) -> str:

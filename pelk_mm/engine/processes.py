@@ -1,0 +1,157 @@
+"""Several processes: what each is set up with before it trains or tests, and what it ends with."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+
+from .nodes import use_reachable_interface
+
+# Seconds after which a collective that some process does not take part in is an error: a network that is cut, a
+# machine that is gone. The longest rightful wait is for process 0, which computes metrics and writes checkpoints.
+TIMEOUT = 600
+
+_LOOK_FOR_LAUNCHER_SECONDS = 1.0
+
+
+def prepare_processes(cfg: Config, launcher: str) -> None:
+    """Set up this process as one of several.
+
+    Args:
+        cfg (Config): Changed in place: ``env_cfg.dist_cfg.timeout`` is 600 seconds unless it is set.
+        launcher (str): What started the processes: ``'pytorch'`` (torchrun), ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        ValueError: If the config or the environment cannot be right.
+    """
+    dist_cfg = _dist_cfg_of(cfg)
+    timeout = dist_cfg.setdefault('timeout', TIMEOUT)
+    if timeout is not None and (isinstance(timeout, (bool, str)) or not timeout > 0):
+        raise ValueError(f'env_cfg.dist_cfg.timeout must be a positive number of seconds, got {timeout!r}')
+    # MMEngine warns before it sets the same.
+    for variable in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+        os.environ.setdefault(variable, '1')
+    if launcher == 'pytorch':
+        use_reachable_interface()
+        if 'TORCHELASTIC_RUN_ID' in os.environ:
+            threading.Thread(target=_end_with_launcher, args=(os.getppid(), ), daemon=True).start()
+    if get_device() == 'cpu':
+        prepare_cpu_processes(cfg, launcher)
+
+
+def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
+    """Join a gloo process group and make the config run in it: MMEngine by itself assumes a GPU for every process.
+
+    SyncBN has no CPU kernel and becomes AllReduceBN, which computes the same with plain collectives and whose weights
+    have the same names and shapes.
+
+    Args:
+        cfg (Config): Changed in place.
+        launcher (str): Must be ``'pytorch'``.
+
+    Raises:
+        ValueError: If the launcher is another one.
+    """
+    if launcher != 'pytorch':
+        raise ValueError(f'without a GPU, --launcher must be "pytorch" (torchrun, as tools/dist_train.sh does), got '
+                         f'{launcher!r}')
+    dist_cfg = _dist_cfg_of(cfg)
+    dist_cfg['backend'] = 'gloo'
+    timeout = dist_cfg.get('timeout')
+    # Imported later, as the first wrapped model does, its functions have the group as a default and keep it for good.
+    import_module('torch.distributed.nn.functional')
+    with naming_the_port():
+        torch.distributed.init_process_group('gloo', timeout=timeout and datetime.timedelta(seconds=timeout))
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if 'strategy' in cfg:
+        _keep_strategy_off_gpus(cfg.strategy)
+    cfg.sync_bn = None
+    replaced = 0
+    for layer in _dicts(cfg.model):
+        if layer.get('type') in ('SyncBN', 'MMSyncBN'):
+            layer['type'] = 'pelk_mm.AllReduceBN'
+            replaced += 1
+    print_log(
+        f'No GPU: {torch.distributed.get_world_size()} processes on the CPU with gloo; {replaced} SyncBN '
+        'of the model become AllReduceBN.',
+        logger='current')
+
+
+@contextmanager
+def naming_the_port() -> Iterator[None]:
+    """Say which variable sets the port that another training has taken."""
+    try:
+        yield
+    except RuntimeError as error:
+        if 'EADDRINUSE' not in str(error):
+            raise
+        port = os.environ.get('MASTER_PORT')
+        raise RuntimeError(f'MASTER_PORT={port} is taken on this machine, perhaps by another training: set MASTER_PORT '
+                           'to another port, the same for every process') from error
+
+
+def _keep_strategy_off_gpus(strategy: dict) -> None:
+    """What a strategy of ``FlexibleRunner`` assumes of GPUs, changed in place."""
+    wrapper = strategy.setdefault('model_wrapper', {})
+    if strategy['type'] != 'FSDPStrategy':
+        wrapper.update(device_ids=None)
+        return
+    wrapper.update(device_id='cpu')
+    if strategy.get('state_dict_cfg') == 'full':
+        # As 'full', but PyTorch crashes when it moves weights to the CPU that are there.
+        strategy['state_dict_cfg'] = dict(
+            state_dict_type='FULL_STATE_DICT',
+            state_dict_config=dict(type='FullStateDictConfig', rank0_only=True),
+            optim_state_dict_config=dict(type='FullOptimStateDictConfig', rank0_only=True))
+
+
+def leave_processes() -> None:
+    """Leave the process group, if there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # What holds the group beside PyTorch itself goes first, as DDP's wrapper does, so that gloo's threads end with
+        # it. One that gives a tensor back to Python when the interpreter has begun to end aborts the process.
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
+def _dist_cfg_of(cfg: Config) -> dict:
+    """The part of a config that says how processes talk, which is put in where it is missing."""
+    if not cfg.get('env_cfg'):
+        cfg.env_cfg = dict()
+    if not cfg.env_cfg.get('dist_cfg'):
+        cfg.env_cfg.dist_cfg = dict(backend='nccl')
+    return cfg.env_cfg.dist_cfg
+
+
+def _end_with_launcher(launcher: int) -> None:
+    """Send this process SIGTERM when torchrun is gone: whoever killed that wants its processes to end, too."""
+    while os.getppid() == launcher:
+        time.sleep(_LOOK_FOR_LAUNCHER_SECONDS)
+    print_log('torchrun, which has started this process, was killed: SIGTERM', logger='current')
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _dicts(node) -> Iterator[dict]:
+    """Every dict of a nested config, the outermost first."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _dicts(child)
