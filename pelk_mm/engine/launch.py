@@ -29,7 +29,7 @@ from .data_checks import enabled_checks
 from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, PreemptionHook
 from .image_files import build_checked_dataloader
 from .nodes import check_file_everywhere, check_shared_folder
-from .processes import leave_processes, naming_the_port, prepare_processes
+from .processes import leave_processes, naming_the_port, nested_dicts, prepare_processes
 from .processes import prepare_cpu_processes as prepare_cpu_processes
 from .test_time_augmentation import use_tta
 
@@ -190,7 +190,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         if not any(isinstance(present, hook) for present in runner.hooks):
             runner.register_hook(hook())
     # The run builds its loops, and these their loaders by this method.
-    ignored = {node['ignore_index'] for node in _dicts(cfg.model) if isinstance(node.get('ignore_index'), int)}
+    ignored = {node['ignore_index'] for node in nested_dicts(cfg.model) if isinstance(node.get('ignore_index'), int)}
     runner.build_dataloader = partial(
         build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:

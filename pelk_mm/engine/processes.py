@@ -83,7 +83,7 @@ def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
         _keep_strategy_off_gpus(cfg.strategy)
     cfg.sync_bn = None
     replaced = 0
-    for layer in _dicts(cfg.model):
+    for layer in nested_dicts(cfg.model):
         if layer.get('type') in ('SyncBN', 'MMSyncBN'):
             layer['type'] = 'pelk_mm.AllReduceBN'
             replaced += 1
@@ -147,11 +147,11 @@ def _end_with_launcher(launcher: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _dicts(node) -> Iterator[dict]:
+def nested_dicts(node) -> Iterator[dict]:
     """Every dict of a nested config, the outermost first."""
     if isinstance(node, dict):
         yield node
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
-            yield from _dicts(child)
+            yield from nested_dicts(child)
