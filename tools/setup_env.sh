@@ -174,7 +174,8 @@ step() {
 
 pip() { "$VENV/bin/python" -m pip --no-input --disable-pip-version-check "$@"; }
 
-install() { pip install --progress-bar off --no-build-isolation -c "$ROOT/requirements/constraints.txt" "$@"; }
+# The pins take the place of constraints that pip's configuration may hold.
+install() { PIP_CONSTRAINT=$ROOT/requirements/constraints.txt pip install --progress-bar off --no-build-isolation "$@"; }
 
 # Folder of the cache for a wheel: stack, package==version, torch, Python ABI, platform, device of the compiled ops.
 wheel_key() { say "$1/${2/==/-}-torch$3-$4-$5-$6"; }

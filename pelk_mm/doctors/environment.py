@@ -39,7 +39,7 @@ _SETUP_SCRIPT = Path(__file__).resolve().parents[2] / 'tools' / 'setup_env.sh'
 RIVALS = ('mmcv-lite', 'mmcv-full')
 OTHERS = ('torch', 'torchvision', 'triton', 'numpy', 'setuptools', 'pelk-mm')
 
-TORCH_PAIR = 'pip install torch==2.14.1 torchvision==0.29.1'
+TORCH_PAIR = 'pip install torch==2.15.0 torchvision==0.29.2'
 _REINSTALL_TORCH = TORCH_PAIR.replace('install', 'install --force-reinstall')
 _STAND_IN = 'python -m pelk_mm.mmcv_ops install  (torchvision does the work of its operators)'
 _BUILD_OPS = ('pip uninstall -y {mmcv}, pip install {pin} and ' + _STAND_IN + ', or compile it for this PyTorch:\n'

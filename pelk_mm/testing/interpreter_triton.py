@@ -110,8 +110,16 @@ def compile_kernel(kernel: str, tile: tuple[int, int, int, int], dtype: str, cap
         source = Path(folder, 'kernel.ptx')
         source.write_text(ptx)
         target = re.search(r'\.target (\w+)', ptx)[1]
-        report = subprocess.run([triton.knobs.nvidia.ptxas.path, '-v', f'--gpu-name={target}', source, '-o',
-                                 Path(folder, 'kernel.cubin')], capture_output=True, text=True, check=True).stderr
+        # Triton brings several assemblers, and PTX is written for one of them.
+        for ptxas in sorted(Path(triton.__file__).parent.glob('backends/nvidia/bin/ptxas*')):
+            result = subprocess.run(
+                [ptxas, '-v', f'--gpu-name={target}', source, '-o', Path(folder, 'kernel.cubin')],
+                capture_output=True,
+                text=True)
+            if not result.returncode:
+                break
+        result.check_returncode()
+        report = result.stderr
     loads = re.findall(r'ld\.global\S*?(?:\.v(\d))?\.b(\d+)', ptx)
     return Resources(
         registers=int(re.search(r'Used (\d+) registers', report)[1]),

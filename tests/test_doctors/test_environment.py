@@ -79,7 +79,7 @@ def test_a_crash_is_told_and_the_rest_still_tried(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('versions', 'text', 'cure'), [
     ({
         'torch': '2.3.1'
-    }, '2.4 or later is needed', 'pip install torch==2.14.1 torchvision==0.29.1'),
+    }, '2.4 or later is needed', 'pip install torch==2.15.0 torchvision==0.29.2'),
     ({
         'torchvision': '0.27.0'
     }, '0.27.0 is not for torch 2.11.0', 'pip install "torchvision==0.26.*"'),
@@ -119,7 +119,7 @@ def test_bad_combinations(versions, text, cure):
     ("ModuleNotFoundError: No module named 'sklearn.datasets'", 'pip install "pelk-mm[digits]"'),
     ('ModuleNotFoundError: pelk_mm.models needs mmcv, which is not installed: pip ...', 'pip install "pelk-mm[onedl]"'),
     ("ModuleNotFoundError: No module named 'torchvision'", 'pip install "torchvision==0.26.*"  (for torch 2.11.0)'),
-    ("ModuleNotFoundError: No module named 'torch'", 'pip install torch==2.14.1 torchvision==0.29.1'),
+    ("ModuleNotFoundError: No module named 'torch'", 'pip install torch==2.15.0 torchvision==0.29.2'),
     ("ModuleNotFoundError: No module named 'mmdet'", 'source .venv/bin/activate'),
     ('the Python process crashed', 'In a new environment: bash'),
 ])
@@ -134,7 +134,7 @@ def test_cures_name_the_pinned_versions(root):
     names = ('build', 'constraints', 'torch')
     pinned = ''.join((root / 'requirements' / f'{name}.txt').read_text() for name in names)
     pins = [word for _, cure in environment.CURES for word in cure.replace(',', ' ').split() if '==' in word]
-    assert pins == ['setuptools==81.0.0', 'numpy==2.2.6', 'torch==2.14.1', 'torchvision==0.29.1']
+    assert pins == ['setuptools==81.0.0', 'numpy==2.2.6', 'torch==2.15.0', 'torchvision==0.29.2']
     assert all(pin in pinned for pin in pins)
 
 
