@@ -22,7 +22,7 @@ quickstart: env
 	$(PYTHON_BIN) tools/quickstart.py
 
 test: env
-	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest tests -q -rs --durations=10 -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest tests -q -rs --durations=10 -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(PYTHON_BIN) -m ruff check .

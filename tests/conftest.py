@@ -22,6 +22,11 @@ if find_spec('mmcv'):
     import pelk_mm.mmcv_ops  # noqa: F401
 
 
+def pytest_collection_modifyitems(items):
+    """Slow files first, so that parallel processes end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker('slow') is None)
+
+
 @pytest.fixture(scope='session', autouse=True)
 def both_stacks_alike():
     if find_spec('mmengine'):

@@ -26,6 +26,8 @@ from pelk_mm.deploy import (
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config
 from pelk_mm.testing.toy_files import write_onnx_stub
 
+pytestmark = pytest.mark.slow
+
 META = dict(dataset_meta=dict(classes=('ant', 'bee', 'cat', 'dog'), palette=[[1, 2, 3]] * 4))
 # Multiples of the stride and not, none that of the example that is traced.
 SHAPES = [(1, 3, 64, 96), (3, 3, 75, 85)]

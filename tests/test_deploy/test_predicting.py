@@ -26,6 +26,8 @@ from pelk_mm.deploy import (
 from pelk_mm.deploy.predicting import exported_network, predict
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, randomise, tiny_config, write_pictures
 
+pytestmark = pytest.mark.slow
+
 META = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
 FCN = dict(type='FCNHead', channels=8, num_convs=1, concat_input=False, in_channels=16, in_index=3, num_classes=4)
 

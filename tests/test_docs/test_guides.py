@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+pytestmark = pytest.mark.slow
+
 # All keys except those of the norms behind the first three stages, which a classifier does not have.
 LOADED = "PeLK: 117 of 123 keys loaded from 'work_dirs/pelk-tiny_32xb128_in1k/epoch_300.pth'"
 RNG = np.random.default_rng(0)

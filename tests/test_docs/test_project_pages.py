@@ -53,5 +53,5 @@ def test_the_workflow_runs_what_a_developer_runs_where_it_can(root):
     targets = re.findall(r'^(\w+):', (root / 'Makefile').read_text(encoding='utf-8'), re.MULTILINE)
     assert {command.split()[1] for command in commands} <= set(targets)
     # What the package says of itself.
-    classifiers = re.findall(r'Python :: (3\.\d+)', (root / 'setup.py').read_text(encoding='utf-8'))
+    classifiers = re.findall(r'Python :: (3\.\d+)', (root / 'pyproject.toml').read_text(encoding='utf-8'))
     assert jobs['operator']['strategy']['matrix']['python'] == classifiers

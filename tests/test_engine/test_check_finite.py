@@ -25,6 +25,8 @@ from pelk_mm.engine.finiteness import all_finite, image_paths, listed
 from pelk_mm.models import PeLK
 from pelk_mm.testing.processes import run_ranks
 
+pytestmark = pytest.mark.slow
+
 RUN_NAMES = itertools.count()
 # The block that NaN is planted in.
 BLOCK = 'backbone.stages.1.blocks.1'

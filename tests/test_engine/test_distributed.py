@@ -36,7 +36,7 @@ from pelk_mm.engine.hooks.preemption import EXIT_CODE
 from pelk_mm.engine.launch import load_config, run
 from pelk_mm.testing.processes import free_port, run_ranks
 
-pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU')
+pytestmark = [pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU'), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20

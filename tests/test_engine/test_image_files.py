@@ -29,6 +29,8 @@ from pelk_mm.engine.launch import run
 from pelk_mm.engine.loops import SeededDataset
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, tiny_config, write_pictures, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 SUFFIXES = ('jpg', 'png', 'bmp', 'webp', 'tif')
 
 

@@ -19,6 +19,8 @@ from pelk_mm.engine.launch import (
 )
 from pelk_mm.testing.processes import free_port
 
+pytestmark = pytest.mark.slow
+
 needs_no_gpu = pytest.mark.skipif(get_device() != 'cpu', reason='about machines without a GPU')
 
 TOY_MODULE = '''

@@ -41,7 +41,7 @@ def test_as_the_convolution_of_pytorch(groups, channels, kernel):
 
 
 DDP = '''
-import sys, torch, torch.distributed as dist
+import gc, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from pelk_mm.models import PeLK
 rank, store = int(sys.argv[1]), sys.argv[2]
@@ -52,6 +52,9 @@ for out_indices in (0, 1):
     for _ in range(2):
         sum(out.square().sum() for out in net(torch.rand(2, 3, 32, 32))).backward()
     print(len(list(net.parameters())) - sum(p.grad is None for p in net.parameters()))
+# The wrapper holds the group, and gloo's threads must not outlive it.
+del net
+gc.collect()
 dist.destroy_process_group()
 '''
 

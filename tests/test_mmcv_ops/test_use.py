@@ -18,6 +18,8 @@ from pelk_mm import mmcv_ops
 from pelk_mm.mmcv_ops.__main__ import main
 from pelk_mm.models import PeLK
 
+pytestmark = pytest.mark.slow
+
 NMS = ('import torch; from mmcv.ops import nms; print(nms(torch.tensor([[0, 0, 4, 4], [0, 0, 4, 3.]]), '
        'torch.tensor([.5, .9]), .5)[1].tolist())')
 

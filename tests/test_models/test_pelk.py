@@ -13,6 +13,8 @@ from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK
 from pelk_mm.models.backbones.large_kernel_net import LargeKernelNet
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(arch=dict(depths=[1, 1, 2, 1], channels=[16, 24, 32, 40], kernel_sizes=[15, 13, 11, 9]))
 SPECIFIED = {
     'tiny': ((3, 3, 9, 3), (124, 249, 499, 998)),

@@ -10,6 +10,8 @@ import torch
 
 from pelk_mm.ops.peripheral_conv2d import native_build
 
+pytestmark = pytest.mark.slow
+
 CALL = '''
 import warnings, torch
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d

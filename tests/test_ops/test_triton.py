@@ -13,7 +13,7 @@ from pelk_mm.testing.cases import CASES, GRIDS, POISON_CASES, PRECISION_CASES, C
 from pelk_mm.testing.interpreter_triton import always, compile_kernel, run, specialized_parameters, triton_process
 from pelk_mm.testing.tolerances import assert_close
 
-pytestmark = pytest.mark.skipif(find_spec('triton') is None, reason='triton is not installed')
+pytestmark = [pytest.mark.skipif(find_spec('triton') is None, reason='triton is not installed'), pytest.mark.slow]
 
 NAMES = ('output', 'x', 'theta', 'bias')
 HALF_PRECISION = ('grid-k13', 'grid-odd-widths', 'layout-channel_slice', 'one-pixel', 'kernel-over-twice-the-map')

@@ -23,6 +23,8 @@ from pelk_mm.engine.launch import run as run_mmengine
 from pelk_mm.testing import benchmark
 from pelk_mm.testing.tiny_models import CLASSES, build_tiny_model, tiny_config, write_pictures, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 TASKS = ('classification', 'segmentation', 'detection')
 
 

@@ -22,7 +22,7 @@ from pelk_mm.testing.processes import free_port
 FAULTS = Path(__file__).with_name('faults')
 LIMIT = 300
 
-pytestmark = pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU')
+pytestmark = [pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU'), pytest.mark.slow]
 
 
 def ip(*arguments):
