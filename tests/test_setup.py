@@ -124,7 +124,8 @@ def test_pins_of_the_requirement_files_do_not_contradict(root):
                 continue
             requirement = Requirement(line)
             for python in PYTHONS:
-                if requirement.marker and not requirement.marker.evaluate(dict(python_version=python)):
+                environment = dict(python_version=python, python_full_version=f'{python}.9')
+                if requirement.marker and not requirement.marker.evaluate(environment):
                     continue
                 for key in [stack] if stack else ['onedl', 'openmmlab']:
                     name = requirement.name.lower().replace('_', '-')
