@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = (
     "ModuleNotFoundError: No module named 'mmcv._ext'", 'undefined symbol', 'mmcv/_ext...so',
     'RuntimeError: operator torchvision::nms does not exist', "No module named 'pkg_resources'",
-    'ImportError: libGL.so.1: cannot open shared object file', "KeyError: 'PeLK is not in the mmseg::model registry'")
+    'ImportError: libGL.so.1: cannot open shared object file', "KeyError: 'PeLK is not in the mmseg::model registry'",
+    'mmengine does not support to load pelk_mm config.',
+    'mmsegmentation is not installed, please install mmsegmentation manually')
 
 
 def quoted_errors() -> list:
