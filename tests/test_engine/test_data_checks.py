@@ -14,7 +14,7 @@ from mmcv.transforms import LoadAnnotations, LoadImageFromFile
 from mmengine.config import Config
 from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
-from mmseg.datasets import transforms
+from mmseg.datasets.transforms import loading
 from PIL import Image
 
 from pelk_mm.datasets.check import check_images
@@ -216,7 +216,7 @@ def test_images_in_other_files_than_the_list_names(tmp_path):
     assert samples[0]['inputs'].shape == (6, 40, 48)
 
 
-@pytest.mark.skipif(not hasattr(transforms, 'LoadImageFromNpyFile'), reason='mmseg 1.2.2 has no such transform')
+@pytest.mark.skipif(not hasattr(loading, 'LoadImageFromNpyFile'), reason='mmseg 1.2.2 has no such transform')
 def test_images_in_other_files_by_a_loader_of_the_toolbox(tmp_path):
     """Missing label maps are still found."""
     write(tmp_path, [IDS])
