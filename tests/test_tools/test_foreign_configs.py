@@ -7,7 +7,7 @@ import torch
 
 from pelk_mm.analysis import build_model
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.tiny_models import write_pictures
+from pelk_mm.testing.tiny_models import randomise, write_pictures
 
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 FCN = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'
@@ -46,3 +46,28 @@ def test_norms_of_heads_are_folded_and_proven(run_tool, tmp_path):
     assert (numbers['images'], numbers['detections']) == (1, None)
     assert numbers['parameters'][0] > numbers['parameters'][1] > 12e6
     assert (tmp_path / 'out.py').exists()
+
+
+def test_a_mask2former_of_mmseg_is_deployed_and_proven(run_tool, tmp_path):
+    """Its ``_forward`` takes no images without data samples; the comparison goes by ``encode_decode``."""
+    backbone = dict(_delete_=True, type='pelk_mm.PeLK', arch='atto', out_indices=[0, 1, 2, 3])
+    (tmp_path / 'mask2former.py').write_text(f"""
+_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-512x1024.py'
+custom_imports = dict(imports=['pelk_mm.models'], allow_failed_imports=False)
+model = dict(backbone=dict(gap_before_final_norm=False, **{backbone}), data_preprocessor=dict(size=(64, 64)),
+             decode_head=dict(in_channels=[31, 62, 124, 249], num_queries=10))
+test_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackSegInputs')]))
+""")
+    model = build_model(load_config(str(tmp_path / 'mask2former.py')), 'cpu')
+    torch.save(dict(state_dict=randomise(model).state_dict()), tmp_path / 'mask2former.pth')
+    code, printed = run_tool('model_converters/switch_to_deploy.py', tmp_path / 'mask2former.py',
+                             tmp_path / 'mask2former.pth', tmp_path / 'out.pth', '--json', tmp_path / 'errors.json',
+                             '--images', write_pictures(tmp_path, 1))
+    assert code == 0, printed
+    numbers = json.loads((tmp_path / 'errors.json').read_text())
+    assert {'backbone', 'output'} <= {each['name'] for each in numbers['differences']}
+    assert max(each['relative'] for each in numbers['differences']) < 1e-4
+    assert numbers['predictions']['decisions'] == 64 * 80
+    assert numbers['predictions']['equal'] >= 0.999 * 64 * 80
+    assert (tmp_path / 'out.pth').exists()
