@@ -44,7 +44,7 @@ def stack_images(images: Iterable[np.ndarray], size: Sequence[int], channels: in
         channels (int): How many the model takes.
 
     Returns:
-        np.ndarray: (N, channels, *size), float32, three channels as RGB.
+        np.ndarray: (N, channels, H, W), float32, three channels as RGB.
 
     Raises:
         ValueError: If an image does not have these channels.
