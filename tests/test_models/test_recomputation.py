@@ -142,6 +142,9 @@ def test_checkpoint_by_hand(use_reentrant):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split('.')[:2])) < (2, 11),
+    reason='what PyTorch 2.7 compiles counts twice by itself; 2.11 does not')
 def test_compiled():
     torch._dynamo.reset()
     net, twin = build(PeLK), build(PeLK, with_cp=True)
