@@ -38,7 +38,8 @@ def exported_heads(model: nn.Module) -> dict[str, nn.Module]:
 def _leaves(head: nn.Module, prefix: str) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, child in head.task_heads.items():
-        found |= _leaves(child, f'{prefix}{name}.') if hasattr(child, 'task_heads') else {f'{prefix}{name}': child}
+        # PyTorch 2.7 cannot trace the operator |=.
+        found.update(_leaves(child, f'{prefix}{name}.') if hasattr(child, 'task_heads') else {f'{prefix}{name}': child})
     return found
 
 
