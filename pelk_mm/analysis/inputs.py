@@ -31,14 +31,14 @@ def count_channels(model: nn.Module) -> int:
     return mean.numel() if isinstance(mean, Tensor) and mean.numel() > 1 else 3
 
 
-def swaps_colours(preprocessor: nn.Module, channels: int) -> bool:
+def swaps_colours(preprocessor: Any, channels: int) -> bool:
     """Whether a data preprocessor turns BGR, as pipelines load images, into RGB, which needs three channels."""
     # mmpretrain, then MMEngine, mmseg and mmdet.
     names = ('to_rgb', '_channel_conversion', 'channel_conversion')
     return channels == 3 and any(getattr(preprocessor, name, False) for name in names)
 
 
-def normalisation(preprocessor: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+def normalisation(preprocessor: Any, channels: int) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of a data preprocessor, (C or 1, 1, 1) each; 0 and 1 without.
 
     Args:

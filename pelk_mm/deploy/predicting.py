@@ -28,7 +28,7 @@ def exported_heads(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         ValueError: If the model has no head that predicts.
     """
-    head = getattr(model, 'head', None)
+    head: Any = getattr(model, 'head', None)
     if not callable(getattr(head, 'predict', None)) or not hasattr(model, 'extract_feat'):
         raise ValueError(f'model must be a classifier with a head, got {type(model).__name__} with '
                          f'{type(head).__name__}')

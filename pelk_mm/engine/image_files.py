@@ -83,8 +83,8 @@ def look_for_files(dataset: Any) -> None:
     """
     if not hasattr(dataset, 'get_data_info'):
         return
-    loaders = {key: find_loader(dataset, key) for key in ('img_path', 'seg_map_path')}
-    loaders = {key: step for key, (step, _) in loaders.items() if step and not getattr(step, 'ignore_empty', False)}
+    found = {key: find_loader(dataset, key) for key in ('img_path', 'seg_map_path')}
+    loaders = {key: step for key, (step, _) in found.items() if step and not getattr(step, 'ignore_empty', False)}
     if not loaders:
         return
     count = min(len(dataset), LOOKED_FOR)

@@ -163,15 +163,15 @@ def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) 
     if ids - skipped and made_ignored:
         print_log(f'{where}nothing except {classes[0]!r} and ignored pixels', 'current', logging.WARNING)
         return
-    found = f'nothing except {classes[0]!r} and ignored pixels' if ids - skipped else 'ignored pixels only'
+    content = f'nothing except {classes[0]!r} and ignored pixels' if ids - skipped else 'ignored pixels only'
     if dataset.reduce_zero_label:
         remedy = ('reduce_zero_label is True: 0 in the files, and 255, is ignored, and 1 is the first class. Set it to '
                   'False if 0 is a class, and write class ids, not grey values such as 255')
     else:
         remedy = (f'{", ".join(map(str, sorted(ids & skipped)))} in the files is ignored. If it stands for a class, as '
                   'in masks of 0 and 255, write the class ids 0, 1, ... instead')
-    raise ImageFileError(f'{where}{found}, so there is nothing to learn or to measure. {remedy}, or {advice(dataset)}. '
-                         f'{OFF}')
+    raise ImageFileError(f'{where}{content}, so there is nothing to learn or to measure. {remedy}, or '
+                         f'{advice(dataset)}. {OFF}')
 
 
 def _label_loader(dataset: Any) -> Any:

@@ -205,7 +205,7 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, g
                                 alpha: float) -> None:
     """Write the derivative of :func:`sigmoid_focal_loss_forward`."""
     ones = torch.ones_like(input)
-    grad_input.copy_(*_gradients(lambda x: _sigmoid_focal_loss(x, target, weight, gamma, alpha), ones, input))
+    grad_input.copy_(_gradients(lambda x: _sigmoid_focal_loss(x, target, weight, gamma, alpha), ones, input)[0])
 
 
 def _sigmoid_focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
@@ -227,7 +227,7 @@ def softmax_focal_loss_backward(softmax: Tensor, target: Tensor, weight: Tensor,
     logits = softmax.clamp(min=torch.finfo(softmax.dtype).tiny).log()
     gradients = _gradients(lambda x: _softmax_focal_loss(x.softmax(1), target, weight, gamma, alpha),
                            torch.ones_like(buff), logits)
-    grad_input.copy_(*gradients)
+    grad_input.copy_(gradients[0])
 
 
 def _softmax_focal_loss(softmax: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
