@@ -46,7 +46,7 @@ _BUILD_OPS = ('pip uninstall -y {mmcv}, pip install {pin} and ' + _STAND_IN + ',
               'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
               '--no-binary {mmcv} {pin}')
 
-# What imports raise, as a regular expression, and the cure. ``{name}`` is what the first group matched, ``{setup}``
+# What imports raise, as a regular expression, and what to do. ``{name}`` is what the first group matched, ``{setup}``
 # sets up everything.
 CURES = (
     (r"No module named 'mmcv\._ext'", _STAND_IN),

@@ -30,7 +30,6 @@ from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, PreemptionH
 from .image_files import build_checked_dataloader
 from .nodes import check_file_everywhere, check_shared_folder
 from .processes import leave_processes, naming_the_port, nested_dicts, prepare_processes
-from .processes import prepare_cpu_processes as prepare_cpu_processes
 from .test_time_augmentation import use_tta
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
