@@ -10,13 +10,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 
 from pelk_mm.compat import load_safely
-from pelk_mm.engine.launch import (
-    configure_testing,
-    configure_training,
-    keep_previous_run,
-    load_config,
-    prepare_cpu_processes,
-)
+from pelk_mm.engine.launch import configure_testing, configure_training, keep_previous_run, load_config
+from pelk_mm.engine.processes import prepare_cpu_processes
 from pelk_mm.testing.processes import free_port
 
 pytestmark = pytest.mark.slow
