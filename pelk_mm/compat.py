@@ -146,7 +146,7 @@ def allow_checkpoint_contents() -> None:
     For mmengine 0.10.7, which cannot resume with PyTorch >= 2.6: its log history holds ``HistoryBuffer`` objects and
     NumPy values. onedl-mmengine 0.10.12 allows them itself.
     """
-    needed = torch.__version__ >= (2, 6) and not hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals')
+    needed = not hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals')
     if needed:
         torch.serialization.add_safe_globals(checkpoint_globals())
 

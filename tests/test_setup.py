@@ -72,7 +72,7 @@ def test_wheel_forces_no_stack(wheel):
     metadata = next(name for name in wheel.namelist() if name.endswith('.dist-info/METADATA'))
     lines = wheel.read(metadata).decode().splitlines()
     required = [line.partition(': ')[2] for line in lines if line.startswith('Requires-Dist: ')]
-    assert [line for line in required if 'extra ==' not in line] == ['torch>=2.6', 'numpy']
+    assert [line for line in required if 'extra ==' not in line] == ['torch>=2.8', 'numpy']
     for stack, package in (('onedl', 'onedl-mmcv==2.3.6'), ('openmmlab', 'mmcv==2.1.0')):
         assert any(line.startswith(package) and f'extra == "{stack}"' in line for line in required)
     for python, package in zip(PYTHONS, ('scikit-learn==1.7.2', *['scikit-learn==1.9.1'] * 3)):

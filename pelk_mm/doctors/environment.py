@@ -197,9 +197,8 @@ def _combinations(versions: Mapping[str, str]) -> list[Finding]:
                                                                   for name in names.values() if name in versions),
                 f'Take one, in a new environment: {_setup("onedl")}'))
     torch, torchvision = versions.get('torch'), versions.get('torchvision')
-    if torch and _numbers(torch) < (2, 6):
-        findings.append(
-            Finding('fault', 'torch', f'{torch}, 2.6 or later is needed', TORCH_PAIR))
+    if torch and _numbers(torch) < (2, 8):
+        findings.append(Finding('fault', 'torch', f'{torch}, 2.8 or later is needed', TORCH_PAIR))
     if torch and torchvision and _numbers(torch) >= (2, 0) and not _fits(torch, torchvision):
         findings.append(
             Finding('fault', 'torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions)))

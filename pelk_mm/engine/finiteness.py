@@ -162,9 +162,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 def _uncompiled() -> AbstractContextManager:
     """Run what ``torch.compile`` compiled as it was written: compiled modules call no hooks of those inside of them."""
-    # Of PyTorch 2.6; before, the compiled module as a unit is found.
-    is_loaded = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')
-    return torch.compiler.set_stance('force_eager') if is_loaded else nullcontext()
+    return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -79,7 +79,7 @@ def test_a_crash_is_told_and_the_rest_still_tried(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('versions', 'text', 'cure'), [
     ({
         'torch': '2.3.1'
-    }, '2.6 or later is needed', 'pip install torch==2.15.0 torchvision==0.29.2'),
+    }, '2.8 or later is needed', 'pip install torch==2.15.0 torchvision==0.29.2'),
     ({
         'torchvision': '0.27.0'
     }, '0.27.0 is not for torch 2.11.0', 'pip install "torchvision==0.26.*"'),

@@ -144,7 +144,7 @@ def test_checkpoint_by_hand(use_reentrant):
 
 @pytest.mark.skipif(
     tuple(map(int, torch.__version__.split('.')[:2])) < (2, 11),
-    reason='what PyTorch 2.7 compiles counts twice by itself; 2.11 does not')
+    reason='what PyTorch 2.8 compiles counts twice by itself; 2.11 does not')
 def test_compiled():
     torch._dynamo.reset()
     net, twin = build(PeLK), build(PeLK, with_cp=True)

@@ -48,8 +48,6 @@ def why_not(x: Tensor, grid: SharingGrid) -> str | None:
             return f'x is on {x.device.type}: needs a CUDA device'
     elif torch.version.hip is not None:
         return 'AMD GPUs are not supported: the kernels need TF32'
-    elif tuple(map(int, torch.__version__.split('.')[:2])) < (2, 8):
-        return f'the kernels do not compile with the Triton of PyTorch 2.7 and older, got PyTorch {torch.__version__}'
     elif torch.cuda.get_device_capability(x.device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(x.device)
         return f'needs a GPU of compute capability 8.0 or newer (TF32 and bfloat16), got {major}.{minor}'
