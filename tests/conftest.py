@@ -11,9 +11,9 @@ if find_spec('hypothesis'):
     from hypothesis import settings
 
     # Of hypothesis' own profile for CI: the same examples in every run, no deadline, failures printed to be replayed.
-    settings.register_profile('pelk_mm', settings.get_profile('ci'), max_examples=500)
+    settings.register_profile('pelk_mm', settings.get_profile('ci'), max_examples=200)
     # A search that takes minutes, with other examples each time: pytest --hypothesis-profile=pelk_mm_search
-    settings.register_profile('pelk_mm_search', settings.get_profile('pelk_mm'), max_examples=5000, derandomize=False)
+    settings.register_profile('pelk_mm_search', settings.get_profile('pelk_mm'), max_examples=2000, derandomize=False)
     settings.load_profile('pelk_mm')
 
 
