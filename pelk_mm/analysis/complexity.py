@@ -173,7 +173,7 @@ class Complexity:
 
     def to_table(self) -> str:
         """A table to read."""
-        rows = []
+        rows: list[tuple[str, Cost, bool]] = []
         for name in self.costs:
             rows.append((name, self.component(name), name == 'backbone'))
             if name == 'backbone':
@@ -181,7 +181,8 @@ class Complexity:
         rows.append(('total', self.total, False))
         width = max(len(name) for name, *_ in rows)
         shares = f'{"% model":>8}  {"% backbone":>10}'
-        lines = [f'{"":{width}}  {"stored M":>9}  {"counted M":>9}  {"GMACs":>10}  {shares}  {"executed G":>10}  {shares}']
+        lines = [f'{"":{width}}  {"stored M":>9}  {"counted M":>9}  {"GMACs":>10}  {shares}  {"executed G":>10}  '
+                 f'{shares}']
         total, backbone = self.total, _sum(self.costs.get('backbone', {}).values())
         for name, cost, inside in rows:
             cells = [f'{name:{width}}', f'{cost.params_stored / 1e6:9.2f}', f'{cost.params_counted / 1e6:9.2f}']
