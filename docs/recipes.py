@@ -82,7 +82,8 @@ def _values(node: Any, steps: list[str]) -> list:
     name = step[1:-1]
     if name.isdigit():
         return _values(node[int(name)], rest)
-    return [value for entry in node if entry['type'].rpartition('.')[2] == name for value in _values(entry, rest)]
+    entries = [node] if isinstance(node, Mapping) else node
+    return [value for entry in entries if entry['type'].rpartition('.')[2] == name for value in _values(entry, rest)]
 
 
 def _default(type_name: str | None, argument: str) -> Any:
@@ -118,9 +119,13 @@ def buffers_averaged(cfg: Config) -> bool | None:
     return any(hook.get('update_buffers') for hook in hooks) if hooks else None
 
 
+def last_schedule(cfg: Config) -> Mapping:
+    return cfg.param_scheduler if isinstance(cfg.param_scheduler, Mapping) else cfg.param_scheduler[-1]
+
+
 def fall_end(cfg: Config) -> int:
     """The epoch or iteration with which the last schedule ends; by default the last of the training, as in MMEngine."""
-    return cfg.param_scheduler[-1].get('end') or cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters
+    return last_schedule(cfg).get('end') or cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters
 
 
 def warmup_start(cfg: Config) -> float | None:
@@ -145,7 +150,7 @@ DERIVED: dict[str, Callable[[Config], Any]] = dict(
     ema_decay=ema_decay,
     buffers_averaged=buffers_averaged,
     fall_end=fall_end,
-    rate_each_step=lambda cfg: bool(cfg.param_scheduler[-1].get('convert_to_iter_based')),
+    rate_each_step=lambda cfg: bool(last_schedule(cfg).get('convert_to_iter_based')),
     warmup_start=warmup_start,
     norms_decay=_decays('norm'),
     biases_decay=_decays('bias'),

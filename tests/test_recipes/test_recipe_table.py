@@ -89,6 +89,18 @@ def test_look_up(path, value):
     assert recipes.our_value(CONFIG, path) == value
 
 
+def test_a_schedule_that_is_no_list():
+    cfg = Config(
+        dict(
+            default_scope='mmengine',
+            train_cfg=dict(max_iters=50),
+            param_scheduler=dict(type='CosineAnnealingLR', eta_min=1e-6, convert_to_iter_based=True)))
+    assert recipes.our_value(cfg, 'param_scheduler[CosineAnnealingLR].eta_min') == 1e-6
+    assert recipes.our_value(cfg, 'param_scheduler[LinearLR].end') is None
+    assert recipes.our_value(cfg, 'fall_end()') == 50
+    assert recipes.our_value(cfg, 'rate_each_step()') is True
+
+
 def test_look_up_of_entries_that_differ():
     cfg = Config(dict(heads=[dict(type='A', width=1), dict(type='B', width=7), dict(type='A', width=2)]))
     assert recipes.look_up(cfg, 'heads[A].width') == [1, 2]
