@@ -9,7 +9,7 @@ The conventions, which meet the published figures of ConvNeXt, Swin and PeLK:
 - ``density`` multiplies every 2-D and 4-D weight and the multiply-adds of these: in the backbone, and for classifiers
   in the head too; the heads of segmentors and detectors are dense.
 - The positional embedding is left out of the counted parameters. Its multiply-adds are those of its constant,
-  C * K * K a block whatever the density and the size of the image; deployment folds them away. For PeLK-T these are
+  C * K * K a block at every density and image size; deployment folds them away. For PeLK-T these are
   4.94 M, 0.0041 % of the backbone at 2048 x 512, where Fig. 5(b) of the paper has 0.05 %.
 - Shares are of the model; the parts of the backbone have shares of the backbone beside these, as in Fig. 5(b).
 - Beside that stands what is executed: zeros are multiplied like other weights, and a peripheral convolution runs what
