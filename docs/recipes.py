@@ -60,8 +60,8 @@ def look_up(cfg: Mapping, path: str) -> Any:
 
     Args:
         cfg (Mapping): A resolved config.
-        path (str): Keys with dots between them. ``[EMAHook]`` takes the entries of a list that have this type, whatever
-            their scope, ``[0]`` the first. What is not set is the default of the class that ``type`` names.
+        path (str): Keys with dots between them. ``[EMAHook]`` takes the entries of a list that have this type, in any
+            scope, ``[0]`` the first. What is not set is the default of the class that ``type`` names.
 
     Returns:
         Any: The value, None if there is none, or a list if several entries have different ones.
@@ -226,7 +226,7 @@ def make_page(data: Mapping, load: Callable[[str], Config] = read) -> str:
         ValueError: With every value that differs without a reason or has a reason and is the same, and every path that
             leads nowhere in all recipes.
     """
-    problems, parts, set_somewhere = [], [data['introduction']], {}
+    problems, parts, set_somewhere, used = [], [data['introduction']], {}, set()
     for key, recipe in data['recipes'].items():
         links = ', '.join(f'[{model}](../{path})' for model, path in recipe['configs'].items())
         parts += [f'## {recipe["title"]}\n', f'{links}. {recipe.get("note", "")}'.strip() + '\n', HEAD]
@@ -234,6 +234,7 @@ def make_page(data: Mapping, load: Callable[[str], Config] = read) -> str:
             theirs = [row.theirs[model] if isinstance(row.theirs, dict) else row.theirs for model in recipe['configs']]
             ours = [our_value(load(path), row.at) for path in recipe['configs'].values()]
             set_somewhere[row.at] = set_somewhere.get(row.at) or any(value is not None for value in ours)
+            used.add(row.source)
             equal = same(ours, theirs)
             if equal == bool(row.why):
                 problems.append(f'{key}, {row.what}: ours {show(ours)}, theirs {show(theirs)}, ' +
@@ -242,7 +243,8 @@ def make_page(data: Mapping, load: Callable[[str], Config] = read) -> str:
                      'same' if equal else row.why or '**no reason written**')
             parts.append(f'| {" | ".join(cells)} |')
         parts.append('')
-    parts += ['## Sources\n', *(f'- {source["name"]}: <{source["url"]}>' for source in data['sources'].values())]
+    parts.append('## Sources\n')
+    parts += [f'- {source["name"]}: <{source["url"]}>' for key, source in data['sources'].items() if key in used]
     problems += [f'{path} is set in no recipe' for path, is_set in set_somewhere.items() if not is_set]
     if problems:
         raise ValueError('\n'.join(['recipes and their sources:', *problems]))
