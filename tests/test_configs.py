@@ -178,7 +178,7 @@ def test_metafiles_point_to_what_exists():
 IMAGENET, ADE20K = 'configs/imagenet/pelk-{}_in1k{}.py', 'configs/ade20k/pelk-{}_upernet_8xb2-{}_ade20k-512x512.py'
 COCO = 'configs/coco/cascade-mask-rcnn_pelk-{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
 KEEP_ZEROS = dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\.')
-# Section 5 and appendix of the paper, and SLaK's recipe that it follows: arch, drop path, learning rate, length.
+# Section 5 of the paper, and SLaK's recipe that it follows: arch, drop path, learning rate, length.
 RECIPES = [
     (IMAGENET.format('tiny_32xb128', ''), 'tiny', 0.1, 4e-3, 300),
     (IMAGENET.format('small_32xb128', ''), 'small', 0.4, 4e-3, 300),

@@ -1,11 +1,12 @@
-"""What is executed beside the dense form: counts, the table and the picture of get_flops.py."""
+"""What is executed beside the dense form: counts, the table and the figure of get_flops.py."""
 
 import json
 
 import pytest
+from mmengine.config import Config
 from torch import nn
 
-from pelk_mm.analysis import count_complexity
+from pelk_mm.analysis import build_model, count_complexity
 from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK, SLaK
@@ -84,6 +85,19 @@ def test_bars_are_the_costs():
     assert drawn == pytest.approx(sorted(value / 1e9 for cost in costs for value in (cost.macs, cost.executed)))
     assert [label.get_text() for label in axis.get_yticklabels()] == [
         'stem and downsampling', 'large kernels', 'pointwise', 'positional embedding']  # yapf: disable
+
+
+def test_bars_of_the_backbone_are_labelled_with_its_shares(root):
+    cfg = Config.fromfile(root / 'configs/ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py')
+    result = count_complexity(build_model(cfg), (64, 64), density=0.6)
+    labels = [[float(text.get_text().partition(', ')[2].removesuffix(' %')) for text in axis.texts]
+              for axis in draw_breakdown(result).axes]
+    for axis_labels, components in zip(labels, (('backbone', 'decode_head'), ('backbone',))):
+        for column in (axis_labels[:len(axis_labels) // 2], axis_labels[len(axis_labels) // 2:]):
+            assert sum(column) == pytest.approx(100, abs=0.2), components
+    large = labels[1][1]
+    assert large == pytest.approx(100 * result.share('backbone', 'large_kernel', of='backbone'), rel=0.01)
+    assert large > 5 * 100 * result.share('backbone', 'large_kernel')
 
 
 def test_tool_adds_to_its_numbers_and_draws(tmp_path, root, run_tool):
