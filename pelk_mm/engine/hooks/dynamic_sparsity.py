@@ -57,8 +57,8 @@ class DynamicSparsityHook(Hook):
     Args:
         init (str): Where each layer's density comes from: ``'snip'``, its share among the most salient weights of one
             training batch; ``'erk'``, Erdos-Renyi-Kernel; ``'uniform'``; layers of density 0.99 or more stay dense. Or
-            ``'zeros'``: loaded weights keep their pattern. The masks are those that a checkpoint given as ``load_from``
-            was trained with, and the zeros of all other weights; layers without zeros stay dense. Defaults to 'snip'.
+            ``'zeros'``: the masks are the zeros of the loaded weights, which keep their pattern; layers without a zero,
+            or of zeros only, stay dense. Defaults to 'snip'.
         sparsity (float, optional): Share of dead weights, in (0, 1): 0.4 in SLaK and PeLK. Not for ``'zeros'``.
         update_interval (int, optional): Optimiser steps between two updates of the masks; None keeps them as they are.
             SLaK: 2000 for T, 100 for S and B. With ``'zeros'``, too: None fixes the loaded pattern, a number goes on
@@ -204,7 +204,8 @@ class DynamicSparsityHook(Hook):
 
     def _initial_masks(self, runner: Runner, model: BaseModel) -> dict[str, Tensor]:
         if self.init == 'zeros':
-            masks = {**masks_from_zeros(self._weights), **self._masks_of_loaded_weights()}
+            masks = masks_from_zeros(self._weights)
+            self._warn_of_live_zeros(runner)
             if not masks:
                 runner.logger.warning("DynamicSparsityHook: init='zeros', but no weight is zero: nothing is masked. "
                                       'Was a sparse checkpoint loaded?')
@@ -223,17 +224,19 @@ class DynamicSparsityHook(Hook):
             densities = function(self._weights, self.density)
         return draw_masks(self._weights, densities, self._generator(runner))
 
-    def _masks_of_loaded_weights(self) -> dict[str, Tensor]:
-        """The masks of the checkpoint that was loaded, where its weights are: a live weight may be zero by chance."""
-        saved = self._saved_state['masks'] if self._saved_state else {}
-        masks = {}
-        for name, entry in saved.items():
+    def _warn_of_live_zeros(self, runner: Runner) -> None:
+        """Weights that were grown in the step of the checkpoint are zero, and their mask is not kept."""
+        live = zero = 0
+        for name, entry in self._saved_state['masks'].items() if self._saved_state else ():
             weight = self._weights.get(clean_name(name))
             if weight is not None and tuple(entry['shape']) == tuple(weight.shape):
                 mask = unpack_mask(entry['bits'], entry['shape']).to(weight.device)
-                if not weight[~mask].any():
-                    masks[clean_name(name)] = mask
-        return masks
+                live += int(mask.sum())
+                zero += int((mask & (weight == 0)).sum())
+        if zero > 0.01 * live:
+            runner.logger.warning(f"DynamicSparsityHook: init='zeros' counts {zero} of {live} live weights as dead, as "
+                                  'they are zero in the checkpoint: it was saved right after an update of its masks. '
+                                  'That of another step has fewer')
 
     def _snip_densities(self, runner: Runner, model: BaseModel) -> dict[str, float]:
         """SNIP on one batch of the training data, drawn beside the dataloader, whose order is not disturbed.
