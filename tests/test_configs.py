@@ -129,7 +129,7 @@ def test_inherited_from_elsewhere(name, tmp_path):
 def side_of(name: str) -> int:
     """Side of the training crop that the file name gives."""
     if 'digits' in name:
-        return 64 if 'upernet' not in name else 128
+        return 128 if 'upernet' in name else 96 if '96px' in name else 64
     return 384 if '384px' in name else 512 if '512x512' in name else 224
 
 

@@ -9,6 +9,7 @@ from .hooks import (
     ClassCountHook,
     DynamicSparsityHook,
     FinishedRunHook,
+    LoadWeightsHook,
     PreemptionHook,
     WholeCheckpointHook,
 )
@@ -19,6 +20,6 @@ from .sharding import wrap_types
 
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
-    'LayerDecayOptimWrapperConstructor', 'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop',
-    'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
+    'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook', 'PretrainedBackbone',
+    'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
 ]

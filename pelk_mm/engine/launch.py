@@ -17,6 +17,7 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -26,7 +27,7 @@ from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
-from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, PreemptionHook
+from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, LoadWeightsHook, PreemptionHook
 from .image_files import build_checked_dataloader
 from .nodes import check_file_everywhere, check_shared_folder
 from .processes import leave_processes, naming_the_port, nested_dicts, prepare_processes
@@ -124,7 +125,8 @@ def configure_testing(cfg: Config,
                       show: bool = False,
                       show_dir: str | None = None,
                       wait_time: float = 2,
-                      tta: bool = False) -> None:
+                      tta: bool = False,
+                      weights: str | None = None) -> None:
     """Put the arguments of ``tools/test.py`` into a config.
 
     Args:
@@ -135,6 +137,8 @@ def configure_testing(cfg: Config,
         show_dir (str, optional): Folder for pictures of the predictions.
         wait_time (float): How long each window stays, in seconds.
         tta (bool): Test with test-time augmentation, see :func:`use_tta`.
+        weights (str, optional): ``'raw'`` or ``'averaged'``, of a checkpoint of training with EMA. By default
+            what MMEngine loads, the averaged ones.
 
     Raises:
         FileExistsError: If ``out`` exists: predictions are not overwritten.
@@ -143,6 +147,9 @@ def configure_testing(cfg: Config,
     """
     _check_checkpoint('checkpoint', checkpoint)
     cfg.load_from = checkpoint
+    if weights is not None:
+        choice = dict(type='pelk_mm.LoadWeightsHook', weights=weights, mode='test')
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), choice]
     if out is not None:
         _dump_predictions(cfg, out)
     if show or show_dir is not None:
@@ -185,7 +192,11 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_shared_folder(cfg, mode)
     own_hooks = [ClassCountHook] if 'class_count' in checks else []
-    for hook in own_hooks + ([CheckFiniteHook, FinishedRunHook, PreemptionHook] if mode == 'train' else []):
+    if mode == 'train':
+        own_hooks += [CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook]
+    else:
+        _test_one_set_of_weights(runner)
+    for hook in own_hooks:
         if not any(isinstance(present, hook) for present in runner.hooks):
             runner.register_hook(hook())
     # The run builds its loops, and these their loaders by this method.
@@ -257,6 +268,16 @@ def keep_previous_run(cfg: Config) -> None:
             f'{work_dir} held {len(files)} checkpoints of an earlier run, now in {target}. To go on with that run, '
             'move them back and use --resume.',
             logger='current')
+
+
+def _test_one_set_of_weights(runner: Runner) -> None:
+    """Testing both would overwrite the predictions of the first by those of the second."""
+    chosen = any(isinstance(hook, LoadWeightsHook) and hook.mode == 'test' for hook in runner.hooks)
+    for hook in [hook for hook in runner.hooks if isinstance(hook, EMAHook)]:
+        if chosen:
+            runner.hooks.remove(hook)
+        elif getattr(hook, 'evaluate_on_ema', False):
+            hook.evaluate_on_origin = False
 
 
 def _resume_from_whole_checkpoint(runner: Runner) -> None:

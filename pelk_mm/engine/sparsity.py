@@ -166,9 +166,21 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
 
 
 def masks_from_zeros(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of the weights that are not zero, for the layers that have a zero."""
+    """Masks of the weights that are not zero, for the layers that have a zero.
+
+    A layer of zeros only has no pattern to keep: it was initialised so, as layers at the end of a branch often are.
+    """
     masks = {name: weight.detach() != 0 for name, weight in weights.items()}
-    return {name: mask for name, mask in masks.items() if not mask.all()}
+    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
+
+
+def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Densities of the layers that are sparse already; those of at least :data:`DENSE_FROM` are dense.
+
+    A single zero is no pattern: random initial values are exactly zero once in some ten million.
+    """
+    densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks_from_zeros(weights).items()}
+    return {name: density for name, density in densities.items() if density < DENSE_FROM}
 
 
 def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -> float:

@@ -9,7 +9,10 @@ param_scheduler = [
 ]
 # Resumes exactly, in the middle of an epoch too.
 train_cfg = dict(_delete_=True, type='pelk_mm.ResumableEpochBasedTrainLoop', max_epochs=300, val_interval=1)
-custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
+# Statistics of the norms are averaged, too, and the raw weights are validated after the averaged ones.
+custom_hooks = [
+    dict(type='EMAHook', momentum=1e-4, update_buffers=True, evaluate_on_origin=True, priority='ABOVE_NORMAL')
+]
 
 # base_batch_size = (32 GPUs) x (128 samples per GPU)
 auto_scale_lr = dict(base_batch_size=4096)

@@ -2,10 +2,11 @@ from .check_finite import CheckFiniteHook
 from .class_count import ClassCountHook
 from .dynamic_sparsity import DynamicSparsityHook
 from .finished_run import FinishedRunHook
+from .load_weights import LoadWeightsHook
 from .preemption import PreemptionHook
 from .whole_checkpoint import WholeCheckpointHook
 
 __all__ = [
-    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook', 'PreemptionHook',
+    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
     'WholeCheckpointHook'
 ]
