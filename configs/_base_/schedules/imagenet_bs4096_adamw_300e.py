@@ -2,7 +2,8 @@
 _base_ = 'mmpretrain::_base_/schedules/imagenet_bs1024_adamw_swin.py'
 
 optim_wrapper = dict(
-    optimizer=dict(lr=4e-3), paramwise_cfg=dict(custom_keys={'.position_embedding': dict(decay_mult=0.0)}))
+    optimizer=dict(lr=4e-3),
+    paramwise_cfg=dict(custom_keys=dict(_delete_=True, position_embedding=dict(decay_mult=0.0))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=20, end=300, convert_to_iter_based=True),

@@ -341,25 +341,25 @@ class Leaderboard:
 
 
 def _throughput_table(printed: Mapping[str, Any], results: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
-    """The paper's Table 8; each of our devices has its own rows. Of fp32 alone, as the paper's."""
+    """The paper's Table 8; each of our devices has its own rows, of fp32 and, if it was measured, of TF32."""
     papers = {line['model']: line['throughput'] for line in printed['rows']}
     rows = []
     for path, result in results:
-        measured = {name: timing['images_per_second'] for name, timing in result['inference'].get('fp32', {}).items()}
         environment = result['environment']
-        for model, paper in papers.items():
-            ours = measured.get(_BENCHMARKED.get(model, model))
-            base = measured.get('SLaK-T')
-            values = dict(
-                throughput=Value(paper, () if ours is None else (ours, )),
-                relative=Value(paper / papers['SLaK-T'], (ours / base, ) if ours and base else ()))
-            row = Row(model, values, 'not run' if ours is None else 'run', f'fp32, {result["setting"]}')
-            row.command = f'python tools/benchmarks/throughput.py --device {environment["device"]} --json FILE'
-            row.environment = ', '.join(f'{name} {environment[name]}'
-                                        for name in ('device_name', 'torch', 'python', 'commit')
-                                        if environment.get(name))
-            row.sources = [shown_path(path)]
-            rows.append(row)
+        command = f'python tools/benchmarks/throughput.py --device {environment["device"]} --json FILE'
+        facts = ((name, environment.get(name)) for name in ('device_name', 'torch', 'python', 'commit'))
+        machine = ', '.join(f'{name} {fact}' for name, fact in facts if fact)
+        for dtype, option in (('fp32', ''), ('tf32', ' --tf32')):
+            timings = result['inference'].get(dtype, {})
+            for model, paper in papers.items() if timings or not option else ():
+                ours, base = (timings.get(name, {}).get('images_per_second')
+                              for name in (_BENCHMARKED.get(model, model), 'SLaK-T'))
+                values = dict(
+                    throughput=Value(paper, () if ours is None else (ours, )),
+                    relative=Value(paper / papers['SLaK-T'], (ours / base, ) if ours and base else ()))
+                row = Row(model, values, 'not run' if ours is None else 'run', f'{dtype}, {result["setting"]}')
+                row.command, row.environment, row.sources = command + option, machine, [shown_path(path)]
+                rows.append(row)
     if not rows:
         rows = [
             Row(model,

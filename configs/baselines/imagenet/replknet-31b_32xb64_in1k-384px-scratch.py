@@ -1,5 +1,5 @@
 # RepLKNet's own batch and warm-up.
-_base_ = '../../imagenet/pelk-base_32xb128_in1k-384px.py'
+_base_ = '../../imagenet/pelk-base_32xb128_in1k-384px-scratch.py'
 
 model = dict(
     backbone=dict(_delete_=True, type='RepLKNet', arch='31B', drop_path_rate=0.5),

@@ -1,3 +1,3 @@
-_base_ = './pelk-base_32xb128_in1k-384px.py'
+_base_ = './pelk-base_32xb128_in1k.py'
 
 model = dict(backbone=dict(arch='base-101'))

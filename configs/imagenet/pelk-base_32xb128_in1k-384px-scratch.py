@@ -8,5 +8,5 @@ model = dict(
     data_preprocessor=_base_.data_preprocessor,
     backbone=dict(arch='base', drop_path_rate=0.5),
     head=dict(in_channels=1331))
-train_dataloader = dict(batch_size=128)
+train_dataloader = dict(batch_size=128, drop_last=True)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
