@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from pelk_mm.engine.checkpoints import BACKBONE_NAMES, publish_file, rename, safe_load
-from pelk_mm.engine.finiteness import non_finite_names, trace
+from pelk_mm.engine.nan_tracing import non_finite_names, trace
 from pelk_mm.engine.pretrained import PretrainedBackbone
 from pelk_mm.engine.sparsity import clean_parameters, find_sparse_parameters
 from pelk_mm.models import PeLK

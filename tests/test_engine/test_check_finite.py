@@ -20,9 +20,10 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pelk_mm.compat import setup
-from pelk_mm.engine import CheckFiniteHook
-from pelk_mm.engine.finiteness import all_finite, image_paths, listed
+from pelk_mm.engine import CheckFiniteHook, polling
+from pelk_mm.engine.nan_tracing import all_finite, image_paths, listed
 from pelk_mm.models import PeLK
+from pelk_mm.registry import HOOKS
 from pelk_mm.testing.processes import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -95,10 +96,18 @@ class Shift(nn.Module):
         return x + shift
 
 
-def make_runner(work_dir, meddle=None, iteration=2, steps=4, broken=None, optim_wrapper=None, hook=None, **kwargs):
+def make_runner(work_dir,
+                meddle=None,
+                iteration=2,
+                steps=4,
+                broken=None,
+                optim_wrapper=None,
+                hook=None,
+                checkpoint_interval=1,
+                **kwargs):
     setup()
     torch.manual_seed(0)
-    custom_hooks = [dict(type='pelk_mm.CheckFiniteHook', **(hook or {}))]
+    custom_hooks = [dict(dict(type='pelk_mm.CheckFiniteHook'), **(hook or {}))]
     if meddle:
         custom_hooks.append(Meddle(iteration, meddle))
     return Runner(
@@ -112,7 +121,7 @@ def make_runner(work_dir, meddle=None, iteration=2, steps=4, broken=None, optim_
             dataset=dict(type=Images, broken=broken)),
         train_cfg=dict(by_epoch=False, max_iters=steps),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01), **(optim_wrapper or {})),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=checkpoint_interval)),
         custom_hooks=custom_hooks,
         randomness=dict(seed=0),
         log_level='ERROR',
@@ -248,11 +257,98 @@ def test_good_runs_are_left_alone(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
 
 
-def test_interval_counts_steps(tmp_path):
-    # Without a look at the gradients the step spoils the weight, and the loss tells one iteration later.
-    message = stopped(make_runner(tmp_path, spoil_gamma, iteration=0, hook=dict(interval=5)))
-    assert 'iteration 2 (epoch 1): a loss is not finite' in message
-    assert '\n  weights: backbone.downsample_layers.0.0.weight, ' in message
+def test_the_cpu_is_read_in_every_iteration(tmp_path):
+    """Nothing waits there, so the interval does not matter."""
+    message = stopped(make_runner(tmp_path, spoil_gamma, hook=dict(interval=5), checkpoint_interval=9))
+    assert 'iteration 3 (epoch 1): a gradient is not finite' in message
+    assert f'parameters, {BLOCK}.gamma\n' in message
+
+
+@HOOKS.register_module()
+class HookOfADevice(CheckFiniteHook):
+    """Reads flags as it does on a GPU."""
+
+    def before_train(self, runner):
+        super().before_train(runner)
+        self._read_always = False
+
+
+def run_as_on_a_device(tmp_path, meddle, checkpoint_interval=99, interval=5, **kwargs):
+    hook = dict(type=HookOfADevice, interval=interval)
+    return make_runner(tmp_path, meddle, steps=20, hook=hook, checkpoint_interval=checkpoint_interval, **kwargs)
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """Only the interval counts, however slow this machine is."""
+    monkeypatch.setattr(polling, 'MAX_SECONDS', 1e6)
+
+
+@pytest.mark.parametrize(('meddle', 'words'), [
+    (spoil_gamma, ['a gradient is not finite.', f'\n  gradients: 1 of 0 parameters, {BLOCK}.gamma\n']),
+    (shift_loss, ['a loss is not finite.', '\n  logged: loss, loss_shift\n']),
+])
+def test_flags_that_are_read_late_still_name_iteration_images_losses_and_parameters(tmp_path, steady, meddle, words):
+    """Asked after iterations 1, 6 and so on; the third one is wrong."""
+    runner = run_as_on_a_device(tmp_path, meddle)
+    message = stopped(runner)
+    assert runner.iter == 5
+    assert message.startswith(f'Training stopped in iteration 3 (epoch 1): {words[0]}\n')
+    assert words[1].replace(' 0 ', f' {len(list(runner.model.parameters()))} ') in message
+    assert '\n  images: images/8.png, images/9.png, images/10.png, images/11.png\n' in message
+    assert 'the flags were read 3 iterations later' in message
+    assert "dict(type='pelk_mm.CheckFiniteHook', interval=1)" in message
+    assert not list(tmp_path.glob('*.pth'))
+
+
+@pytest.mark.parametrize(('kwargs', 'iteration'), [
+    (dict(interval=1), 2), (dict(interval=50, checkpoint_interval=3), 2), (dict(interval=50, iteration=19), 19),
+    (dict(interval=3, iteration=3), 3)])
+def test_a_layer_is_named_where_the_flags_are_read_in_the_iteration_itself(tmp_path, steady, kwargs, iteration):
+    """With interval 1, before a checkpoint, in the last iteration of a training; weights are still good."""
+    runner = run_as_on_a_device(tmp_path, replace_act(BadBackward()), **kwargs)
+    message = stopped(runner)
+    assert runner.iter == iteration
+    assert f'\n  first, in the backward pass: what {BLOCK}.act (BadBackward) passes back' in message
+    assert all_finite(runner.model.parameters())
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def spoil_the_step(model):
+    """Gradients and losses are finite when a step makes weights infinite."""
+    model.head.bias.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+
+
+class HighRate(Hook):
+    """A learning rate that makes the step overflow."""
+
+    def before_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 2:
+            runner.optim_wrapper.optimizer.param_groups[0]['lr'] = 1e3
+
+
+@pytest.mark.parametrize('hook', [dict(), dict(type=HookOfADevice)])
+def test_weights_that_a_step_makes_infinite_are_not_saved(tmp_path, hook):
+    runner = make_runner(tmp_path, spoil_the_step, hook=hook)
+    runner.register_hook(HighRate())
+    message = stopped(runner)
+    assert message.startswith('Training stopped in iteration 3 (epoch 1): a weight is not finite.\n')
+    assert '\n  weights: head.bias\n' in message
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_1.pth', 'iter_2.pth']
+
+
+def test_whoever_saves_a_checkpoint_saves_none_that_is_not_finite(tmp_path, steady):
+    """Another hook may save at any time."""
+
+    class Save(Hook):
+
+        def after_train_iter(self, runner, *args, **kwargs):
+            runner.save_checkpoint(str(tmp_path), f'own_{runner.iter}.pth')
+
+    runner = run_as_on_a_device(tmp_path, spoil_gamma)
+    runner.register_hook(Save())
+    assert 'iteration 3 ' in stopped(runner)
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['own_0.pth', 'own_1.pth']
 
 
 def test_accumulated_gradients_are_looked_at_when_they_are_used(tmp_path):

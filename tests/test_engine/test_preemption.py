@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from pelk_mm.compat import load_safely
-from pelk_mm.engine import PreemptionHook
+from pelk_mm.engine import PreemptionHook, polling
 from pelk_mm.engine.hooks import preemption
 from pelk_mm.testing.equality import assert_same
 
@@ -199,8 +199,9 @@ def test_in_a_thread_training_ends_as_in_the_main_one_and_signals_stay(make_runn
 
 def test_in_a_thread_training_stops_when_another_process_is_asked(make_runner, tmp_path, monkeypatch):
     asked = iter([0, 0, 1])
-    monkeypatch.setattr(preemption, '_reduce', lambda value, operation: next(asked))
-    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook()])
+    monkeypatch.setattr(preemption.dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(polling.dist, 'all_reduce', lambda values, operation: values[:1].fill_(next(asked)))
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook(interval=1)])
     error, = in_a_thread(runner.train)
     assert (type(error), error.code) == (SystemExit, 75)
     assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_0_iter_3.pth']

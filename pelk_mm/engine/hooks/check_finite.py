@@ -1,43 +1,61 @@
-"""Training stops when a loss or a gradient turns non-finite, and says in which layer it did."""
+"""Stop training when a loss, a gradient or a weight turns non-finite, and name the layer where it did."""
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
 from mmengine import dist
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from pelk_mm.module_names import clean_name
 from pelk_mm.registry import HOOKS
 
-from ..finiteness import all_finite, image_paths, listed, non_finite_names, non_finite_samples, trace
+from ..nan_tracing import (
+    NEVER,
+    NonFiniteLog,
+    image_paths,
+    listed,
+    non_finite_names,
+    non_finite_samples,
+    tensor_norms,
+    trace,
+)
+from ..polling import Poll
 from ..seeding import get_rng_state, set_rng_state
+
+# What a run stops for, the first of an iteration first.
+KINDS = ('gradient', 'loss', 'weight')
 
 
 @HOOKS.register_module()
 class CheckFiniteHook(Hook):
-    """Stops a run whose loss or gradient is NaN or infinite, and names losses, layer, parameters and images.
+    """Stop a run whose loss, gradient or weight is NaN or infinite, and name losses, layer, parameters and images.
 
-    The losses are looked at after every iteration, the gradients before the optimiser's step, so that the weights are
-    still good ones. Only when something is found, the forward and the backward pass of that iteration are repeated,
-    with the same random numbers, and every tensor between the modules is looked at. All processes of a distributed run
-    do so together and stop with the same message. The saved checkpoints are those of before.
+    Each iteration leaves on the device which losses and gradients were finite; nothing waits for it. The flags are
+    read, and shared by all processes in one collective, every ``interval`` iterations, at least every five seconds,
+    before a checkpoint is written and at the end of an epoch: no weight in a checkpoint is NaN or infinite. One process
+    on the CPU, where reading waits for nothing, reads them in every iteration.
 
-    A step that AMP's loss scaler skips does not stop the run: an overflow tells it to scale less. A run that skips one
-    step after the other is stopped, though. With gradient accumulation, gradients are looked at when they are used.
+    If the iteration in which the flags are read is the first with such a number, its gradients are kept from the
+    optimiser, so that the weights are still good, and its forward and backward pass are repeated with the same random
+    numbers to find the layer. If it was an earlier one, the message names that iteration, its losses, parameters and
+    images, and says how to have the layer named. All processes stop together with the same message.
 
-    mmdet's ``CheckInvalidLossHook`` looks at the sum of the losses alone, every 50 iterations; MMEngine's
+    A step that AMP's loss scaler skips does not stop the run: after an overflow it scales less. A run that skips one
+    step after the other is stopped, though. With gradient accumulation, gradients are checked when they are used.
+
+    mmdet's ``CheckInvalidLossHook`` checks only the sum of the losses, every 50 iterations; MMEngine's
     ``detect_anomalous_params`` looks for parameters that have no gradient. Our tools add this hook to every training.
 
     Args:
-        interval (int): Optimiser steps between two looks at the gradients. A look reads every gradient once and, on a
-            GPU, waits for it. Defaults to 1.
+        interval (int): Iterations between two readings of the flags, at most. 1 names the layer in every case, and
+            waits for the device in every iteration. Defaults to 50.
         max_skipped_steps (int): So many steps that the loss scaler skips without one in between stop the run. By then
             a scale of 65536, the first, has become 2**-8. Defaults to 24.
 
@@ -52,15 +70,16 @@ class CheckFiniteHook(Hook):
     # Before anything is logged, averaged or saved.
     priority = 'VERY_HIGH'
 
-    def __init__(self, interval: int = 1, max_skipped_steps: int = 24) -> None:
+    def __init__(self, interval: int = 50, max_skipped_steps: int = 24) -> None:
         for name, value in (('interval', interval), ('max_skipped_steps', max_skipped_steps)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f'{name} must be a positive int, got {value!r}')
-        self.interval = interval
+        self.poll = Poll(interval)
+        self.poll.add('non_finite', lambda: -self._first)
+        self._first = NEVER
         self.max_skipped_steps = max_skipped_steps
-        self._steps = 0
+        self._handles: list | None = None
         self._skipped = 0
-        self._stepped = False
 
     def before_train(self, runner: Runner) -> None:
         """Follow the steps of the optimisers."""
@@ -68,53 +87,121 @@ class CheckFiniteHook(Hook):
         wrappers = list(wrappers.values()) if isinstance(wrappers, OptimWrapperDict) else [wrappers]
         optimizers = [wrapper.optimizer for wrapper in wrappers]
         self._handles = [
-            # An optimiser that is none of PyTorch's, as DeepSpeed's: the losses alone are looked at.
+            # An optimiser that is not PyTorch's, as DeepSpeed's: only the losses are checked.
             optimizer.register_step_pre_hook(lambda *_: self._before_step(runner)) for optimizer in optimizers
             if isinstance(optimizer, torch.optim.Optimizer)
         ]
+        self.poll.restart()
+        self._logs = {kind: NonFiniteLog() for kind in KINDS}
+        self._paths: dict[int, list[str]] = {}
+        self._kept_back: dict[nn.Parameter, Tensor] = {}
+        # The CPU is not waited for.
+        devices = {parameter.device.type for parameter in runner.model.parameters()}
+        self._read_always = devices <= {'cpu'} and dist.get_world_size() == 1
 
     def after_train(self, runner: Runner) -> None:
         """Let the optimisers go."""
-        for handle in self._handles:
+        for handle in self._handles or ():
             handle.remove()
+        self._handles = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Remember what it takes to repeat the iteration."""
+        """Remember what it takes to repeat the iteration, and decide whether to read the flags in it."""
         self._batch = data_batch
         self._rng_state = get_rng_state()
         self._stepped = False
+        self._saves = _saves_after(runner, batch_idx)
+        self._reads = self._read_always or self._saves or self.poll.is_due(runner.iter + 1)
+        self._iteration = runner.iter
+        if not self._read_always:
+            self._paths[runner.iter] = image_paths(data_batch)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Look at the losses, and count the steps that were skipped."""
+        """Keep the flags of the losses, read all flags if it is time, and count the steps that were skipped."""
         losses = {key: torch.as_tensor(value).detach() for key, value in (outputs or {}).items() if 'loss' in key}
-        names = [key for key, value in losses.items() if not math.isfinite(value)]
-        if _anywhere(bool(names)):
-            self._stop(runner, 'a loss is not finite', [f'logged: {listed(names)}'] if names else [])
+        if losses:
+            self._log('loss', list(losses), [torch.isfinite(loss).all() for loss in losses.values()])
+        if self._reads:
+            self._check(runner)
         wrapper = runner.optim_wrapper
         if not hasattr(wrapper, 'loss_scaler') or not isinstance(wrapper, OptimWrapper) or not wrapper.should_update():
             return
         self._skipped = 0 if self._stepped else self._skipped + 1
         if self._skipped == self.max_skipped_steps:
-            self._stop(
-                runner, f'the gradients of {self._skipped} steps in a row are not finite, down to a loss scale of '
-                f'{wrapper.loss_scaler.get_scale():g}', [])
+            scale = wrapper.loss_scaler.get_scale()
+            self._stop(runner, self._iteration, f'the gradients of {self._skipped} steps in a row are not finite, down '
+                       f'to a loss scale of {scale:g}')
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Read the flags: the weights that are validated may be saved as the best."""
+        if self._handles is not None:
+            self._saves = True
+            self._check(runner)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Refuse to save what training is stopped for, on any way to a checkpoint."""
+        if self._handles is None:
+            return
+        self._saves = True
+        self._first = self._find_first(runner)
+        if self._first < NEVER and dist.get_world_size() == 1:
+            self._stop(runner, *self._describe_first())
+        elif self._first < NEVER:
+            # The others may not come here.
+            iteration, problem = self._describe_first()
+            raise FloatingPointError(f'In iteration {iteration + 1} {problem}: no checkpoint is saved')
+
+    def _log(self, kind: str, names: list[str], finite: list[Tensor]) -> None:
+        device = finite[-1].device
+        self._logs[kind].add(names, torch.stack([flag.to(device) for flag in finite]), self._iteration)
 
     def _before_step(self, runner: Runner) -> None:
         self._stepped = True
-        self._steps += 1
-        if self._steps % self.interval:
+        parameters = {
+            name: parameter for name, parameter in _unwrap(runner.model).named_parameters()
+            if parameter.grad is not None
+        }
+        if not parameters:
             return
-        gradients = {name: parameter.grad for name, parameter in _unwrap(runner.model).named_parameters()}
-        good = all_finite(gradient for gradient in gradients.values() if gradient is not None)
-        if _anywhere(not good):
-            names = non_finite_names(gradients)
-            found = f'gradients: {len(names)} of {len(gradients)} parameters, {listed(names)}'
-            self._stop(runner, 'a gradient is not finite', [found] if names else [])
+        norms = tensor_norms([parameter.grad for parameter in parameters.values()])
+        self._logs['gradient'].add(map(clean_name, parameters), torch.isfinite(norms), self._iteration)
+        if self._reads and self._logs['gradient'].read()[0] == self._iteration:
+            # PyTorch's optimisers leave a parameter without a gradient as it is.
+            self._kept_back = {parameter: parameter.grad for parameter in parameters.values()}
+            for parameter in parameters.values():
+                parameter.grad = None
 
-    def _stop(self, runner: Runner, what: str, found: list[str]) -> None:
-        """Repeat the iteration, in every process, and raise."""
-        reports = dist.all_gather_object([*self._explain(runner), *found])
-        lines = [f'Training stopped in iteration {runner.iter + 1} (epoch {runner.epoch + 1}): {what}.']
+    def _check(self, runner: Runner) -> None:
+        """Read the flags, in all processes, and stop if one is set."""
+        self._first = self._find_first(runner)
+        self._first = -int(self.poll.ask(self._iteration + 1)['non_finite'])
+        if self._first < NEVER:
+            self._stop(runner, *self._describe_first())
+        self._paths.clear()
+
+    def _find_first(self, runner: Runner) -> int:
+        """Where this process first had a number that is not finite: number of the iteration and of the kind, in one."""
+        weights = [weight for weight in runner.model.parameters() if weight.requires_grad]
+        if self._saves and weights:
+            finite = torch.isfinite(tensor_norms(weights)).all()
+            self._logs['weight'].add(['weights'], finite[None], self._iteration)
+        first = [len(KINDS) * self._logs[kind].read()[0] + number for number, kind in enumerate(KINDS)]
+        return min(NEVER, *first)
+
+    def _describe_first(self) -> tuple[int, str]:
+        iteration, kind = divmod(self._first, len(KINDS))
+        return iteration, f'a {KINDS[kind]} is not finite'
+
+    def _stop(self, runner: Runner, iteration: int, problem: str) -> None:
+        """Repeat the iteration, if it is the last one, in every process, and raise."""
+        facts = self._explain(runner) if iteration == self._iteration else self._explain_late(iteration)
+        reports = dist.all_gather_object([*facts, *self._logged(runner, iteration)])
+        for parameter, gradient in self._kept_back.items():
+            parameter.grad = gradient
+        epoch = runner.epoch + 1
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            epoch = iteration // len(runner.train_dataloader) + 1
+        lines = [f'Training stopped in iteration {iteration + 1} (epoch {epoch}): {problem}.']
         for rank, report in enumerate(reports):
             lines += [f'Process {rank}:'] if len(reports) > 1 else []
             lines += [f'  {line}' for line in report]
@@ -122,6 +209,25 @@ class CheckFiniteHook(Hook):
                      'optim_wrapper.clip_grad; fp16 where bf16 is needed; broken images or labels. The checkpoints in '
                      f'{runner.work_dir} are from before this iteration.')
         raise FloatingPointError('\n'.join(lines))
+
+    def _explain_late(self, iteration: int) -> list[str]:
+        """What is known of an iteration after which the weights have changed."""
+        later = self._iteration - iteration
+        paths = self._paths.get(iteration)
+        return [
+            f'the layer is not known: the flags were read {later} iterations later, when the weights had changed. '
+            "Go on from the last checkpoint (--resume) with dict(type='pelk_mm.CheckFiniteHook', interval=1) in "
+            'custom_hooks to have it named', *([f'images: {listed(paths)}'] if paths else [])
+        ]
+
+    def _logged(self, runner: Runner, iteration: int) -> list[str]:
+        """The losses and gradients that were not finite in an iteration, from the flags."""
+        logs = {kind: names for kind in KINDS[:2] for number, names in [self._logs[kind].read()] if number == iteration}
+        facts = [f'logged: {listed(logs["loss"])}'] if 'loss' in logs else []
+        if 'gradient' in logs:
+            total = sum(1 for _ in runner.model.parameters())
+            facts.append(f'gradients: {len(logs["gradient"])} of {total} parameters, {listed(logs["gradient"])}')
+        return facts
 
     def _explain(self, runner: Runner) -> list[str]:
         """What the batch, the weights and a second run of the iteration tell, in this process."""
@@ -170,10 +276,10 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
-def _anywhere(found: bool) -> bool:
-    """Whether any process found something."""
-    if dist.get_world_size() == 1:
-        return found
-    flag = torch.tensor(int(found))
-    dist.all_reduce(flag, 'max')
-    return bool(flag)
+def _saves_after(runner: Runner, batch_idx: int) -> bool:
+    """Whether a checkpoint may be written after this iteration, or an epoch or the training ends."""
+    loop = runner.train_loop
+    hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+    ends = isinstance(loop, EpochBasedTrainLoop) and batch_idx + 1 == len(runner.train_dataloader)
+    return ends or runner.iter + 1 == runner.max_iters or any(
+        hook.every_n_train_iters(runner, hook.interval, hook.save_begin) for hook in hooks)

@@ -1,4 +1,4 @@
-"""Training that is asked to end saves what it has, and ends."""
+"""On SIGTERM, save a checkpoint and exit with code 75."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from pelk_mm.registry import HOOKS
+
+from ..polling import Poll, max_over_processes
+from .check_finite import CheckFiniteHook
 
 # "Temporary failure, try again" of sysexits.h: what a process returns that was asked to end and saved a checkpoint.
 EXIT_CODE = 75
@@ -29,53 +31,70 @@ _LOOK_FOR_PARENT_SECONDS = 5.0
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On SIGTERM, as clusters send it before they take a machine away, saves a checkpoint and ends with exit code 75.
+    """On SIGTERM, as clusters send it before they take a machine away, save a checkpoint and exit with code 75.
 
-    The running iteration is finished, and with gradient accumulation the step of the optimiser. All processes stop
-    after the same iteration, whichever of them got the signal. The checkpoint is one of the config's checkpoint hook,
-    in the middle of an epoch ``epoch_<epochs>_iter_<iterations>.pth``; with our resumable loops ``--resume`` then goes
-    on as if there had been no stop. A validation is not finished, nor is it repeated. A second SIGTERM, five seconds
-    later or more, ends the process at once. In a thread other than the main one, where Python has no signals, training
-    stops when another process is asked. Once training has ended or failed, SIGTERM does what it did before; once it
-    was stopped, five seconds later, as the process ends. Our tools add this hook to every training.
+    The running iteration is finished, and with gradient accumulation the step of the optimiser. Several processes ask
+    each other every ``interval`` iterations, at least every five seconds or, where one takes longer, after each
+    iteration; all stop after the same one, whichever of them got the signal. The checkpoint is one of the config's
+    checkpoint hook, in the middle of an epoch ``epoch_<epochs>_iter_<iterations>.pth``; with our resumable loops
+    ``--resume`` then goes on as if there had been no stop. A validation is not finished, nor is it repeated. A second
+    SIGTERM, five seconds later or more, ends the process at once. In a thread other than the main one, where Python has
+    no signals, training stops when another process is asked. Once training has ended or failed, SIGTERM does what it
+    did before; once it was stopped, five seconds later, as the process ends. Our tools add this hook to every training.
+
+    Args:
+        interval (int): Iterations after which processes ask each other, at most, in training and in validation. With
+            :class:`CheckFiniteHook` training has one collective for both, and the smaller interval counts. Defaults
+            to 50.
+
+    Raises:
+        ValueError: If ``interval`` is not positive.
     """
 
     # After all that changes or saves the state.
     priority = 'LOWEST'
 
-    def __init__(self) -> None:
+    def __init__(self, interval: int = 50) -> None:
+        if not isinstance(interval, int) or interval < 1:
+            raise ValueError(f'interval must be a positive int, got {interval!r}')
+        self.interval = interval
+        self._poll = self._val_poll = self._new_poll()
         self._asked_at: float | None = None
         self._previous_handler: Callable | int | None = None
-        self._training = self._stopped = False
+        self._training = self._stopped = self._agreed = False
         self._common_val_iters = self._val_passes = 0
         self._position: dict[str, int] | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Listen as long as the training loop runs: no hook is called when it fails."""
+        shared = [hook.poll for hook in runner.hooks if isinstance(hook, CheckFiniteHook)]
+        self._poll = self._new_poll(*shared[:1])
         loop = runner._train_loop
         if isinstance(loop, BaseLoop) and 'run' not in vars(loop):
             loop.run = partial(self._listen, loop, loop.run)
 
     def before_train(self, runner: Runner) -> None:
         """Let the workers that load data outlive the signal."""
+        self._poll.restart()
         loader = runner.train_dataloader
         loader.worker_init_fn = partial(_outlive_one_signal, loader.worker_init_fn)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Stop here."""
-        if self._shall_stop(runner):
+        """Stop here, if any process was asked to."""
+        if self._shall_stop(runner, self._poll, runner.iter + 1):
             self._stop(runner, runner.epoch, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Find out how many iterations of the validation all processes have."""
         self._val_passes = 0
+        self._val_poll = self._new_poll()
         if self._training:
-            self._common_val_iters = _reduce(len(runner.val_dataloader), 'min')
+            self._common_val_iters = -int(max_over_processes(-len(runner.val_dataloader))[0])
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Stop here, with the training state as it was before the validation."""
         self._val_passes += batch_idx == 0
-        if batch_idx < self._common_val_iters and self._shall_stop(runner):
+        if batch_idx < self._common_val_iters and self._shall_stop(runner, self._val_poll, batch_idx + 1):
             for hook in runner.hooks:
                 # It has put the averaged weights in the place of the trained ones. Those of mmpretrain can validate the
                 # trained ones instead, or after them, in a second pass.
@@ -95,7 +114,7 @@ class PreemptionHook(Hook):
         # Without the reference to itself that a loop would wait with for the garbage collector.
         del loop.run  # type: ignore[method-assign]
         self._asked_at = self._position = None
-        self._training, self._stopped = True, False
+        self._training, self._stopped, self._agreed = True, False, False
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread:
             self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
@@ -120,12 +139,21 @@ class PreemptionHook(Hook):
             signal.signal(number, signal.SIG_DFL if self._training else self._restored_handler())
             signal.raise_signal(number)
 
-    def _shall_stop(self, runner: Runner) -> bool:
+    def _new_poll(self, poll: Poll | None = None) -> Poll:
+        poll = poll or Poll(self.interval)
+        poll.interval = min(poll.interval, self.interval)
+        poll.add('preemption', lambda: float(self._asked_at is not None))
+        return poll
+
+    def _shall_stop(self, runner: Runner, poll: Poll, iteration: int) -> bool:
         """Whether any process was asked to, and no gradient is waiting for the step of the optimiser."""
-        asked = _reduce(int(self._asked_at is not None), 'max')
+        if dist.get_world_size() == 1:
+            self._agreed = self._asked_at is not None
+        elif poll.is_due(iteration):
+            self._agreed |= poll.ask(iteration)['preemption'] > 0
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        return bool(asked) and all(each.should_update() for each in wrappers if isinstance(each, OptimWrapper))
+        return self._agreed and all(each.should_update() for each in wrappers if isinstance(each, OptimWrapper))
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> None:
         saved = self._save(runner, epoch, iteration)
@@ -152,13 +180,6 @@ class PreemptionHook(Hook):
             return (f"{hook.last_ckpt} is saved, but MMEngine's loop will start its epoch again; "
                     'pelk_mm.ResumableEpochBasedTrainLoop would go on in it.')
         return f'{hook.last_ckpt} is saved.'
-
-
-def _reduce(value: int, operation: str) -> int:
-    """Of all processes."""
-    tensor = torch.tensor(value)
-    dist.all_reduce(tensor, operation)
-    return int(tensor)
 
 
 def _outlive_one_signal(init: Callable[[int], None] | None, worker: int) -> None:

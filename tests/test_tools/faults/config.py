@@ -6,6 +6,10 @@ train_dataloader = dict(
 train_cfg = dict(type='pelk_mm.ResumableEpochBasedTrainLoop', max_epochs=25)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01))
 param_scheduler = dict(type='CosineAnnealingLR', T_max=275, by_epoch=False)
-custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='erk', sparsity=0.4, update_interval=7)]
+custom_hooks = [
+    dict(type='pelk_mm.DynamicSparsityHook', init='erk', sparsity=0.4, update_interval=7),
+    # Two processes stop after the very step in which one gets the signal.
+    dict(type='pelk_mm.PreemptionHook', interval=1),
+]
 default_hooks = dict(checkpoint=dict(interval=5, by_epoch=False))
 randomness = dict(seed=3)
