@@ -4,7 +4,7 @@ import argparse
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from pelk_mm.engine.launch import configure_training, load_config, parse_args, run
+from pelk_mm.engine.launch import configure_training, load_config, parse_common_args, run
 
 
 # For torchrun to print the error of the process that failed first.
@@ -23,7 +23,7 @@ def main() -> None:
         '--auto-scale-lr',
         action='store_true',
         help="scale the learning rate to the batch size, from the config's auto_scale_lr.base_batch_size")
-    args = parse_args(parser)
+    args = parse_common_args(parser)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     configure_training(cfg, resume=args.resume, amp=args.amp, auto_scale_lr=args.auto_scale_lr)
     run(cfg, 'train', args.launcher)

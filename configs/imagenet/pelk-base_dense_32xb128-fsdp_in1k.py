@@ -4,7 +4,7 @@ _base_ = './pelk-base_dense_32xb128_in1k.py'
 runner_type = 'FlexibleRunner'
 strategy = dict(
     type='FSDPStrategy',
-    model_wrapper=dict(auto_wrap_policy=dict(type='pelk_mm.wrap_types', types=['LargeKernelBlock'])),
+    model_wrapper=dict(auto_wrap_policy=dict(type='pelk_mm.class_name_wrap_policy', types=['LargeKernelBlock'])),
     # Checkpoints of the whole model, as all other runs write and read them.
     state_dict_cfg='full')
 # EMAHook copies whole weights.

@@ -9,6 +9,7 @@ from .hooks import (
     ClassCountHook,
     DynamicSparsityHook,
     FinishedRunHook,
+    KeepPreviousRunHook,
     LoadWeightsHook,
     PreemptionHook,
     WholeCheckpointHook,
@@ -16,10 +17,12 @@ from .hooks import (
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
-from .sharding import wrap_types
+from .runners import CheckedFlexibleRunner, CheckedRunner
+from .sharding import class_name_wrap_policy
 
 __all__ = [
-    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
-    'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook', 'PretrainedBackbone',
-    'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
+    'CheckFiniteHook', 'CheckedFlexibleRunner', 'CheckedRunner', 'ClassCountHook', 'DynamicSparsityHook',
+    'FinishedRunHook', 'KeepPreviousRunHook', 'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook',
+    'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook',
+    'class_name_wrap_policy'
 ]

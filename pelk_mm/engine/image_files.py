@@ -23,7 +23,7 @@ from .label_maps import LabelMapCheck, check_label_content
 from .loaders import find_loader, flat_steps, inner_pipelines, is_known, reads_image, reads_label_map, reads_local_file
 
 # Files of a data set that are looked for when a run starts, at most; all of ImageNet would take minutes.
-LOOKED_FOR = 2000
+MAX_FILES_CHECKED = 2000
 
 _HEAD, _TAIL = 32, 12
 
@@ -70,9 +70,10 @@ def build_checked_dataloader(build: Callable[..., DataLoader],
 
 
 def look_for_files(dataset: Any) -> None:
-    """Look whether files of a data set are there and not empty, evenly spaced over it, at most ``LOOKED_FOR`` samples.
+    """Check that files of a data set are there and not empty.
 
-    Only files that a toolbox's own loader reads from this machine are looked for.
+    At most ``MAX_FILES_CHECKED`` samples, evenly spaced, and only files that a toolbox's own loader reads from this
+    machine.
 
     Args:
         dataset (Any): One of ``mmengine.dataset.BaseDataset``'s kind; others are left alone.
@@ -87,7 +88,7 @@ def look_for_files(dataset: Any) -> None:
     loaders = {key: step for key, (step, _) in found.items() if step and not getattr(step, 'ignore_empty', False)}
     if not loaders:
         return
-    count = min(len(dataset), LOOKED_FOR)
+    count = min(len(dataset), MAX_FILES_CHECKED)
     samples = [dataset.get_data_info(round(i * (len(dataset) - 1) / max(count - 1, 1))) for i in range(count)]
     for key, step in loaders.items():
         paths = [path for sample in samples if reads_local_file(step, path := sample.get(key))]

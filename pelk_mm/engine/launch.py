@@ -10,27 +10,30 @@ import argparse
 import errno
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
 from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook
-from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
-from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
-from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, LoadWeightsHook, PreemptionHook
-from .image_files import build_checked_dataloader
+from .hooks import (
+    CheckFiniteHook,
+    ClassCountHook,
+    FinishedRunHook,
+    KeepPreviousRunHook,
+    LoadWeightsHook,
+    PreemptionHook,
+)
 from .nodes import check_file_everywhere, check_shared_folder
-from .processes import leave_processes, naming_the_port, nested_dicts, prepare_processes
+from .processes import leave_processes, naming_the_port, prepare_processes
 from .test_time_augmentation import use_tta
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
@@ -39,8 +42,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The environment variable that holds a process's rank, by launcher.
 RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
+# MMEngine's runners -> those that check data.
+OWN_RUNNERS = dict(Runner='pelk_mm.CheckedRunner', FlexibleRunner='pelk_mm.CheckedFlexibleRunner')
 
-def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+
+def parse_common_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Add the arguments that training and testing share, and parse."""
     parser.add_argument('--work-dir', help='folder for logs and results, default work_dirs/<name of the config>')
     parser.add_argument(
@@ -174,35 +180,20 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         OSError: If the disk is full, or anything else cannot be read or written.
     """
     cfg.launcher = launcher
-    checks = enabled_checks(cfg)
     _check_strategy(cfg, mode)
     resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
-    if launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0:
-        if 'annotation_files' in checks:
-            check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
-        if resumed and os.path.isfile(resumed):
-            check_whole(resumed)
+    first = launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0
+    if first and resumed and os.path.isfile(resumed):
+        check_whole(resumed)
     if launcher != 'none':
         prepare_processes(cfg, launcher)
-    if mode == 'train':
-        use_whole_checkpoint_hook(cfg)
-        if not cfg.get('resume'):
-            keep_previous_run(cfg)
+    cfg = cfg.copy()
+    add_own_parts(cfg, mode)
     with naming_the_port():
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg)
     check_shared_folder(cfg, mode)
-    own_hooks = [ClassCountHook] if 'class_count' in checks else []
-    if mode == 'train':
-        own_hooks += [CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook]
-    else:
+    if mode == 'test':
         _test_one_set_of_weights(runner)
-    for hook in own_hooks:
-        if not any(isinstance(present, hook) for present in runner.hooks):
-            runner.register_hook(hook())
-    # The run builds its loops, and these their loaders by this method.
-    ignored = {node['ignore_index'] for node in nested_dicts(cfg.model) if isinstance(node.get('ignore_index'), int)}
-    runner.build_dataloader = partial(
-        build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:
         _resume_from_whole_checkpoint(runner)
     if runner._load_from:
@@ -240,34 +231,34 @@ def use_whole_checkpoint_hook(cfg: Config) -> None:
         cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.WholeCheckpointHook'))
 
 
-def keep_previous_run(cfg: Config) -> None:
-    """Move the checkpoints of an earlier run in ``cfg.work_dir`` to a sub-folder, so that a new run overwrites none.
+def add_own_parts(cfg: Config, mode: str) -> None:
+    """Name in a config the runner and the hooks that our tools add to every run, where it does not name them itself.
 
     Args:
-        cfg (Config): Not changed.
+        cfg (Config): Changed in place: ``runner_type``, ``default_hooks.checkpoint`` and ``custom_hooks``. A runner of
+            another type than MMEngine's stays.
+        mode (str): ``'train'`` or ``'test'``.
 
     Raises:
-        ValueError: If the new run starts from one of them.
+        ValueError: If ``data_checks`` or ``previous_run`` is wrong.
     """
-    work_dir = Path(cfg.work_dir)
-    files = sorted(work_dir.glob('*.pth'))
-    if not files:
-        return
-    if cfg.get('load_from') and Path(cfg.load_from).resolve() in [file.resolve() for file in files]:
-        raise ValueError(f'load_from ({cfg.load_from}) is in the work directory, where a new run would overwrite it: '
-                         'choose another --work-dir, or go on with --resume')
-    if cfg.launcher == 'none' or int(os.environ[RANK_VARIABLES[cfg.launcher]]) == 0:
-        number = 1
-        while (work_dir / f'previous_{number}').exists():
-            number += 1
-        target = work_dir / f'previous_{number}'
-        target.mkdir()
-        for file in [*files, *work_dir.glob('last_checkpoint')]:
-            file.rename(target / file.name)
-        print_log(
-            f'{work_dir} held {len(files)} checkpoints of an earlier run, now in {target}. To go on with that run, '
-            'move them back and use --resume.',
-            logger='current')
+    kind = cfg.get('runner_type', 'Runner')
+    cfg.runner_type = OWN_RUNNERS.get(kind, kind)
+    own: list[tuple[type[Hook], dict]] = [(ClassCountHook, {})] if 'class_count' in enabled_checks(cfg) else []
+    if mode == 'train':
+        use_whole_checkpoint_hook(cfg)
+        own += [(hook, {}) for hook in (CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook)]
+        if not cfg.get('resume'):
+            own.append((KeepPreviousRunHook, dict(action=cfg.get('previous_run', 'move'))))
+    present = list(cfg.get('custom_hooks') or [])
+    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kinds = [hook.get('type') if isinstance(hook, dict) else type(hook) for hook in present]
+        kinds = [registry.get(kind) if isinstance(kind, str) else kind for kind in kinds]
+    missing = [
+        dict(arguments, type=f'pelk_mm.{hook.__name__}') for hook, arguments in own
+        if not any(isinstance(kind, type) and issubclass(kind, hook) for kind in kinds)
+    ]
+    cfg.custom_hooks = [*present, *missing]
 
 
 def _test_one_set_of_weights(runner: Runner) -> None:

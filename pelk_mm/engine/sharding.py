@@ -9,8 +9,10 @@ from torch import nn
 from pelk_mm.registry import FUNCTIONS
 
 
-@FUNCTIONS.register_module()
-def wrap_types(module: nn.Module, recurse: bool, nonwrapped_numel: int, types: Sequence[str]) -> bool:
+# The first name is what configs of 0.1.0 say.
+@FUNCTIONS.register_module(name=['wrap_types', 'class_name_wrap_policy'])
+def class_name_wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int,
+                           types: Sequence[str]) -> bool:
     """An ``auto_wrap_policy`` of FSDP: every module whose class has one of these names is a unit of its own.
 
     The weights of a unit are gathered when it runs and let go afterwards. PyTorch's own policies take classes, which a

@@ -71,7 +71,7 @@ class Steps:
                              f'printed: {log}')
         return (time.monotonic() - start) / 60
 
-    def once(self, folder: Path, name: str, step: Callable[[], dict]) -> dict:
+    def run_once(self, folder: Path, name: str, step: Callable[[], dict]) -> dict:
         """The result of a step, kept in ``folder`` as JSON: done now, unless it was before."""
         file = folder / f'{name}.json'
         if file.exists():

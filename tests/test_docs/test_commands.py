@@ -44,9 +44,9 @@ def commands_of(page: Path) -> list:
 
 @cache
 def options_of(tool: Path) -> frozenset:
-    """The options that a tool's parser knows, with those that ``launch.parse_args`` and ``convert_main`` add."""
+    """The options that a tool's parser knows, with those that ``launch.parse_common_args`` and ``convert_main`` add."""
     sources = [tool.read_text(encoding='utf-8')]
-    if 'pelk_mm.engine.launch import' in sources[0] and 'parse_args(parser)' in sources[0]:
+    if 'pelk_mm.engine.launch import' in sources[0] and 'parse_common_args(parser)' in sources[0]:
         sources.append((ROOT / 'pelk_mm/engine/launch.py').read_text(encoding='utf-8'))
     if 'convert_main(' in sources[0]:
         sources.append((ROOT / 'pelk_mm/engine/checkpoints.py').read_text(encoding='utf-8'))

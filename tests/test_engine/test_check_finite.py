@@ -273,9 +273,10 @@ class HookOfADevice(CheckFiniteHook):
         self._read_always = False
 
 
-def run_as_on_a_device(tmp_path, meddle, checkpoint_interval=99, interval=5, **kwargs):
+def run_as_on_a_device(tmp_path, meddle, checkpoint_interval=99, interval=3, **kwargs):
     hook = dict(type=HookOfADevice, interval=interval)
-    return make_runner(tmp_path, meddle, steps=20, hook=hook, checkpoint_interval=checkpoint_interval, **kwargs)
+    kwargs.setdefault('steps', 9)
+    return make_runner(tmp_path, meddle, hook=hook, checkpoint_interval=checkpoint_interval, **kwargs)
 
 
 @pytest.fixture
@@ -289,20 +290,20 @@ def steady(monkeypatch):
     (shift_loss, ['a loss is not finite.', '\n  logged: loss, loss_shift\n']),
 ])
 def test_flags_that_are_read_late_still_name_iteration_images_losses_and_parameters(tmp_path, steady, meddle, words):
-    """Asked after iterations 1, 6 and so on; the third one is wrong."""
-    runner = run_as_on_a_device(tmp_path, meddle)
+    """Asked after iterations 1, 4 and so on; the second one is wrong."""
+    runner = run_as_on_a_device(tmp_path, meddle, iteration=1)
     message = stopped(runner)
-    assert runner.iter == 5
-    assert message.startswith(f'Training stopped in iteration 3 (epoch 1): {words[0]}\n')
+    assert runner.iter == 3
+    assert message.startswith(f'Training stopped in iteration 2 (epoch 1): {words[0]}\n')
     assert words[1].replace(' 0 ', f' {len(list(runner.model.parameters()))} ') in message
-    assert '\n  images: images/8.png, images/9.png, images/10.png, images/11.png\n' in message
-    assert 'the flags were read 3 iterations later' in message
+    assert '\n  images: images/4.png, images/5.png, images/6.png, images/7.png\n' in message
+    assert 'the flags were read 2 iterations later' in message
     assert "dict(type='pelk_mm.CheckFiniteHook', interval=1)" in message
     assert not list(tmp_path.glob('*.pth'))
 
 
 @pytest.mark.parametrize(('kwargs', 'iteration'), [
-    (dict(interval=1), 2), (dict(interval=50, checkpoint_interval=3), 2), (dict(interval=50, iteration=19), 19),
+    (dict(interval=1), 2), (dict(interval=50, checkpoint_interval=3), 2), (dict(interval=50, iteration=4, steps=5), 4),
     (dict(interval=3, iteration=3), 3)])
 def test_a_layer_is_named_where_the_flags_are_read_in_the_iteration_itself(tmp_path, steady, kwargs, iteration):
     """With interval 1, before a checkpoint, in the last iteration of a training; weights are still good."""

@@ -256,7 +256,7 @@ def test_missing_and_empty_files_are_found_at_the_start(tmp_path):
 
 
 def test_not_all_of_a_large_data_set_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, 'LOOKED_FOR', 4)
+    monkeypatch.setattr(image_files, 'MAX_FILES_CHECKED', 4)
     seen = []
     dataset = listed(['a'] * 100)
     monkeypatch.setattr(dataset, 'get_data_info', lambda index: seen.append(index) or {})

@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from pelk_mm.compat import load_safely
-from pelk_mm.engine.launch import configure_testing, configure_training, keep_previous_run, load_config
+from pelk_mm.engine import KeepPreviousRunHook, PreemptionHook
+from pelk_mm.engine.launch import add_own_parts, configure_testing, configure_training, load_config, run
 from pelk_mm.engine.processes import prepare_cpu_processes
 from pelk_mm.testing.processes import free_port
 
@@ -277,28 +280,108 @@ def test_tta_of_mmdet_flips_by_default(checkpoint):
     assert cfg.model.tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 
 
+def earlier_run(folder, content=''):
+    (folder / 'epoch_1.pth').write_text(content)
+    (folder / 'last_checkpoint').write_text('epoch_1.pth')
+
+
+def handle_previous_run(folder, action='move', **runner):
+    """As much of a runner as the hook needs, its training loop built; the messages that it logs."""
+    loop, messages = BaseLoop.__new__(IterBasedTrainLoop), []
+    logger = SimpleNamespace(info=messages.append)
+    defaults = dict(_train_loop=loop, _resume=False, _load_from=None, cfg={}, work_dir=str(folder), logger=logger)
+    KeepPreviousRunHook(action).before_run(SimpleNamespace(**{**defaults, **runner}))
+    return messages
+
+
 def test_checkpoints_of_an_earlier_run_are_moved_not_overwritten(tmp_path):
     for number in (1, 2):
-        (tmp_path / 'epoch_1.pth').write_text(f'run {number}')
-        (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
-        keep_previous_run(config(work_dir=str(tmp_path), launcher='none'))
+        earlier_run(tmp_path, f'run {number}')
+        message, = handle_previous_run(tmp_path)
+        assert f'now in {tmp_path}/previous_{number}' in message
+        assert '--cfg-options previous_run=stop' in message
     kept = {str(file.relative_to(tmp_path)): file.read_text() for file in tmp_path.rglob('*.pth')}
     assert kept == {'previous_1/epoch_1.pth': 'run 1', 'previous_2/epoch_1.pth': 'run 2'}
     assert not (tmp_path / 'last_checkpoint').exists()
+    assert handle_previous_run(tmp_path, 'stop') == []
+
+
+@pytest.mark.parametrize('changes', [
+    dict(action='overwrite'), dict(_resume=True), dict(cfg=dict(resume=True)), dict(_train_loop={}),
+    dict(_train_loop=None)
+])
+def test_checkpoints_stay_where_that_is_asked_for_or_nothing_is_overwritten(tmp_path, changes):
+    """A resumed training, and a test."""
+    earlier_run(tmp_path)
+    assert handle_previous_run(tmp_path, **changes) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['epoch_1.pth', 'last_checkpoint']
+
+
+def test_a_run_stops_before_an_earlier_one_if_it_is_told_to(toy, monkeypatch):
+    monkeypatch.syspath_prepend(toy)
+    work_dir = toy / 'work_dirs/plain'
+    work_dir.mkdir(parents=True)
+    earlier_run(work_dir)
+    cfg = load_config(str(toy / 'toy.py'), {'previous_run': 'stop', 'model.norm_cfg.type': 'BN'}, str(work_dir))
+    with pytest.raises(FileExistsError, match='holds 1 checkpoints of an earlier run: choose another --work-dir'):
+        run(cfg, 'train')
+    assert (work_dir / 'epoch_1.pth').exists()
+    cfg.previous_run = 'mv'
+    with pytest.raises(ValueError, match="previous_run must be one of move, overwrite, stop, got 'mv'"):
+        run(cfg, 'train')
 
 
 def test_only_the_first_process_moves_checkpoints(tmp_path, monkeypatch):
-    (tmp_path / 'epoch_1.pth').touch()
-    monkeypatch.setenv('RANK', '1')
-    keep_previous_run(config(work_dir=str(tmp_path), launcher='pytorch'))
+    earlier_run(tmp_path)
+    monkeypatch.setattr('pelk_mm.engine.hooks.previous_run.is_main_process', lambda: False)
+    assert handle_previous_run(tmp_path) == []
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
 def test_a_run_does_not_start_from_what_it_would_move(tmp_path):
-    (tmp_path / 'epoch_1.pth').touch()
+    earlier_run(tmp_path)
     with pytest.raises(ValueError, match='another --work-dir'):
-        keep_previous_run(config(work_dir=str(tmp_path), launcher='none', load_from=str(tmp_path / 'epoch_1.pth')))
+        handle_previous_run(tmp_path, _load_from=str(tmp_path / 'epoch_1.pth'))
     assert (tmp_path / 'epoch_1.pth').exists()
+
+
+def hook_types(cfg) -> list:
+    return [getattr(hook, 'type', type(hook)) for hook in cfg.custom_hooks]
+
+
+def test_what_our_tools_add_is_in_the_config():
+    own = ['ClassCountHook', 'CheckFiniteHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
+           'KeepPreviousRunHook']
+    cfg = config()
+    add_own_parts(cfg, 'train')
+    assert cfg.runner_type == 'pelk_mm.CheckedRunner'
+    assert hook_types(cfg) == [f'pelk_mm.{name}' for name in own]
+    assert cfg.default_hooks.checkpoint.type == 'pelk_mm.WholeCheckpointHook'
+    once = cfg.copy().to_dict()
+    add_own_parts(cfg, 'train')
+    assert cfg.to_dict() == once
+    cfg = config(data_checks=dict(class_count=False))
+    add_own_parts(cfg, 'test')
+    assert hook_types(cfg) == []
+
+
+@pytest.mark.parametrize('given', [
+    dict(type='pelk_mm.PreemptionHook', interval=3), dict(type=PreemptionHook), PreemptionHook(),
+    dict(type=type('Own', (PreemptionHook, ), {}))
+])
+def test_a_hook_that_the_config_names_is_not_added_again(given):
+    cfg = config(custom_hooks=[given], runner_type='FlexibleRunner', resume=True)
+    add_own_parts(cfg, 'train')
+    assert cfg.runner_type == 'pelk_mm.CheckedFlexibleRunner'
+    assert len(cfg.custom_hooks) == 5
+    assert cfg.custom_hooks[0] == given
+    assert 'pelk_mm.PreemptionHook' not in hook_types(cfg)[1:]
+
+
+def test_a_runner_of_the_configs_own_stays():
+    cfg = config(runner_type='MyRunner')
+    add_own_parts(cfg, 'train')
+    assert cfg.runner_type == 'MyRunner'
 
 
 def test_other_launchers_need_gpus():

@@ -16,8 +16,9 @@ from pelk_mm.models import PeLK
 SHARDED = dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy'))
 
 
-def test_every_block_is_a_unit():
-    policy = FUNCTIONS.get('pelk_mm.wrap_types')
+@pytest.mark.parametrize('name', ['class_name_wrap_policy', 'wrap_types'])
+def test_every_block_is_a_unit(name):
+    policy = FUNCTIONS.get(f'pelk_mm.{name}')
     modules = dict(PeLK('atto').named_modules())
     wrapped = {
         name for name, module in modules.items()

@@ -34,10 +34,10 @@ def test_a_failure_shows_the_end_of_the_log(steps, tmp_path):
 
 def test_nothing_is_done_twice(steps, lines, tmp_path):
     results = iter([dict(value=1), dict(value=2)])
-    assert steps.once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
-    assert steps.once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
+    assert steps.run_once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
+    assert steps.run_once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
     assert lines == [f'\n# training was finished before: {tmp_path}']
-    assert steps.once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
+    assert steps.run_once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
 
 
 def test_digests_tell_code_and_data_apart(steps, tmp_path):
