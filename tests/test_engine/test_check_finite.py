@@ -338,6 +338,41 @@ def test_weights_that_a_step_makes_infinite_are_not_saved(tmp_path, hook):
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_1.pth', 'iter_2.pth']
 
 
+class Validate(Hook):
+    """Validates after the third iteration, as an iteration-based loop does."""
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 2:
+            runner.call_hook('before_val_epoch')
+
+
+def test_weights_are_finite_before_they_are_validated(tmp_path, steady):
+    """The best ones of a validation are saved."""
+    runner = run_as_on_a_device(tmp_path, spoil_the_step)
+    runner.register_hook(HighRate())
+    runner.register_hook(Validate())
+    assert stopped(runner).startswith('Training stopped in iteration 3 (epoch 1): a weight is not finite.\n')
+
+
+def test_a_checkpoint_of_weights_before_the_first_iteration(tmp_path):
+    """Good ones are saved, others are not."""
+
+    class Save(Hook):
+        priority = 'LOWEST'
+
+        def before_train(self, runner):
+            runner.save_checkpoint(str(tmp_path), 'start.pth')
+
+    good, bad = make_runner(tmp_path, steps=1), make_runner(tmp_path, steps=1)
+    for runner in (good, bad):
+        runner.register_hook(Save())
+    set_weight(NAN)(bad.model)
+    assert 'a weight is not finite' in stopped(bad)
+    assert not (tmp_path / 'start.pth').exists()
+    good.train()
+    assert (tmp_path / 'start.pth').exists()
+
+
 def test_whoever_saves_a_checkpoint_saves_none_that_is_not_finite(tmp_path, steady):
     """Another hook may save at any time."""
 

@@ -194,8 +194,9 @@ def one_process(rank, world_size, data, folder):
         sharding = load_config(str(ROOT / SHARDED))
         changes = dict(runner_type=sharding.runner_type, strategy=sharding.strategy)
         meet(rank, folder / 'stopped.port')
+        hooks = [dict(type=Stop), dict(type='pelk_mm.PreemptionHook', interval=1)]
         with pytest.raises(SystemExit, match=str(EXIT_CODE)):
-            train('classification', [dict(type=Stop)], data, folder / 'sharded', world_size, 'pytorch', **changes)
+            train('classification', hooks, data, folder / 'sharded', world_size, 'pytorch', **changes)
         assert not has_gloo_threads()
         meet(rank, folder / 'resumed.port')
         train('classification', [], data, folder / 'sharded', world_size, 'pytorch', resume=True, **changes)

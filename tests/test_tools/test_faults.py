@@ -309,6 +309,17 @@ def test_sigterm_to_one_or_all_of_two_processes_stops_both_after_the_same_step(s
     assert_same_state(stopped / 'iter_20.pth', at_once / 'iter_20.pth')
 
 
+def test_processes_that_ask_each_other_seldom_stop_after_the_same_step_too(start, tmp_path):
+    """They ask before every checkpoint at the latest, which is written every five steps."""
+    seldom = ('--cfg-options', 'custom_hooks.1.interval=50')
+    training = start(tmp_path, *seldom, fault='term:13', fault_rank=1, two=True)
+    assert training.end() == 75, training.output
+    stopped = int(re.search(r'training stops after iteration (\d+)', training.output).group(1))
+    assert 13 <= stopped <= 15
+    assert training.steps == 2 * stopped
+    assert find_damage(tmp_path / f'iter_{stopped}.pth') is None
+
+
 def test_a_process_that_fails_ends_the_other_and_its_error_comes_first_and_last(start, tmp_path):
     training = start(tmp_path, fault='raise:7', fault_rank=1, two=True)
     assert training.end() == 1

@@ -26,7 +26,7 @@ from ..nan_tracing import (
     tensor_norms,
     trace,
 )
-from ..polling import Poll
+from ..polling import Poll, max_over_processes
 from ..seeding import get_rng_state, set_rng_state
 
 # What a run stops for, the first of an iteration first.
@@ -88,13 +88,16 @@ class CheckFiniteHook(Hook):
         optimizers = [wrapper.optimizer for wrapper in wrappers]
         self._handles = [
             # An optimiser that is not PyTorch's, as DeepSpeed's: only the losses are checked.
-            optimizer.register_step_pre_hook(lambda *_: self._before_step(runner)) for optimizer in optimizers
-            if isinstance(optimizer, torch.optim.Optimizer)
+            optimizer.register_step_pre_hook(lambda optimizer, *_: self._before_step(optimizer))
+            for optimizer in optimizers if isinstance(optimizer, torch.optim.Optimizer)
         ]
         self.poll.restart()
         self._logs = {kind: NonFiniteLog() for kind in KINDS}
         self._paths: dict[int, list[str]] = {}
         self._kept_back: dict[nn.Parameter, Tensor] = {}
+        self._names = {parameter: clean_name(name) for name, parameter in _unwrap(runner.model).named_parameters()}
+        self._batch, self._rng_state = None, get_rng_state()
+        self._iteration, self._saves = runner.iter - 1, False
         # The CPU is not waited for.
         devices = {parameter.device.type for parameter in runner.model.parameters()}
         self._read_always = devices <= {'cpu'} and dist.get_world_size() == 1
@@ -103,6 +106,7 @@ class CheckFiniteHook(Hook):
         """Let the optimisers go."""
         for handle in self._handles or ():
             handle.remove()
+        self._kept_back, self._names = {}, {}
         self._handles = None
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
@@ -122,7 +126,8 @@ class CheckFiniteHook(Hook):
         if losses:
             self._log('loss', list(losses), [torch.isfinite(loss).all() for loss in losses.values()])
         if self._reads:
-            self._check(runner)
+            self._first = self._find_first(runner)
+            self._check(runner, self.poll.ask(runner.iter + 1)['non_finite'])
         wrapper = runner.optim_wrapper
         if not hasattr(wrapper, 'loss_scaler') or not isinstance(wrapper, OptimWrapper) or not wrapper.should_update():
             return
@@ -136,7 +141,7 @@ class CheckFiniteHook(Hook):
         """Read the flags: the weights that are validated may be saved as the best."""
         if self._handles is not None:
             self._saves = True
-            self._check(runner)
+            self._check(runner, *max_over_processes(-self._find_first(runner)))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Refuse to save what training is stopped for, on any way to a checkpoint."""
@@ -155,34 +160,32 @@ class CheckFiniteHook(Hook):
         device = finite[-1].device
         self._logs[kind].add(names, torch.stack([flag.to(device) for flag in finite]), self._iteration)
 
-    def _before_step(self, runner: Runner) -> None:
+    def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._stepped = True
-        parameters = {
-            name: parameter for name, parameter in _unwrap(runner.model).named_parameters()
-            if parameter.grad is not None
-        }
-        if not parameters:
+        stepped = [parameter for group in optimizer.param_groups for parameter in group['params']]
+        stepped = [parameter for parameter in stepped if parameter.grad is not None]
+        if not stepped:
             return
-        norms = tensor_norms([parameter.grad for parameter in parameters.values()])
-        self._logs['gradient'].add(map(clean_name, parameters), torch.isfinite(norms), self._iteration)
+        names = [self._names.get(parameter, 'a parameter that was added') for parameter in stepped]
+        norms = tensor_norms([parameter.grad for parameter in stepped])
+        self._logs['gradient'].add(names, torch.isfinite(norms), self._iteration)
         if self._reads and self._logs['gradient'].read()[0] == self._iteration:
             # PyTorch's optimisers leave a parameter without a gradient as it is.
-            self._kept_back = {parameter: parameter.grad for parameter in parameters.values()}
-            for parameter in parameters.values():
+            self._kept_back.update((parameter, parameter.grad) for parameter in stepped)
+            for parameter in stepped:
                 parameter.grad = None
 
-    def _check(self, runner: Runner) -> None:
-        """Read the flags, in all processes, and stop if one is set."""
-        self._first = self._find_first(runner)
-        self._first = -int(self.poll.ask(self._iteration + 1)['non_finite'])
+    def _check(self, runner: Runner, largest: float) -> None:
+        """Stop if a flag is set in any process, by the largest of their answers."""
+        self._first = -int(largest)
         if self._first < NEVER:
             self._stop(runner, *self._describe_first())
         self._paths.clear()
 
     def _find_first(self, runner: Runner) -> int:
         """Where this process first had a number that is not finite: number of the iteration and of the kind, in one."""
-        weights = [weight for weight in runner.model.parameters() if weight.requires_grad]
-        if self._saves and weights:
+        weights = [weight for weight in runner.model.parameters() if weight.requires_grad] if self._saves else []
+        if weights:
             finite = torch.isfinite(tensor_norms(weights)).all()
             self._logs['weight'].add(['weights'], finite[None], self._iteration)
         first = [len(KINDS) * self._logs[kind].read()[0] + number for number, kind in enumerate(KINDS)]
