@@ -1,4 +1,4 @@
-"""Long work as commands of this repository: each is shown as one would type it, logged, and done once."""
+"""Run steps as logged, resumable commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StepFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs the steps of some long work.
+    """Run steps as logged, resumable commands of this repository.
 
     Attributes:
         root (Path): The repository, where the commands run.
@@ -36,7 +36,7 @@ class Steps:
     report: Callable[[str], object]
 
     def run(self, log: Path, *command: str | Path) -> float:
-        """Run a command, all that it prints into ``log``, its gist to the user.
+        """Run a command; write its output to ``log`` and report its main lines.
 
         Args:
             log (Path): Added to.
@@ -72,7 +72,7 @@ class Steps:
         return (time.monotonic() - start) / 60
 
     def run_once(self, folder: Path, name: str, step: Callable[[], dict]) -> dict:
-        """The result of a step, kept in ``folder`` as JSON: done now, unless it was before."""
+        """Return the result of a step, which is kept in ``folder`` as JSON; run the step only if it is not there."""
         file = folder / f'{name}.json'
         if file.exists():
             self.report(f'\n# {name} was finished before: {folder}')

@@ -1,4 +1,4 @@
-"""Check that each head's num_classes matches the data set, before work starts."""
+"""Check that each head's num_classes matches the dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UPSTREAM_HOOKS = ('ClassNumCheckHook', 'NumClassCheckHook')
 
 @HOOKS.register_module()
 class ClassCountHook(Hook):
-    """Compares every ``num_classes`` of a config's model with the classes of the data sets that the run reads.
+    """Check that each head's ``num_classes`` matches the dataset, for each dataset that the run reads.
 
     For all three toolboxes, once, when the data sets are there and before weights are loaded; without it a wrong count
     is an index error inside the loss. Where the config has the toolbox's own hook, mmpretrain's ``ClassNumCheckHook``

@@ -160,7 +160,7 @@ class _Depths:
 
 @contextmanager
 def _without_paramwise_lines() -> Iterator[None]:
-    """Keep back the default constructor's line for every parameter: it tells the rates before they are scaled."""
+    """Suppress the base class's per-parameter log; it shows unscaled rates."""
 
     def other_than_paramwise(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith('paramwise_options')
