@@ -34,13 +34,11 @@ import mmengine.runner.activation_checkpointing
 import mmengine.runner.checkpoint
 import numpy as np
 import torch
-from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner.checkpoint import CheckpointLoader
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from .whole_files import write_whole
 
@@ -86,7 +84,6 @@ def setup() -> None:
     never_load_unsafely()
     never_run_saved_configs()
     write_files_whole()
-    load_sharded_optimizers()
     checkpoint_without_reentry()
     name_compiler_cache()
 
@@ -328,24 +325,6 @@ def write_files_whole() -> None:
         return write_whole(obj, str(filepath))
 
     LocalBackend.put = put
-
-
-def load_sharded_optimizers() -> None:
-    """Let training that FSDP shards resume: PyTorch is given the optimiser's state in the order that it asks for.
-
-    For every MMEngine: its ``FSDPStrategy`` passes the state first, which PyTorch takes last since 2.1.
-    """
-    upstream = FSDPStrategy.load_optim_state_dict
-    if hasattr(upstream, '__wrapped__'):
-        return
-
-    @wraps(upstream)
-    def load_optim_state_dict(self, state_dict):
-        optimizer = self.optim_wrapper.optimizer
-        self.optim_wrapper.load_state_dict(
-            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
-
-    FSDPStrategy.load_optim_state_dict = load_optim_state_dict
 
 
 def checkpoint_without_reentry() -> None:

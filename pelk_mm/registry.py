@@ -20,6 +20,7 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -96,5 +97,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = SuggestingRegistry(
     scope='pelk_mm',
     locations=['pelk_mm.engine'])
 RUNNERS = SuggestingRegistry('runner', parent=MMENGINE_RUNNERS, scope='pelk_mm', locations=['pelk_mm.engine'])
+STRATEGIES = SuggestingRegistry('strategy', parent=MMENGINE_STRATEGIES, scope='pelk_mm', locations=['pelk_mm.engine'])
 WEIGHT_INITIALIZERS = SuggestingRegistry(
     'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='pelk_mm', locations=['pelk_mm.engine'])

@@ -18,11 +18,11 @@ from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .pretrained import PretrainedBackbone
 from .runners import CheckedFlexibleRunner, CheckedRunner
-from .sharding import class_name_wrap_policy
+from .sharding import ResumableFSDPStrategy, class_name_wrap_policy
 
 __all__ = [
     'CheckFiniteHook', 'CheckedFlexibleRunner', 'CheckedRunner', 'ClassCountHook', 'DynamicSparsityHook',
     'FinishedRunHook', 'KeepPreviousRunHook', 'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook',
     'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook',
-    'class_name_wrap_policy'
+    'ResumableFSDPStrategy', 'class_name_wrap_policy'
 ]

@@ -34,6 +34,7 @@ from .hooks import (
 )
 from .nodes import check_file_everywhere, check_shared_folder
 from .processes import leave_processes, naming_the_port, prepare_processes
+from .sharding import FSDP_STRATEGIES
 from .test_time_augmentation import use_tta
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
@@ -235,8 +236,8 @@ def add_own_parts(cfg: Config, mode: str) -> None:
     """Name in a config the runner and the hooks that our tools add to every run, where it does not name them itself.
 
     Args:
-        cfg (Config): Changed in place: ``runner_type``, ``default_hooks.checkpoint`` and ``custom_hooks``. A runner of
-            another type than MMEngine's stays.
+        cfg (Config): Changed in place: ``runner_type``, ``strategy.type``, ``default_hooks.checkpoint`` and
+            ``custom_hooks``. A runner of another type than MMEngine's stays.
         mode (str): ``'train'`` or ``'test'``.
 
     Raises:
@@ -244,6 +245,8 @@ def add_own_parts(cfg: Config, mode: str) -> None:
     """
     kind = cfg.get('runner_type', 'Runner')
     cfg.runner_type = OWN_RUNNERS.get(kind, kind)
+    if cfg.get('strategy', {}).get('type') in FSDP_STRATEGIES:
+        cfg.strategy = dict(cfg.strategy, type='pelk_mm.ResumableFSDPStrategy')
     own: list[tuple[type[Hook], dict]] = [(ClassCountHook, {})] if 'class_count' in enabled_checks(cfg) else []
     if mode == 'train':
         use_whole_checkpoint_hook(cfg)
@@ -290,7 +293,7 @@ def _disk_full_message(error: OSError, work_dir: str) -> str:
 def _check_strategy(cfg: Config, mode: str) -> None:
     """Sharding is for training, by several processes."""
     strategy = cfg.get('strategy', {}).get('type')
-    if strategy != 'FSDPStrategy':
+    if strategy not in FSDP_STRATEGIES:
         return
     if mode == 'test':
         # The checkpoint is that of the whole model.

@@ -18,6 +18,7 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 
 from .nodes import use_reachable_interface
+from .sharding import FSDP_STRATEGIES
 
 # Seconds after which a collective that some process does not take part in is an error: a network that is cut, a
 # machine that is gone. The longest rightful wait is for process 0, which computes metrics and writes checkpoints.
@@ -109,7 +110,7 @@ def naming_the_port() -> Iterator[None]:
 def _keep_strategy_off_gpus(strategy: dict) -> None:
     """What a strategy of ``FlexibleRunner`` assumes of GPUs, changed in place."""
     wrapper = strategy.setdefault('model_wrapper', {})
-    if strategy['type'] != 'FSDPStrategy':
+    if strategy['type'] not in FSDP_STRATEGIES:
         wrapper.update(device_ids=None)
         return
     wrapper.update(device_id='cpu')

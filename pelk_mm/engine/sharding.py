@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mmengine._strategy import FSDPStrategy
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
-from pelk_mm.registry import FUNCTIONS
+from pelk_mm.registry import FUNCTIONS, STRATEGIES
+
+# Names of the strategies that shard a model.
+FSDP_STRATEGIES = ('FSDPStrategy', 'pelk_mm.ResumableFSDPStrategy')
+
+
+@STRATEGIES.register_module()
+class ResumableFSDPStrategy(FSDPStrategy):
+    """MMEngine's ``FSDPStrategy`` that can resume; our tools take it where a config says ``FSDPStrategy``.
+
+    MMEngine passes the optimiser's state to PyTorch as the first argument, which is the last one since PyTorch 2.1.
+    """
+
+    def load_optim_state_dict(self, state_dict: dict) -> None:
+        """Load the state of the optimiser of the complete model, (dict) as :meth:`optim_state_dict` gives it."""
+        optimizer = self.optim_wrapper.optimizer
+        self.optim_wrapper.load_state_dict(
+            FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, state_dict))
 
 
 # The first name is what configs of 0.1.0 say.

@@ -5,12 +5,11 @@ from types import SimpleNamespace
 import pytest
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
-from mmengine.registry import FUNCTIONS
+from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from pelk_mm.compat import setup
-from pelk_mm.engine import DynamicSparsityHook
-from pelk_mm.engine.launch import _check_strategy, run
+from pelk_mm.engine import DynamicSparsityHook, ResumableFSDPStrategy
+from pelk_mm.engine.launch import _check_strategy, add_own_parts, run
 from pelk_mm.models import PeLK
 
 SHARDED = dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy'))
@@ -49,12 +48,19 @@ def test_sparsity_needs_whole_weights():
         DynamicSparsityHook(sparsity=0.4).before_train(runner)
 
 
+@pytest.mark.parametrize('name', ['FSDPStrategy', 'pelk_mm.ResumableFSDPStrategy'])
+def test_our_tools_shard_by_the_strategy_that_resumes(name):
+    cfg = Config(dict(SHARDED, strategy=dict(type=name, state_dict_cfg='full'), model=dict()))
+    add_own_parts(cfg, 'train')
+    assert (cfg.runner_type, cfg.strategy.state_dict_cfg) == ('pelk_mm.CheckedFlexibleRunner', 'full')
+    assert STRATEGIES.get(cfg.strategy.type) is ResumableFSDPStrategy
+
+
 def test_upstream_still_gives_the_optimizer_state_first(monkeypatch):
-    setup()
     given = []
     monkeypatch.setattr(FullyShardedDataParallel, 'optim_state_dict_to_load', lambda *args: given.append(args))
     wrapper = SimpleNamespace(optimizer='optimizer', load_state_dict=lambda state: None)
     strategy = SimpleNamespace(model='model', optim_wrapper=wrapper)
-    for load in (FSDPStrategy.load_optim_state_dict, FSDPStrategy.load_optim_state_dict.__wrapped__):
-        load(strategy, 'state')
+    for kind in (ResumableFSDPStrategy, FSDPStrategy):
+        kind.load_optim_state_dict(strategy, 'state')
     assert given == [('model', 'optimizer', 'state'), ('state', 'model', 'optimizer')]
