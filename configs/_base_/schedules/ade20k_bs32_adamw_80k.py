@@ -8,7 +8,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
     # Biases and layer scale decay. SLaK has no positional embedding: that stays as in our other recipes.
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.position_embedding': dict(decay_mult=0.0)}))
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(position_embedding=dict(decay_mult=0.0))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=800),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=800, end=80000),
