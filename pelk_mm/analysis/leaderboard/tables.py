@@ -221,9 +221,9 @@ class Leaderboard:
         """
         printed = load_paper_tables()
         tables = []
-        for number, (key, title) in PAPER_TABLES.items():
+        for key, title in PAPER_TABLES.values():
             quantities = [name for name in QUANTITIES if name in printed[key]['rows'][0]]
-            rows = [row for line in printed[key]['rows'] for row in self._paper_rows(number, line, quantities)]
+            rows = [row for line in printed[key]['rows'] for row in self._paper_rows(line, quantities)]
             note = printed[key].get('note', 'FLOPs at the size in the row')
             tables.append(Table(key, title, note, quantities, rows, is_of_paper=True))
         return [*tables, _throughput_table(printed[THROUGHPUT_TABLE], throughput)]
@@ -258,15 +258,13 @@ class Leaderboard:
             tables.append(Table(key, f'{group}: {what}', note, quantities, sorted(rows, key=lambda row: row.name)))
         return sorted(tables, key=lambda table: all(row.status == 'not run' for row in table.rows))
 
-    def _paper_rows(self, number: int, line: Mapping[str, Any], quantities: list[str]) -> list[Row]:
+    def _paper_rows(self, line: Mapping[str, Any], quantities: list[str]) -> list[Row]:
         name = f'{line["method"]}, {line["size"]}px' if 'size' in line else line['method']
         paper = {quantity: Value(line[quantity]) for quantity in quantities}
-        metrics = [quantity for quantity in quantities if quantity in METRICS]
         for entry in self.entries:
-            if entry.table == number and entry.row == line['method'] and all(
-                    entry.figures.get(metric) == line[metric] for metric in metrics):
+            if entry.path.as_posix() in line.get('configs', ()):
                 return [self._row(name, entry, runs, paper) for runs in self._variants(entry.name)]
-        return [Row(name, paper, 'no config')]
+        return [Row(name, paper, 'no config', line.get('reason', ''))]
 
     def _variants(self, name: str) -> list[list[Run]]:
         """The runs of a config, those with the same settings together; one empty list if there are none."""

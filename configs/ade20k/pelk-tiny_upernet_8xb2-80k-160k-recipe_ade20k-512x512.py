@@ -1,4 +1,4 @@
-# The schedule of the paper's ablations.
+# The 160k recipe cut short, for ablations that follow ConvNeXt; the others follow SLaK's 80k file (8xb4-80k).
 _base_ = './pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 
 train_cfg = dict(max_iters=80000, val_interval=8000)
