@@ -17,7 +17,7 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -195,7 +195,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     with naming_the_port():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_shared_folder(cfg, mode)
-    own_hooks = [ClassCountHook] if 'class_count' in checks else []
+    own_hooks: list[type[Hook]] = [ClassCountHook] if 'class_count' in checks else []
     if mode == 'train':
         own_hooks += [CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook]
     else:
