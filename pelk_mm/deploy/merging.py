@@ -16,7 +16,7 @@ from ..analysis import build_model
 
 # What only training needs. Hooks of the config average or mask weights.
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'custom_hooks',
-             'load_from', 'resume', 'work_dir')
+             'load_from', 'resume', 'start_from', 'work_dir')
 # Names of config types, without their scope.
 BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'AllReduceBN')
 

@@ -17,7 +17,7 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -98,7 +98,8 @@ def configure_training(cfg: Config, resume: str | None = None, amp: bool = False
 
     Args:
         cfg (Config): Changed in place.
-        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any.
+        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any, else
+            training starts, from the config's ``load_from`` if it names one.
         amp (bool): Train in mixed precision.
         auto_scale_lr (bool): Scale the learning rate from ``auto_scale_lr.base_batch_size`` to the batch size in use.
 
@@ -109,6 +110,9 @@ def configure_training(cfg: Config, resume: str | None = None, amp: bool = False
     if resume is not None:
         if resume != 'auto':
             _check_checkpoint('--resume', resume)
+        elif cfg.get('load_from') and not cfg.get('resume'):
+            # For the first start, when there is nothing to resume from.
+            cfg.start_from = cfg.load_from
         cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
     if amp:
         _use_amp(cfg)
@@ -191,7 +195,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     with naming_the_port():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_shared_folder(cfg, mode)
-    own_hooks = [ClassCountHook] if 'class_count' in checks else []
+    own_hooks: list[type[Hook]] = [ClassCountHook] if 'class_count' in checks else []
     if mode == 'train':
         own_hooks += [CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook]
     else:
@@ -204,7 +208,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     runner.build_dataloader = partial(
         build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:
-        _resume_from_whole_checkpoint(runner)
+        _resume_from_whole_checkpoint(runner, cfg.get('start_from'))
     if runner._load_from:
         check_file_everywhere('--resume' if runner._resume else 'load_from', runner._load_from)
     result = None
@@ -280,11 +284,11 @@ def _test_one_set_of_weights(runner: Runner) -> None:
             hook.evaluate_on_origin = False
 
 
-def _resume_from_whole_checkpoint(runner: Runner) -> None:
+def _resume_from_whole_checkpoint(runner: Runner, start_from: str | None) -> None:
     """MMEngine by itself takes what ``last_checkpoint`` names, whole or not, each process for itself."""
     found = [find_last_whole_checkpoint(runner.work_dir) if dist.is_main_process() else None]
     dist.broadcast_object_list(found)
-    runner._load_from, runner._resume = found[0], found[0] is not None
+    runner._load_from, runner._resume = found[0] or start_from, found[0] is not None
 
 
 def _disk_full_message(error: OSError, work_dir: str) -> str:

@@ -22,7 +22,7 @@ from pelk_mm.deploy import load_trained
 from pelk_mm.engine import LoadWeightsHook, PretrainedBackbone
 from pelk_mm.engine.checkpoints import BACKBONE_NAMES, convert_file, find_weights, publish_file
 from pelk_mm.engine.hooks.preemption import EXIT_CODE
-from pelk_mm.engine.launch import configure_testing, run
+from pelk_mm.engine.launch import configure_testing, configure_training, run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_NAMES = itertools.count()
@@ -218,6 +218,19 @@ def test_resuming_takes_both(tmp_path, trained):
     for entry in ('state_dict', 'ema_state_dict'):
         for name, value in straight[entry].items():
             assert torch.equal(again[entry][name], value), (entry, name)
+
+
+def test_resuming_with_nothing_to_resume_starts_from_load_from(tmp_path, trained, states):
+    """A command of a cluster, which always has --resume, fine-tunes too."""
+    for epochs, first in ((1, True), (2, False)):
+        cfg = toy_config(tmp_path, [], load_from=trained[2])
+        cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs = 0.0 if first else 0.1, epochs
+        configure_training(cfg, resume='auto')
+        run(cfg, 'train')
+    first, second = (torch.load(tmp_path / f'epoch_{epoch}.pth', weights_only=False) for epoch in (1, 2))
+    assert torch.equal(first['state_dict']['head.weight'], torch.load(
+        trained[2], weights_only=False)['state_dict']['head.weight'])
+    assert (first['meta']['iter'], second['meta']['iter']) == (3, 6)
 
 
 # ---- backbones, converters, published and deployed files

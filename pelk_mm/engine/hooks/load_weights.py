@@ -16,7 +16,7 @@ class LoadWeightsHook(Hook):
 
     Resumed training needs both, and is left alone. All other loading takes one set, and MMEngine's EMAHook, if there is
     one, starts its average from it; heads whose shapes differ are left out, as without EMA. Our tools add this hook to
-    every training that starts from a checkpoint.
+    every training.
 
     Args:
         weights (str, optional): ``'raw'``, as the optimiser left them, or ``'averaged'``, by EMAHook. None takes what
@@ -24,7 +24,7 @@ class LoadWeightsHook(Hook):
         mode (str): ``'train'`` or ``'test'``: which of the runner's methods the choice is for. Defaults to 'train'.
 
     Raises:
-        ValueError: If an argument is none of these; when loading, if the checkpoint lacks the weights that are asked
+        ValueError: If an argument has another value; when loading, if the checkpoint lacks the weights that are asked
             for.
 
     Examples:
