@@ -10,6 +10,7 @@ from .hooks import (
     DynamicSparsityHook,
     FinishedRunHook,
     PreemptionHook,
+    ResizePositionBiasHook,
     WholeCheckpointHook,
 )
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
@@ -20,5 +21,5 @@ from .sharding import wrap_types
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
     'LayerDecayOptimWrapperConstructor', 'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop',
-    'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
+    'ResizePositionBiasHook', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
 ]
