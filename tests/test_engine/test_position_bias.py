@@ -39,7 +39,7 @@ def tables(state_dict):
 
 @pytest.mark.parametrize('before, after', [(7, 12), (12, 7), (7, 8)])
 def test_a_slope_keeps_its_values(before, after):
-    """Within a twentieth, as PyTorch's cubic kernel does: row i of the new table lies at (i + 0.5) * old / new - 0.5."""
+    """Within a twentieth, for PyTorch's cubic kernel: row i of the new table lies at (i + 0.5) * old / new - 0.5."""
     source, target = Wrapper(before).state_dict(), Wrapper(after)
     old, new = 2 * before - 1, 2 * after - 1
     rows = torch.arange(old, dtype=torch.float32).repeat_interleave(old)
