@@ -11,6 +11,7 @@ from .hooks import (
     FinishedRunHook,
     LoadWeightsHook,
     PreemptionHook,
+    ResizePositionBiasHook,
     WholeCheckpointHook,
 )
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
@@ -21,5 +22,6 @@ from .sharding import wrap_types
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
     'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook', 'PretrainedBackbone',
-    'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
+    'ResizePositionBiasHook', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook',
+    'wrap_types'
 ]
