@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pelk_mm.models import PeLK, SLaK
-from pelk_mm.testing.tiny_models import randomise
+from pelk_mm.testing.random_weights import randomise
 
 ARCH = dict(depths=(1, 1, 1, 1), channels=(2, 3, 3, 4), kernel_sizes=(9, 7, 7, 7))
 MAPS = dict(out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
