@@ -74,7 +74,8 @@ def _wrong_form(name: str, part: nn.Module, backbone: Any, innermost: nn.Module)
 
 def _wrong_channels(name: str, part: Any, backbone: Any) -> Iterator[str]:
     """Another number of outputs than are taken, or of their channels."""
-    outputs, channels, index = backbone.out_channels, getattr(part, 'in_channels', None), None
+    outputs, index = backbone.out_channels, None
+    channels: Any = getattr(part, 'in_channels', None)
     if channels is None and isinstance(getattr(part, 'convs', None), nn.ModuleList):
         # mmdet's ChannelMapper keeps its convolutions only.
         channels = [conv.in_channels for conv in part.convs.modules() if isinstance(conv, nn.Conv2d)]

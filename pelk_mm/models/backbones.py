@@ -56,23 +56,24 @@ class LargeKernelNet(nets.LargeKernelNet, BaseModule):
         return _build_norm(self.branch_norm_cfg, channels)
 
 
-def _build_norm(cfg: dict, channels: int) -> nn.Module:
+def _build_norm(cfg: dict | None, channels: int) -> nn.Module:
     return build_norm_layer(cfg, channels)[1]
 
 
 def _with_signature(cls: Net) -> Net:
     """Give a class a constructor that shows all arguments: those of its network, with configs for callables."""
-    network = next(base for base in cls.__bases__ if base is not LargeKernelNet)
+    kind: Any = cls
+    network: Any = kind.__bases__[1]
     configs = inspect.signature(LargeKernelNet.__init__).parameters
     shown = [configs.get(name.replace('_layer', '_cfg'), parameter)
              for name, parameter in inspect.signature(network.__init__).parameters.items()]
 
-    def __init__(self, *args, **kwargs):
-        super(cls, self).__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super(kind, self).__init__(*args, **kwargs)
 
-    __init__.__signature__ = inspect.Signature([*shown, configs['init_cfg']], return_annotation=None)
     __init__.__qualname__ = f'{cls.__qualname__}.__init__'
-    cls.__init__ = __init__
+    kind.__init__ = __init__
+    kind.__init__.__signature__ = inspect.Signature([*shown, configs['init_cfg']], return_annotation=None)
     return cls
 
 
