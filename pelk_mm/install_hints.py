@@ -43,8 +43,8 @@ def require(*modules: str, by: str, instead: str = '') -> None:
 
     Args:
         *modules (str): As they are imported.
-        by (str): What needs them, for the message.
-        instead (str): What works without them, for the message; nothing by default.
+        by (str): The module that needs them, for the message.
+        instead (str): A way to work without them, for the message. Defaults to none.
 
     Raises:
         ModuleNotFoundError: If one is missing; the message has the line that installs it.

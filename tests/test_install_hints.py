@@ -1,4 +1,4 @@
-"""What is missing is named together with the line that installs it."""
+"""Missing packages are named together with the line that installs them."""
 
 import subprocess
 import sys
@@ -80,6 +80,6 @@ def test_extras_of_the_lines_exist(root):
     assert all(f"'{extra}'" in declared and (root / f'requirements/{extra}.txt').is_file() for extra in extras)
 
 
-def test_what_is_there_is_not_imported():
+def test_packages_are_looked_for_and_not_imported():
     require('json', 'torch', by='this test')
     assert imports([], ['pelk_mm.install_hints']) == {'pelk_mm.install_hints': 'works'}

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / 'pelk_mm').rglob('*.py'))
 TOOLBOXES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
-# What each layer may import of the package itself. Nothing imports upwards.
+# Parts of the package that each layer may import. Nothing imports upwards.
 BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},

@@ -70,7 +70,7 @@ class ReparamDepthwiseConv(nn.Module):
         """Check that every norm can be folded into its convolution.
 
         Args:
-            prefix (str): What precedes the norms' names in the message.
+            prefix (str): Precedes the norms' names in the message.
 
         Raises:
             TypeError: If a norm is no BatchNorm.

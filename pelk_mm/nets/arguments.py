@@ -23,7 +23,7 @@ def resolve_arch(arch_settings: Mapping[str, dict], arch: str | dict, optional: 
     """Return the settings of an arch with those that are given in their place.
 
     Args:
-        arch_settings (Mapping[str, dict]): What the names of ``arch`` stand for, with the same keys for each name.
+        arch_settings (Mapping[str, dict]): The settings of each name of ``arch``, with the same keys for each name.
         arch (str | dict): A name, or the settings themselves.
         optional (Mapping[str, Any], optional): Settings that a dict may leave out, with their defaults.
         **given (Any): Settings in place of the arch's; None keeps the arch's.

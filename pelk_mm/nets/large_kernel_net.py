@@ -200,7 +200,7 @@ class LargeKernelNet(nn.Module):
         Args:
             param_name (str): Full name, e.g. ``'backbone.stages.0.blocks.1.gamma'``; parts that wrappers add do not
                 matter.
-            prefix (str): What precedes the backbone's own names, e.g. ``'backbone.'``.
+            prefix (str): Precedes the backbone's own names, e.g. ``'backbone.'``.
             stage_wise (bool): Which of the two groupings.
 
         Returns:

@@ -211,7 +211,7 @@ def test_tiny_is_one_graph_to_compile_and_export():
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         eager = model(x)[0]
-        # The whole graph without breaks; the code generator is tested on the small net below, where it takes seconds.
+        # One graph without breaks; the code generator is tested on the small net below, where it takes seconds.
         compiled = torch.compile(model, fullgraph=True, backend='aot_eager')(x)[0]
         torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
         exported = torch.export.export(model, (x, ))

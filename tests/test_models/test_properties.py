@@ -25,7 +25,7 @@ HALF_GRIDS = half_grids(widest=5, longest=3).map(list)
 
 @st.composite
 def common_arguments(draw, stages: int) -> dict:
-    """What the skeleton takes, for a number of stages."""
+    """Arguments of the skeleton, for a number of stages."""
     indices = st.integers(-stages, stages - 1)
     return dict(
         in_channels=draw(st.integers(1, 4)),

@@ -1,4 +1,4 @@
-"""The networks without OpenMMLab: alone, beside the registered ones, and with the checkpoints of 0.1.0."""
+"""The networks without OpenMMLab: by themselves, beside the registered ones, and with the checkpoints of 0.1.0."""
 
 import copy
 import inspect
