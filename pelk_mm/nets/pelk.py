@@ -33,6 +33,8 @@ class PeLK(LargeKernelNet):
     <https://arxiv.org/abs/2403.07589>`_. The first ``int(conv_ratio * C)`` channels of a block go through a peripheral
     convolution and a parallel small one, each with its norm; the positional embedding's constant is added after them.
 
+    The arguments from ``in_channels`` on are those of :class:`LargeKernelNet`.
+
     Args:
         arch (str | dict): A name of ``PeLK.arch_settings`` (``tiny``, ``small``, ``base``, each also ``-101`` and
             ``-151``, ...) or a dict with ``depths``, ``channels``, ``kernel_sizes`` and optionally ``center``.
@@ -49,20 +51,6 @@ class PeLK(LargeKernelNet):
         position_embedding (bool): Whether to use the kernel-wise positional embedding. Defaults to True.
         depths (Sequence[int], optional): Number of blocks of each stage in place of the arch's.
         channels (Sequence[int], optional): Base width of each stage in place of the arch's.
-        in_channels (int): Channels of the image. This argument and the following are those of
-            :class:`LargeKernelNet`, which says more of them.
-        ffn_ratio (float): Expansion of the pointwise layers.
-        norm_layer (Callable[[int], nn.Module]): Makes the norms of stem, downsampling, blocks and outputs.
-        branch_norm_layer (Callable[[int], nn.Module], optional): Makes the norm after each convolution of a mixer. None
-            gives the convolutions a bias instead.
-        act_layer (Callable[[], nn.Module]): Makes the activation of the blocks.
-        drop_path_rate (float): Stochastic depth of the last block.
-        layer_scale_init_value (float): Initial layer scale, 0 leaves it out.
-        out_indices (int | Sequence[int]): Stages to return.
-        frozen_stages (int): The stem and this many stages are not trained.
-        gap_before_final_norm (bool): Return (N, C), for classification; False returns (N, C, H, W).
-        with_cp (bool): Gradient checkpointing of every block.
-        deploy (bool): Build the form that :meth:`switch_to_deploy` makes.
 
     Raises:
         ValueError: If the arch is unknown, a kernel is even, a grid does not sum to its kernel, the centre exceeds a
@@ -128,21 +116,10 @@ class PeLK(LargeKernelNet):
         self.small_kernel = small_kernel
         self.use_position_embedding = position_embedding
         super().__init__(
-            settings['depths'],
-            settings['channels'],
-            width_factor=width_factor,
-            in_channels=in_channels,
-            ffn_ratio=ffn_ratio,
-            norm_layer=norm_layer,
-            branch_norm_layer=branch_norm_layer,
-            act_layer=act_layer,
-            drop_path_rate=drop_path_rate,
-            layer_scale_init_value=layer_scale_init_value,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            gap_before_final_norm=gap_before_final_norm,
-            with_cp=with_cp,
-            deploy=deploy)
+            settings['depths'], settings['channels'], width_factor=width_factor, in_channels=in_channels,
+            ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
+            drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, out_indices=out_indices,
+            frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm, with_cp=with_cp, deploy=deploy)
 
     def conv_channels(self, channels: int) -> int:
         """Number of convolved channels of a block with ``channels``."""

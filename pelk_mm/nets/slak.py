@@ -19,6 +19,8 @@ class SLaK(LargeKernelNet):
     its norm, which are summed: a K x N and an N x K stripe and a small square. For deployment the square merges into
     a stripe; the two stripes stay, as neither contains the other.
 
+    The arguments from ``in_channels`` on are those of :class:`LargeKernelNet`.
+
     Args:
         arch (str | dict): A name of ``SLaK.arch_settings`` (``tiny``, ``small``, ``base``, ...) or a dict with
             ``depths``, ``channels`` and ``kernel_sizes``.
@@ -29,20 +31,6 @@ class SLaK(LargeKernelNet):
         width_factor (float): Every width is ``int(channels * width_factor)``. Defaults to 1.3.
         depths (Sequence[int], optional): Number of blocks of each stage in place of the arch's.
         channels (Sequence[int], optional): Base width of each stage in place of the arch's.
-        in_channels (int): Channels of the image. This argument and the following are those of
-            :class:`LargeKernelNet`, which says more of them.
-        ffn_ratio (float): Expansion of the pointwise layers.
-        norm_layer (Callable[[int], nn.Module]): Makes the norms of stem, downsampling, blocks and outputs.
-        branch_norm_layer (Callable[[int], nn.Module], optional): Makes the norm after each convolution of a mixer. None
-            gives the convolutions a bias instead.
-        act_layer (Callable[[], nn.Module]): Makes the activation of the blocks.
-        drop_path_rate (float): Stochastic depth of the last block.
-        layer_scale_init_value (float): Initial layer scale, 0 leaves it out.
-        out_indices (int | Sequence[int]): Stages to return.
-        frozen_stages (int): The stem and this many stages are not trained.
-        gap_before_final_norm (bool): Return (N, C), for classification; False returns (N, C, H, W).
-        with_cp (bool): Gradient checkpointing of every block.
-        deploy (bool): Build the form that :meth:`switch_to_deploy` makes.
 
     Raises:
         ValueError: If the arch is unknown, a kernel, the stripe width or the small kernel is even, or a kernel is not
@@ -92,21 +80,10 @@ class SLaK(LargeKernelNet):
         self.stripe_width = stripe_width
         self.small_kernel = small_kernel
         super().__init__(
-            settings['depths'],
-            settings['channels'],
-            width_factor=width_factor,
-            in_channels=in_channels,
-            ffn_ratio=ffn_ratio,
-            norm_layer=norm_layer,
-            branch_norm_layer=branch_norm_layer,
-            act_layer=act_layer,
-            drop_path_rate=drop_path_rate,
-            layer_scale_init_value=layer_scale_init_value,
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-            gap_before_final_norm=gap_before_final_norm,
-            with_cp=with_cp,
-            deploy=deploy)
+            settings['depths'], settings['channels'], width_factor=width_factor, in_channels=in_channels,
+            ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
+            drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, out_indices=out_indices,
+            frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm, with_cp=with_cp, deploy=deploy)
 
     def build_mixer(self, stage: int, channels: int) -> nn.Module:
         kernel, stripe, bias = self.kernel_sizes[stage], self.stripe_width, self.branch_norm_layer is None

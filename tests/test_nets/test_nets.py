@@ -1,6 +1,5 @@
 """The networks without OpenMMLab: by themselves, beside the registered ones, and with the checkpoints of 0.1.0."""
 
-import copy
 import inspect
 import pickle
 import re
@@ -211,20 +210,6 @@ def test_out_channels_are_those_of_the_outputs():
     for out_indices in ((0, 1), (0, ), -1, (-1, 0)):
         net = nets.PeLK(**SMALL, out_indices=out_indices)
         assert net.out_channels == tuple(out.shape[1] for out in net(torch.rand(2, 3, 32, 32)))
-
-
-@NETS
-def test_copies_share_nothing(name):
-    net = randomise(getattr(nets, name)(**SMALL)).eval()
-    twin, x = copy.deepcopy(net), torch.rand(1, 3, 32, 32)
-    before = net(x)[0]
-    torch.testing.assert_close(twin(x)[0], before, rtol=0, atol=0)
-    twin.switch_to_deploy()
-    with torch.no_grad():
-        for value in twin.state_dict().values():
-            value.zero_()
-    torch.testing.assert_close(net(x)[0], before, rtol=0, atol=0)
-    assert twin(x)[0].abs().max() == 0
 
 
 def test_dropped_paths():
