@@ -58,7 +58,7 @@ def _parts_behind(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(child, nn.ModuleList):
             yield from ((f'{name}.{index}', part) for index, part in enumerate(child))
         elif name not in ('backbone', 'data_preprocessor'):
-            yield (name, child[0]) if isinstance(child, nn.Sequential) else (name, child)
+            yield name, next(child.children(), child) if isinstance(child, nn.Sequential) else child
 
 
 def _wrong_form(name: str, part: nn.Module, backbone: Any, innermost: nn.Module) -> Iterator[str]:
@@ -76,16 +76,16 @@ def _wrong_channels(name: str, part: Any, backbone: Any) -> Iterator[str]:
     """Another number of outputs than are taken, or of their channels."""
     outputs, index = backbone.out_channels, None
     channels: Any = getattr(part, 'in_channels', None)
-    if channels is None and isinstance(getattr(part, 'convs', None), nn.ModuleList):
-        # mmdet's ChannelMapper keeps its convolutions only.
+    if type(part).__name__ == 'ChannelMapper':
+        # It keeps its convolutions only.
         channels = [conv.in_channels for conv in part.convs.modules() if isinstance(conv, nn.Conv2d)]
     if isinstance(channels, int):
         index = getattr(part, 'in_index', -1)
-    elif isinstance(channels, (list, tuple)) and channels:
+    elif isinstance(channels, (list, tuple)):
         index = getattr(part, 'in_index', range(len(channels)))
-    if index is None:
+    indices = [index] if isinstance(index, int) else list(index or ())
+    if not indices:
         return
-    indices = [index] if isinstance(index, int) else list(index)
     if max(indices) >= len(outputs) or isinstance(index, range) and len(index) != len(outputs):
         yield (f'the backbone returns {len(outputs)} outputs, those of out_indices={backbone.out_indices}, and '
                f'{max(indices) + 1} are taken: set model.backbone.out_indices={tuple(range(max(indices) + 1))}, say')

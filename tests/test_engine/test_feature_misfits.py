@@ -43,6 +43,9 @@ CASES = [
     ('segmentation', dict(auxiliary_head__in_channels=24), ['auxiliary_head.in_channels=16']),
     ('segmentation', dict(auxiliary_head__in_index=1), ['auxiliary_head.in_channels=8']),
     ('segmentation', dict(backbone__out_indices=-1), ['backbone.out_indices=(0, 1, 2, 3)']),
+    # Both are the defaults.
+    ('segmentation', dict(backbone__out_indices=-1, backbone__gap_before_final_norm=True),
+     ['backbone.gap_before_final_norm=False', 'backbone.out_indices=(0, 1, 2, 3)']),
     ('segmentation', dict(backbone__out_indices=(1, 2, 3)), ['backbone.out_indices=(0, 1, 2, 3)']),
     ('segmentation', dict(backbone__width_factor=2.0), ['decode_head.in_channels=[16, 16, 32, 32]',
                                                         'auxiliary_head.in_channels=32']),
