@@ -27,6 +27,7 @@ from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
+from .feature_misfits import explaining_misfits
 from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, LoadWeightsHook, PreemptionHook
 from .image_files import build_checked_dataloader
 from .nodes import check_file_everywhere, check_shared_folder
@@ -214,7 +215,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     result = None
     stop: SystemExit | None = None
     try:
-        result = getattr(runner, mode)()
+        with explaining_misfits(partial(getattr, runner, 'model', None)):
+            result = getattr(runner, mode)()
     except SystemExit as error:
         # The frames of its traceback hold the runner.
         stop = error.with_traceback(None)

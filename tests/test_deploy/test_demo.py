@@ -11,7 +11,8 @@ from mmengine.structures import InstanceData, PixelData
 from pelk_mm.analysis import build_model
 from pelk_mm.deploy.demo import ModelDemo
 from pelk_mm.deploy.drawing import Drawer
-from pelk_mm.testing.tiny_models import CLASSES, randomise, tiny_config, write_pictures
+from pelk_mm.testing.random_weights import randomise
+from pelk_mm.testing.tiny_models import CLASSES, tiny_config, write_pictures
 
 FCN = dict(type='FCNHead', channels=8, num_convs=1, concat_input=False, in_channels=16, in_index=3, num_classes=4)
 

@@ -24,7 +24,8 @@ from pelk_mm.deploy import (
     verify_predictions,
 )
 from pelk_mm.deploy.predicting import exported_network, predict
-from pelk_mm.testing.tiny_models import CLASSES, PALETTE, randomise, tiny_config, write_pictures
+from pelk_mm.testing.random_weights import randomise
+from pelk_mm.testing.tiny_models import CLASSES, PALETTE, tiny_config, write_pictures
 
 pytestmark = pytest.mark.slow
 

@@ -57,16 +57,18 @@ def test_switching_is_proven_and_saved(task, tmp_path, images, run_tool):
 
 
 def without_constant(monkeypatch):
-    switch = layers.DepthwiseBranches.switch_to_deploy
-    monkeypatch.setattr(layers.DepthwiseBranches, 'switch_to_deploy', lambda self, *sums: switch(self))
+    switch = layers.ReparamDepthwiseConv.switch_to_deploy
+    monkeypatch.setattr(layers.ReparamDepthwiseConv, 'switch_to_deploy', lambda self, *sums: switch(self))
 
 
 def without_shift(monkeypatch):
+    fuse = layers.branches.fuse_conv_bn_weights
 
-    def forget(conv, bias):
-        conv.bias = torch.nn.Parameter(torch.zeros_like(bias))
+    def forget(*args):
+        weight, bias = fuse(*args)
+        return weight, torch.nn.Parameter(torch.zeros_like(bias))
 
-    monkeypatch.setattr('pelk_mm.layers.branches._add_bias', forget)
+    monkeypatch.setattr(layers.branches, 'fuse_conv_bn_weights', forget)
 
 
 def off_centre(monkeypatch):

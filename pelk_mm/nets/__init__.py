@@ -1,3 +1,5 @@
+"""The networks in plain PyTorch: nothing here needs OpenMMLab. :mod:`pelk_mm.models` registers them for MMEngine."""
+
 from .large_kernel_net import LargeKernelNet
 from .pelk import PeLK
 from .slak import SLaK
