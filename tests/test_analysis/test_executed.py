@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize('device', ['meta', 'cpu'])
 def test_a_net_by_hand(device):
-    result = count_complexity(Net().to(device), (4, 3), density=0.5, backend='boxes')
+    result = count_complexity(Net().to(device), (4, 3), density=0.5, backend='box_sums')
     large, pointwise = (result.costs['backbone'][part] for part in ('large_kernel', 'pointwise'))
     # Three channels, run twice.
     assert large.macs == 0.5 * 6 * 25 * 12

@@ -10,7 +10,7 @@ import torch
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
 
 DTYPES = (torch.float16, torch.bfloat16)
-BACKENDS = ('native', 'boxes', 'reference')
+BACKENDS = ('native', 'box_sums', 'reference')
 GRID = SharingGrid.from_kernel_size(51)
 SHAPE = (2, 3, 12, 15)
 NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))

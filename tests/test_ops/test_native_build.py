@@ -226,7 +226,7 @@ for case in CASES:
         assert result.returncode == 0, f'{flags}: {result.stderr}'
 
 
-@pytest.mark.parametrize('backend', ['native', 'boxes'])
+@pytest.mark.parametrize('backend', ['native', 'box_sums'])
 @pytest.mark.parametrize('shape, kernel', [((1, 8, 512, 512), 151), ((8, 46, 56, 56), 51), ((2, 374, 7, 7), 13)],
                          ids=str)
 def test_memory(backend, shape, kernel):

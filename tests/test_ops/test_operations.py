@@ -63,7 +63,7 @@ def test_all_backends_by_hand():
     shape, grid = (1, 1, 4, 3), SharingGrid.from_half((2, 1))
     assert count('reference', shape, grid) == Operations(25 * 12)
     # Pairs of the 8 rows that windows cover; then pairs of columns, cut at the border, twice; then what is above them.
-    assert count('boxes', shape, grid) == Operations(9 * 12, 7 * 3 + 4 * (2 + 2) + 4 * (3 + 2 * 3))
+    assert count('box_sums', shape, grid) == Operations(9 * 12, 7 * 3 + 4 * (2 + 2) + 4 * (3 + 2 * 3))
     # The same in rows of one whole vector; of the pairs of rows only the four with two rows on the map.
     assert count('native', shape, grid) == Operations(9 * 4 * 16, 4 * 16 + 4 * 16 * (2 + 1 + 2))
     # One tile: 16 strips of two rows, 16 x 16 columns, three products for each in fp32.
@@ -83,22 +83,22 @@ def test_every_backend_is_counted(backend):
 def test_fast_backends_execute_a_fraction_of_the_dense_form():
     grid = SharingGrid.from_kernel_size(51)
     dense = 2601 * 56 * 56
-    for backend in ('native', 'boxes'):
+    for backend in ('native', 'box_sums'):
         executed = count(backend, (1, 1, 56, 56), grid)
         assert executed.multiply_adds == pytest.approx(169 * 56 * 56, rel=0.1)
         assert executed.multiply_adds + executed.additions < 0.08 * dense
 
 
-@pytest.mark.parametrize('choice', ['native', 'boxes', 'reference'])
+@pytest.mark.parametrize('choice', ['native', 'box_sums', 'reference'])
 def test_the_automatic_choice_of_a_cpu(choice, monkeypatch):
     offered = []
     monkeypatch.setattr(operations, 'cheapest', lambda names, function, x, grid: offered.append(
         (names, function, tuple(x.shape))) or choice)
     grid = SharingGrid.from_kernel_size(51)
     assert count('auto', (1, 46, 56, 56), grid) == count(choice, (1, 46, 56, 56), grid)
-    assert offered == [(('native', 'boxes', 'reference'), 'forward', (1, 46, 56, 56))]
+    assert offered == [(('native', 'box_sums', 'reference'), 'forward', (1, 46, 56, 56))]
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend must be .*'boxes', 'native', 'reference', 'triton'.*got 'cuda'"):
+    with pytest.raises(ValueError, match="backend must be .*'box_sums', 'native', 'reference', 'triton'.*got 'cuda'"):
         count('cuda', (1, 1, 4, 4), SharingGrid.dense(3))

@@ -54,7 +54,7 @@ def test_output_and_gradients(case, backend):
 def test_fp32_error_bound(case, backend):
     inputs = case.make()
     # A dense fp64 convolution of the largest maps takes minutes; the box backend in fp64 is itself tested above.
-    right = run(type(inputs)(*(tensor.double() for tensor in inputs)), case.grid, 'boxes')
+    right = run(type(inputs)(*(tensor.double() for tensor in inputs)), case.grid, 'box_sums')
     for name, actual, value in zip(('output', 'x', 'theta', 'bias'), run(inputs, case.grid, backend), right):
         assert_close(actual, value, name)
 
@@ -150,7 +150,7 @@ def test_backends_explain_themselves(monkeypatch):
     reasons = available_backends(x, theta, GRIDS['k3'])
     assert list(reasons) == list(BACKENDS)
     assert list(reasons)[-1] == 'reference'
-    assert [reasons[name] for name in ('native', 'boxes', 'reference')] == [None, None, None]
+    assert [reasons[name] for name in ('native', 'box_sums', 'reference')] == [None, None, None]
     assert 'meta' in available_backends(x.to('meta'), theta.to('meta'), GRIDS['k3'])['native']
     with pytest.raises(ValueError, match="backend must be .*'nativ'"):
         peripheral_conv2d(x, theta, GRIDS['k3'], backend='nativ')
