@@ -1,11 +1,12 @@
 """Arithmetic of a forward call on each backend: multiply-adds, and the additions of box sums.
 
 The counts follow from the method (README.md, TRITON.md), of fp32 and without the bias. Not in them: halos that bands or
-chunks sum again, and cells that a border lets the native backend skip.
+chunks sum again, and cells that the native backend skips where they lie outside for several rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,8 +43,8 @@ def executed_operations(backend: str, x: Tensor, grid: SharingGrid) -> Operation
     """Count the arithmetic of ``peripheral_conv2d`` for x, in fp32. Nothing is run, and x may be on the meta device.
 
     - ``reference``: K * K multiply-adds an output. Padding taps count even if the library skips them.
-    - ``box_sums``, ``native``: a multiply-add for each pair of cells that reach the map, and the sums of README.md; for
-      ``native`` rows are padded to vectors of 16 elements (AVX-512).
+    - ``box_sums``: a multiply-add for each pair of cells that reach the map, and the sums of README.md.
+    - ``native``: the same, with rows padded to vectors of 16 elements (AVX-512).
     - ``triton``: the three TF32 products of each fp32 one, full tiles, on contiguous rows.
 
     Args:
@@ -69,23 +70,27 @@ def _reference(batch: int, channels: int, height: int, width: int, grid: Sharing
 
 
 def _box_sums(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
-    return _three_steps(height, width, grid, shared=False) * num_elements('box_sums', (batch, channels, height, width))
+    rows, cols = grid.reachable(height), grid.reachable(width)
+    sums = _row_sums([grid.widths[cell] for cell in rows]) + _column_sums(grid, cols)
+    return Operations(len(rows) * len(cols), sums) * num_elements('box_sums', (batch, channels, height, width))
 
 
 def _native(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
-    return _three_steps(height, width, grid, shared=True) * num_elements('native', (batch, channels, height, width))
-
-
-def _three_steps(height: int, width: int, grid: SharingGrid, shared: bool) -> Operations:
-    """Count the operations of an output, cells of one width having a box of rows each, or a shared one."""
     rows, cols = grid.reachable(height), grid.reachable(width)
-    widths = [grid.widths[cell] for cell in rows]
-    # Doublings, and the pieces of other widths, of which the first is no addition.
-    vertical = max(widths).bit_length() - 1 + sum(size.bit_count() - 1 for size in (set(widths) if shared else widths))
-    pieces = grid.pieces(cols)
-    # Each piece, and two additions for each level below the widest.
-    horizontal = len(pieces) + 2 * (max(piece.width for piece in pieces).bit_length() - 1)
-    return Operations(len(rows) * len(cols), vertical + horizontal)
+    # Cells of one width share the sums.
+    sums = _row_sums({grid.widths[cell] for cell in rows}) + _column_sums(grid, cols)
+    return Operations(len(rows) * len(cols), sums) * num_elements('native', (batch, channels, height, width))
+
+
+def _row_sums(widths: Collection[int]) -> int:
+    """Count the additions of an output's sums over so many rows: doublings, and further powers of two."""
+    return max(widths).bit_length() - 1 + sum(width.bit_count() - 1 for width in widths)
+
+
+def _column_sums(grid: SharingGrid, cells: range) -> int:
+    """Count the additions of an output's sum over columns: each piece, and two for each level below the widest."""
+    pieces = grid.pieces(cells)
+    return len(pieces) + 2 * (max(piece.width for piece in pieces).bit_length() - 1)
 
 
 def _triton(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
