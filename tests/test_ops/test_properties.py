@@ -61,6 +61,18 @@ def test_a_half_grid_is_mirrored(half):
         assert half[-1] > 1
 
 
+@given(half_grids(widest=30, longest=12).map(SharingGrid.from_half), st.integers(1, 60))
+def test_reachable_cells_and_pieces_are_those_of_the_taps(grid, size):
+    offsets = {difference for difference in range(1 - size, size)}
+    spans = [range(start, start + width) for start, width in zip(grid.starts, grid.widths)]
+    assert [*grid.reachable(size)] == [cell for cell, span in enumerate(spans) if offsets & {*span}]
+    taps = [(cell, start + tap) for cell, start, width in grid.pieces() for tap in range(width)]
+    assert taps == [(cell, tap) for cell, span in enumerate(spans) for tap in span]
+    assert all(width & (width - 1) == 0 for _, _, width in grid.pieces())
+    # No cell has two pieces of one width, so no other cut has fewer.
+    assert len({(cell, width) for cell, _, width in grid.pieces()}) == len(grid.pieces())
+
+
 @given(rules(largest=2001))
 def test_the_rule_of_the_paper(rule):
     grid = SharingGrid.from_kernel_size(**rule)

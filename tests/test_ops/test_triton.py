@@ -103,15 +103,6 @@ def test_offsets_beyond_32_bits_are_noticed():
         assert triton_backend._is_wide(x) == wide
 
 
-def test_only_cells_that_reach_the_map_are_used():
-    grid = GRIDS['k47']
-    assert triton_backend._reachable_cells(grid, 64) == (0, 13)
-    # 7 8 4 2 1 1 1: the outermost cells begin 17 rows away, the next ones 9.
-    assert triton_backend._reachable_cells(grid, 18) == (0, 13)
-    assert triton_backend._reachable_cells(grid, 17) == (1, 12)
-    assert triton_backend._reachable_cells(grid, 1) == (6, 7)
-
-
 def test_says_why_not():
     x, theta = torch.zeros(1, 2, 8, 8), torch.zeros(2, 3, 3)
     reasons = available_backends(x, theta, GRIDS['k3'])

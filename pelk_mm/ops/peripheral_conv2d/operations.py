@@ -16,9 +16,6 @@ from . import triton_backend
 from .backends import resolve_name
 from .costs import cheapest, num_elements
 
-# The automatic choice on a CPU with a C++ compiler.
-_CPU_BACKENDS = ('native', 'box_sums', 'reference')
-
 
 @dataclass(frozen=True)
 class Operations:
@@ -57,12 +54,12 @@ def executed_operations(backend: str, x: Tensor, grid: SharingGrid) -> Operation
     """
     backend = resolve_name(backend)
     if backend == 'auto':
-        backend = cheapest(_CPU_BACKENDS, 'forward', x, grid) if x.numel() else 'reference'
-    if backend not in _COUNTERS:
-        raise ValueError(f'backend must be "auto" or one of {sorted(_COUNTERS)}, whose operations are counted, got '
+        backend = cheapest(tuple(COUNTERS), 'forward', x, grid) if x.numel() else 'reference'
+    if backend not in COUNTERS:
+        raise ValueError(f'backend must be "auto" or one of {sorted(COUNTERS)}, whose operations are counted, got '
                          f'{backend!r}')
     batch, channels, height, width = x.shape
-    return _COUNTERS[backend](batch, channels, height, width, grid) if x.numel() else Operations()
+    return COUNTERS[backend](batch, channels, height, width, grid) if x.numel() else Operations()
 
 
 def _reference(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
@@ -108,4 +105,5 @@ def _triton(batch: int, channels: int, height: int, width: int, grid: SharingGri
     return Operations(3 * products * tile.BK, sums + products) * (chunks * strips * channels)
 
 
-_COUNTERS = dict(native=_native, triton=_triton, box_sums=_box_sums, reference=_reference)
+COUNTERS = dict(native=_native, triton=_triton, box_sums=_box_sums, reference=_reference)
+"""By backend: ``(N, C, H, W, grid) -> Operations``."""
