@@ -8,9 +8,9 @@ from pelk_mm.ops import SharingGrid, peripheral_conv2d
 from pelk_mm.ops.peripheral_conv2d import native, native_build, operations
 from pelk_mm.ops.peripheral_conv2d.operations import COUNTERS, Operations, executed_operations
 
-# (N, C, H, W), K, centre, and how many times the executed multiply-adds and additions are counted. All of a map that the
-# kernel covers; small and large maps, several bands and chunks, cells out of reach, odd widths of cells. The loops skip
-# cells that lie outside for a chunk of rows or a tile of columns, and sum the halos of bands.
+# (N, C, H, W), K, centre, and the counted multiply-adds and additions divided by the executed ones. Small and large
+# maps, several bands and chunks, cells out of reach, odd widths of cells. The loops skip cells that lie outside for a
+# chunk of rows or a tile of columns, in the first two cases none, and sum the halos of bands.
 CASES = [((1, 2, 7, 7), 13, 5, 1, 1), ((1, 2, 1, 3), 5, 1, 1, 1), ((2, 3, 14, 14), 47, 5, 1.149, 0.761),
          ((1, 2, 56, 56), 51, 5, 1.096, 0.997), ((1, 1, 40, 100), 33, 5, 1.071, 0.995),
          ((1, 1, 9, 130), 101, 7, 1.478, 0.981), ((1, 1, 1100, 70), 51, 1, 1.005, 0.991)]
@@ -69,7 +69,7 @@ def test_all_backends_by_hand():
     assert count('reference', shape, grid) == Operations(25 * 12)
     # A pair of rows; three pieces of columns, and the pairs of those of two taps added to what is above.
     assert count('box_sums', shape, grid) == Operations(9 * 12, (1 + 3 + 2) * 12)
-    # The same in rows of one whole vector.
+    # The same in rows of one full vector.
     assert count('native', shape, grid) == Operations(9 * 4 * 16, (1 + 3 + 2) * 4 * 16)
     # Cells of 3, 1 and 3 taps, twice two rows and one, which the native backend makes once.
     grid = SharingGrid.from_half((3, 1))

@@ -180,7 +180,7 @@ def test_a_new_backend_is_one_entry_of_the_table(toy, caplog, monkeypatch):
     assert toy == ['forward', 'forward', 'theta_grad']
     with pytest.raises(RuntimeError, match="'toy' .*cannot run here: the grid is shared"):
         run(inputs._replace(theta=torch.zeros(3, 13, 13)), GRIDS['k51'], 'toy')
-    # Without measured costs the automatic choice of a CPU leaves it out, and says so; elsewhere the table's order counts.
+    # Without measured costs the automatic choice of a CPU leaves it out, with a log entry; elsewhere the order counts.
     costs._cheapest.cache_clear()
     with caplog.at_level('DEBUG'):
         run(inputs, case.grid, 'auto')

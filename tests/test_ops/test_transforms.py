@@ -185,7 +185,8 @@ pwd.getpwuid = nobody
 import sys, torch
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
 x, theta = torch.randn(1, 2, 9, 9, requires_grad=True), torch.randn(2, 9, 9, requires_grad=True)
-out = [peripheral_conv2d(x, theta, SharingGrid.from_kernel_size(13), backend=name) for name in ('box_sums', 'reference')]
+grid = SharingGrid.from_kernel_size(13)
+out = [peripheral_conv2d(x, theta, grid, backend=name) for name in ('box_sums', 'reference')]
 for y in out:
     y.square().sum().backward()
 torch.testing.assert_close(*out)

@@ -78,7 +78,7 @@ def test_tiles_splits_and_offsets(interpreter, case, variant):
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 @pytest.mark.parametrize('case', POISON_CASES, ids=by_id)
-def test_other_images_and_channels_do_not_notice(interpreter, case, value):
+def test_other_images_and_channels_are_unaffected(interpreter, case, value):
     inputs, others = poison(case.make(), value)
     right = expected(case.make(), case.grid)
     output, grad_x, grad_theta, _ = interpreter.submit(run, inputs, case.grid).result()

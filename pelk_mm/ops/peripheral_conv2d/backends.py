@@ -26,7 +26,7 @@ class Backend:
     """One way to compute the peripheral convolution.
 
     Attributes:
-        name (str): What users pass as ``backend=``.
+        name (str): Name that users pass as ``backend=``.
         why_not (Callable): ``(x, grid) -> str | None``, the reason why it cannot run on these.
         forward (Callable): ``(x, theta, bias, grid) -> y``.
         theta_grad (Callable): ``(x, grad_output, grid) -> grad_theta``.

@@ -29,7 +29,7 @@ def sum_cells(values: Any, pieces: Sequence[Piece], cut: Cut, add: Callable[[Any
     """Sum over the taps of each cell along one axis, by doubling: a box of 2n taps is two boxes of n.
 
     Args:
-        values (Any): What ``cut`` and ``add`` take: from the position under the first tap for the first output, to the
+        values (Any): Input of ``cut`` and ``add``: from the position under the first tap for the first output, to the
             position under the last tap for the last one.
         pieces (Sequence[Piece]): Of consecutive cells.
         cut (Callable): See :data:`Cut`.

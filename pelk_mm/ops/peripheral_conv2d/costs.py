@@ -90,7 +90,8 @@ def cpu_cost(backend: str, function: str, shape: tuple[int, ...], channels_last:
     constants = CPU_COSTS.get((backend, function, regime(backend, channels_last, grid)))
     if constants is None:
         return math.inf
-    return sum(constant * value for constant, value in zip(constants, regressors(backend, function, shape, threads, grid)))
+    values = regressors(backend, function, shape, threads, grid)
+    return sum(constant * value for constant, value in zip(constants, values))
 
 
 def regressors(backend: str, function: str, shape: tuple[int, ...], threads: int,

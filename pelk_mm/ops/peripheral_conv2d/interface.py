@@ -72,7 +72,7 @@ def _autocast(x: Tensor, theta: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     if not operators.in_autocast(x):
         return x, theta, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    # As for F.conv2d: fp64 is left alone.
+    # As for F.conv2d: fp64 stays.
     castable = (torch.float32, torch.float16, torch.bfloat16)
 
     def cast(tensor: Tensor) -> Tensor:

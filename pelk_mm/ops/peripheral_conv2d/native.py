@@ -60,8 +60,8 @@ def _call(function: str, x: Tensor, *args) -> None:
     failed = run(*values, _longs(x.shape), ctypes.c_int64(grid.num_cells), _longs(grid.widths),
                  ctypes.c_int(torch.get_num_threads()))
     if failed:
-        raise MemoryError(f'the native backend of peripheral_conv2d found no memory for its scratch buffers, x has shape '
-                          f'{tuple(x.shape)}')
+        raise MemoryError('the native backend of peripheral_conv2d found no memory for its scratch buffers, x has '
+                          f'shape {tuple(x.shape)}')
 
 
 def _longs(values: Sequence[int]) -> ctypes.Array:

@@ -35,9 +35,9 @@ class BuildError(RuntimeError):
 
 
 def cache_dirs() -> list[Path]:
-    """Where built libraries are kept, in the order of preference.
+    """Return the folders of built libraries, in the order of preference.
 
-    ``$PELK_MM_CACHE``; without it ``pelk_mm`` in the user's cache folder, and where there is none that can be written,
+    ``$PELK_MM_CACHE``; without it ``pelk_mm`` in the user's cache folder, and where that cannot be written,
     a folder of the user's own among temporary files.
 
     Raises:
@@ -69,10 +69,10 @@ def _temporary_dir() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler as a command: ``$CXX``, or the first of c++, g++, clang++ on the path.
+    """Return the C++ compiler as a command: ``$CXX``, or the first of c++, g++, clang++ on the path.
 
     Raises:
-        BuildError: If there is none, or ``$CXX`` is no command.
+        BuildError: If there is no compiler, or ``$CXX`` is no command.
     """
     command = _words('CXX')
     if command:
@@ -194,7 +194,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def _cpu() -> str:
-    """What ``-march=native`` depends on: the processor's features."""
+    """Return the processor's features, on which ``-march=native`` depends."""
     try:
         lines = Path('/proc/cpuinfo').read_text(errors='replace').splitlines()
     except OSError:

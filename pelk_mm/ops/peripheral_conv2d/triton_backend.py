@@ -92,8 +92,8 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
         _kernels().theta_grad_kernel[(splits, channels, tasks)](
             x, grad_output, partial, _table(grid, x.device), batch, channels, height, width, *x.stride()[:3],
             *grad_output.stride()[:3], cells, grid.kernel_size, used.start, used.stop,
-            ALIGN=_alignment(x, grad_output), WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK, BN=tile.BN,
-            MAX_CELLS=MAX_CELLS, num_warps=tile.warps)  # yapf: disable
+            ALIGN=_alignment(x, grad_output), WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK,
+            BN=tile.BN, MAX_CELLS=MAX_CELLS, num_warps=tile.warps)  # yapf: disable
     return partial.sum(0).to(x.dtype)
 
 

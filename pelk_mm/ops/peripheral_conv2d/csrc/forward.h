@@ -54,7 +54,7 @@ template <class T> struct Forward {
     const Shape& s;
     const Axis &rows, &cols;
     const Plan<T>& plan;
-    int64_t pad, t_row, t_plane;   // zero columns before a row of t, its whole length, elements of one t_b
+    int64_t pad, t_row, t_plane;   // zero columns before a row of t, its full length, elements of one t_b
     Boxes<T> boxes;
     Buffer<T> t, levels;
     std::vector<int64_t> position, piece_offsets;

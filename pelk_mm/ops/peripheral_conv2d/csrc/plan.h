@@ -7,7 +7,7 @@
 #include "axis.h"
 #include "simd.h"
 
-// What a thread works on at a time should stay in its share of the level-2 and level-1 caches.
+// A thread's working set should stay in its share of the level-2 and level-1 caches.
 constexpr int64_t PLANES_BYTES = 1 << 20, CHUNK_BYTES = 24 << 10, GROUP_BYTES = 3 << 19;
 // Planes whose distance is a large power of two would all fall into the same few lines of a cache.
 constexpr int64_t CACHE_LINE_BYTES = 64;
