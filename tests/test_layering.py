@@ -1,6 +1,7 @@
 """The architecture's import rules, read from the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,19 @@ def test_every_file_keeps_the_rules(file):
 ])
 def test_broken_rules_are_found(path, source, message):
     assert any(message in line for line in broken_rules(source, ROOT / 'pelk_mm' / path))
+
+
+CSRC = ROOT / 'pelk_mm' / 'ops' / 'peripheral_conv2d' / 'csrc'
+
+
+@pytest.mark.parametrize('file', sorted(CSRC.iterdir()), ids=lambda file: file.name)
+def test_cpp_needs_standard_headers_only(file):
+    """Each file includes others beside it and the standard library's, and is short enough to be read."""
+    lines = file.read_text(encoding='utf-8').splitlines()
+    includes = [line.split()[1] for line in lines if line.startswith('#include')]
+    others = [name for name in includes if not re.fullmatch(r'<[a-z_]+>', name) and name != '<omp.h>']
+    assert [name for name in others if name.strip('"') not in {header.name for header in CSRC.glob('*.h')}] == []
+    assert len(lines) <= 400
 
 
 def loaded_by(statement: str) -> set:

@@ -12,7 +12,7 @@ from pelk_mm.testing.processes import run_ranks
 ARCH = dict(depths=(1, 1), channels=(8, 16), kernel_sizes=(9, 7))
 
 
-@pytest.mark.parametrize('backend', ['native', 'boxes', 'reference'])
+@pytest.mark.parametrize('backend', ['native', 'box_sums', 'reference'])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('cls, options', [
     (PeLK, {}), (SLaK, {}), (PeLK, dict(in_channels=1)), (PeLK, dict(grids='dense')), (PeLK, dict(small_kernel=1)),

@@ -185,7 +185,7 @@ def test_expanded_kernel_is_not_built_by_the_fast_backends(monkeypatch):
                         lambda *args: calls.append(args) or (_ for _ in ()).throw(AssertionError('expanded')))
     grid = SharingGrid.from_kernel_size(51)
     x, theta = torch.randn(1, 2, 16, 16), torch.randn(2, 13, 13)
-    for backend in ('native', 'boxes'):
+    for backend in ('native', 'box_sums'):
         peripheral_conv2d(x, theta, grid, backend=backend)
     assert not calls
     with pytest.raises(AssertionError, match='expanded'):
