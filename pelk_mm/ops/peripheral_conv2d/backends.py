@@ -50,7 +50,7 @@ BACKENDS = {
 
 
 # Names of earlier versions.
-_ALIASES = {'boxes': 'box_sums'}
+ALIASES = {'boxes': 'box_sums'}
 
 
 def resolve_name(name: str) -> str:
@@ -59,7 +59,7 @@ def resolve_name(name: str) -> str:
     Raises:
         ValueError: If there is no such backend.
     """
-    resolved = _ALIASES.get(name, name)
+    resolved = ALIASES.get(name, name)
     if resolved != 'auto' and resolved not in BACKENDS:
         raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {name!r}')
     return resolved
