@@ -65,7 +65,7 @@ def test_wheel_carries_every_module(wheel, root):
 
 
 def test_wheel_carries_what_modules_read(wheel):
-    assert {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/analysis/leaderboard/page.html'} <= set(wheel.namelist())
+    assert {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/reports/page.html'} <= set(wheel.namelist())
 
 
 def test_wheel_forces_no_stack(wheel):

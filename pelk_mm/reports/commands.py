@@ -1,0 +1,102 @@
+"""The commands that make runs again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pelk_mm.engine.launch import load_config
+
+from .catalogue import Entry
+from .runs import Run
+
+# A command with more overrides than this is hard to read: the config that the run left is the better start.
+MAX_OPTIONS = 6
+# Differs from run to run, is set by the machine, or concerns only how a run is watched.
+_NOT_OPTIONS = re.compile(r'work_dir|launcher|resume|log_level|experiment_name|randomness\.seed|'
+                          r'.*_dataloader\.(pin_memory|persistent_workers)|(vis_backends|visualizer)(\..*)?')
+# Where files lie, how they are loaded and what is saved changes no result.
+_WITHOUT_EFFECT = re.compile(r'((.*\.)?(data_root|num_workers|init_cfg\.checkpoint)|default_hooks\..*)=')
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as one would type it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str] | None]:
+    """Return the command that makes a run again, from the root of the repository.
+
+    It is made from the config that the run left, with everything that was overridden and the seed that was drawn.
+
+    Args:
+        run (Run): A training or a test.
+        entry (Entry, optional): The config that it has the name of.
+        root (Path): The repository.
+
+    Returns:
+        tuple[str, list[str] | None]: The command, and the settings in which the run differs from the present config.
+        None: it differs by more than options can say, and the command starts from the config that the run left.
+    """
+    is_test = run.measured.startswith('test') and run.progress is None
+    options: list[str] | None = []
+    if entry is not None:
+        options = _changes(run, root / entry.path, is_test) if (root / entry.path).is_file() else None
+    config = shown_path(run.folder / f'{run.name}.py') if entry is None or options is None else str(entry.path)
+    if is_test:
+        return shlex.join(['python', 'tools/test.py', config, str(run.config.get('load_from'))]), options
+    processes = run.environment.get('processes', '1')
+    launcher = run.environment.get('launcher', 'none')
+    if launcher == 'slurm':
+        words = ['bash', 'tools/slurm_train.sh', 'PARTITION', run.name, config]
+    elif launcher == 'none' and processes == '1':
+        words = ['python', 'tools/train.py', config]
+    else:
+        words = ['bash', 'tools/dist_train.sh', config, processes]
+    given = [*(options or ()), *([f'randomness.seed={run.seed}'] if run.seed else [])]
+    command = shlex.join([*words, *(['--cfg-options', *given] if given else [])])
+    return command, options and [option for option in options if not _WITHOUT_EFFECT.match(option)]
+
+
+def _changes(run: Run, path: Path, is_test: bool) -> list[str] | None:
+    """Return the words of ``--cfg-options`` that make the run's config of the present one, None if they cannot."""
+    present = load_config(str(path)).to_dict()
+    if is_test or run.config.get('resume'):
+        # Then it names the checkpoint to test or to go on from, not one to start from.
+        present['load_from'] = run.config.get('load_from')
+    old, new = dict(_flatten(present)), dict(_flatten(run.config))
+    changed = [key for key in sorted(old.keys() | new.keys()) if not _NOT_OPTIONS.fullmatch(key)
+               and (key not in old or key not in new or old[key] != new[key])]
+    if len(changed) > MAX_OPTIONS or not all(key in new and _is_plain(new[key]) for key in changed):
+        return None
+    return [f'{key}={_as_word(new[key])}' for key in changed]
+
+
+def _flatten(config: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping) and config:
+        for key, value in config.items():
+            yield from _flatten(value, f'{prefix}.{key}' if prefix else str(key))
+    else:
+        yield prefix, _as_lists(config)
+
+
+def _as_lists(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_lists(child) for key, child in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_as_lists(child) for child in value]
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(child, (int, float)) for child in value)
+    # Text with these would be taken for a list.
+    return value is None or isinstance(value, (int, float)) or isinstance(value, str) and not set(value) & set(',[]()')
+
+
+def _as_word(value: Any) -> str:
+    return f'[{",".join(map(str, value))}]' if isinstance(value, list) else str(value)
