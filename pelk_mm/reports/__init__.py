@@ -12,6 +12,6 @@ from .tables import Row, Table, Value
 
 __all__ = [
     'METRICS', 'QUANTITIES', 'CostCounter', 'Entry', 'Launcher', 'Leaderboard', 'Problem', 'Row', 'Run', 'Table',
-    'Trial', 'Value', 'find_runs', 'plan_sweep', 'read_catalogue', 'save_sweep', 'sweep_markdown', 'sweep_table', 'to_csv', 'to_html',
-    'to_markdown'
+    'Trial', 'Value', 'find_runs', 'plan_sweep', 'read_catalogue', 'save_sweep', 'sweep_markdown', 'sweep_table',
+    'to_csv', 'to_html', 'to_markdown'
 ]

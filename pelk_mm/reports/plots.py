@@ -17,7 +17,7 @@ from .tables import Row, Table
 # The page defines these colours, for light and dark. matplotlib takes only numbers: each stands for a name.
 _VARIABLES = {f'#{number:06x}': f'var(--{name})' for number, name in enumerate(
     ('line', 'page', *(f'c{index}' for index in range(8))), 1)}
-_LINE, _PAGE, *_FAMILIES = _VARIABLES
+_LINE, _PAGE, *_COLORS = _VARIABLES
 # Beyond the differences of FLOPs within this share of the largest, results say nothing of results against cost.
 _LEAST_SPREAD = 0.01
 
@@ -40,6 +40,11 @@ class Point:
     x: float
     y: float
 
+    @property
+    def method(self) -> str:
+        """The family of all sizes of the image."""
+        return self.family.partition(',')[0]
+
 
 def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
     """Plot the first metric of a table against FLOPs: hollow markers are the paper's, full ones ours.
@@ -53,31 +58,30 @@ def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
     costs = [point.x for point in points]
     if metric is None or not points or max(costs) - min(costs) <= _LEAST_SPREAD * max(costs):
         return '', []
-    families = dict.fromkeys(point.family.partition(',')[0] for point in points)
-    colors = {family: index % len(_FAMILIES) for index, family in enumerate(families)}
+    families = dict.fromkeys(point.method for point in points)
+    colors = {family: index % len(_COLORS) for index, family in enumerate(families)}
     figure = Figure(figsize=(420 / 72, 300 / 72), layout='constrained')
     label = f'{QUANTITIES[metric].name} ({QUANTITIES[metric].unit})'
-    style = {'svg.fonttype': 'none', 'svg.hashsalt': table.key, 'font.size': 12, 'axes.spines.left': False,
-             'axes.spines.bottom': False, 'axes.spines.top': False, 'axes.spines.right': False,
-             'axes.formatter.useoffset': False, 'axes.axisbelow': True}
+    style = {'svg.fonttype': 'none', 'svg.hashsalt': table.key, 'font.size': 12, 'axes.formatter.useoffset': False,
+             'axes.axisbelow': True, 'lines.markersize': 9, 'lines.markeredgewidth': 1.8}
     with matplotlib.rc_context(style):
         axis = figure.subplots()
+        axis.spines[:].set_visible(False)
         axis.set(xlabel='FLOPs (G)', ylabel=label, xmargin=0.08, ymargin=0.08)
         axis.grid(color=_LINE)
         axis.tick_params(length=0)
         axis.locator_params(axis='x', nbins=4)
         axis.locator_params(axis='y', nbins=6)
-        for family in dict.fromkeys(point.family for point in points):
-            line = sorted((point.x, point.y) for point in points if point.family == family and point.who == 'paper')
-            if len(line) > 1:
-                color = _FAMILIES[colors[family.partition(',')[0]]]
-                axis.plot(*zip(*line), color=color, alpha=0.7, gid='family')
         for index, point in enumerate(points):
-            color = _FAMILIES[colors[point.family.partition(',')[0]]]
+            color = _COLORS[colors[point.method]]
+            line = sorted((other.x, other.y) for other in points if (other.family, other.who) == (point.family, 'paper'))
+            if len(line) > 1 and line[0] == (point.x, point.y):
+                axis.plot(*zip(*line), color=color, alpha=0.7, gid='family', zorder=1)
             axis.plot(point.x, point.y, 'o', color=color, markerfacecolor=_PAGE if point.who == 'paper' else color,
                       gid=f'point {index}')
         text = io.StringIO()
-        figure.savefig(text, format='svg', transparent=True, metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
+        metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+        figure.savefig(text, format='svg', transparent=True, metadata=metadata)
     return _to_inline(text.getvalue(), f'{label} against FLOPs: {table.title}', points), list(colors.items())
 
 
