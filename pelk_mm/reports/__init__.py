@@ -1,13 +1,14 @@
 """Reports of trainings: the leaderboard, and sweeps over the tables of configs."""
 
 from .catalogue import Entry, read_catalogue
+from .commands import Launcher
 from .costs import CostCounter
 from .leaderboard import Leaderboard
 from .metrics import METRICS, QUANTITIES
 from .pages import to_csv, to_html, to_markdown
 from .run_files import Problem
 from .runs import Run, find_runs
-from .sweeps import Launcher, Trial, plan_sweep, save_sweep, sweep_markdown, sweep_table
+from .sweeps import Trial, plan_sweep, save_sweep, sweep_markdown, sweep_table
 from .tables import Row, Table, Value
 
 __all__ = [

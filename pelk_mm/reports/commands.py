@@ -1,10 +1,11 @@
-"""The commands that make runs again."""
+"""The commands that train and test, and those that make runs again."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,41 @@ _NOT_OPTIONS = re.compile(r'work_dir|launcher|resume|log_level|experiment_name|r
                           r'.*_dataloader\.(pin_memory|persistent_workers)|(vis_backends|visualizer)(\..*)?')
 # Where files lie, how they are loaded and what is saved changes no result.
 _WITHOUT_EFFECT = re.compile(r'((.*\.)?(data_root|num_workers|init_cfg\.checkpoint)|default_hooks\..*)=')
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """How commands start their processes.
+
+    Attributes:
+        gpus (int, optional): Number of processes on this machine, by torchrun. None: one process, without it.
+        partition (str, optional): Slurm's partition; resources come from the environment, see ``tools/slurm_train.sh``.
+        train_args (Sequence[str]): Further arguments of ``tools/train.py``, for instance ``--amp``.
+    """
+
+    gpus: int | None = None
+    partition: str | None = None
+    train_args: Sequence[str] = ()
+
+    def command(self, tool: str, job: str, files: Sequence[str], *args: str) -> list[str]:
+        """Return the words of a command.
+
+        Args:
+            tool (str): ``'train'`` or ``'test'``.
+            job (str): Name of the Slurm job.
+            files (Sequence[str]): The config, and the checkpoint to test.
+            *args (str): Further arguments.
+        """
+        if self.partition is not None:
+            return ['bash', f'tools/slurm_{tool}.sh', self.partition, job, *files, *args]
+        if self.gpus is not None:
+            return ['bash', f'tools/dist_{tool}.sh', *files, str(self.gpus), *args]
+        return ['python', f'tools/{tool}.py', *files, *args]
+
+
+def overrides(options: Sequence[str]) -> list[str]:
+    """Return the arguments of a tool that override values of a config."""
+    return ['--cfg-options', *options] if options else []
 
 
 def shown_path(path: Path) -> str:
@@ -48,17 +84,16 @@ def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str
     config = shown_path(run.folder / f'{run.name}.py') if entry is None or options is None else str(entry.path)
     if is_test:
         return shlex.join(['python', 'tools/test.py', config, str(run.config.get('load_from'))]), options
-    processes = run.environment.get('processes', '1')
-    launcher = run.environment.get('launcher', 'none')
+    seed = [f'randomness.seed={run.seed}'] if run.seed else []
+    words = _launcher_of(run).command('train', run.name, [config], *overrides([*(options or ()), *seed]))
+    return shlex.join(words), options and [option for option in options if not _WITHOUT_EFFECT.match(option)]
+
+
+def _launcher_of(run: Run) -> Launcher:
+    launcher, processes = run.environment.get('launcher', 'none'), int(run.environment.get('processes', 1))
     if launcher == 'slurm':
-        words = ['bash', 'tools/slurm_train.sh', 'PARTITION', run.name, config]
-    elif launcher == 'none' and processes == '1':
-        words = ['python', 'tools/train.py', config]
-    else:
-        words = ['bash', 'tools/dist_train.sh', config, processes]
-    given = [*(options or ()), *([f'randomness.seed={run.seed}'] if run.seed else [])]
-    command = shlex.join([*words, *(['--cfg-options', *given] if given else [])])
-    return command, options and [option for option in options if not _WITHOUT_EFFECT.match(option)]
+        return Launcher(partition='PARTITION')
+    return Launcher() if (launcher, processes) == ('none', 1) else Launcher(gpus=processes)
 
 
 def _changes(run: Run, path: Path, is_test: bool) -> list[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..analysis import build_model, complexity, count_complexity, default_shape, mac_counter
+from ..engine.steps import digest
 from .runs import Run
 
 # Density of the sparse networks of the paper, for pretrained zeros whose number no log holds.
@@ -38,8 +38,7 @@ class CostCounter:
             Exception: Any error of building or running the model.
         """
         shape = default_shape(cfg)
-        text = json.dumps([cfg.model.to_dict(), shape, density, self._version], sort_keys=True, default=str)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        key = digest(cfg.model.to_dict(), shape, density, self._version)
         if key not in self._known:
             counted = count_complexity(build_model(cfg), shape, density)
             self._known[key] = dict(params=counted.total.params_counted / 1e6, flops=counted.total.macs / 1e9)

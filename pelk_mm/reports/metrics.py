@@ -18,6 +18,11 @@ class Quantity:
         digits (int): Decimals shown.
         is_cost (bool): Whether it is a cost of the model, not a result of a run.
         has_difference (bool): Whether ours - paper is meaningful.
+        log_key (str): Name of a metric in MMEngine's logs, without the prefix of its class; '' for other quantities.
+        metafile_key (str): Name of a metric in metafiles.
+        scope (str): The toolbox whose configs are compared by it.
+        data (str): The data set whose configs are compared by it, as metafiles name it.
+        factor (int): From logged values to the unit.
     """
 
     name: str
@@ -25,40 +30,39 @@ class Quantity:
     digits: int = 1
     is_cost: bool = False
     has_difference: bool = True
-
-
-@dataclass(frozen=True)
-class Metric(Quantity):
-    """A result of a run, in per cent.
-
-    Attributes:
-        log_key (str): Its name in MMEngine's logs, without the prefix of the metric's class.
-        metafile_key (str): Its name in metafiles.
-        scope (str): The toolbox whose configs are compared by it.
-        data (str): The data set in metafiles whose configs are compared by it.
-        factor (int): From the logged value to per cent.
-    """
-
     log_key: str = ''
     metafile_key: str = ''
     scope: str = ''
     data: str = ''
     factor: int = 1
 
+    def read(self, record: Mapping[str, Any]) -> float | None:
+        """Return a metric from a record of a log, None if it is missing, NaN or infinite."""
+        for key, value in record.items():
+            if f'/{key}'.endswith(f'/{self.log_key}') and is_number(value) and is_number(value * self.factor):
+                return value * self.factor
+        return None
+
 
 METRICS = dict(
-    top1=Metric('top-1', '%', log_key='accuracy/top1', metafile_key='Top 1 Accuracy', scope='mmpretrain',
-                data='ImageNet-1k'),
-    miou=Metric('mIoU', '%', log_key='mIoU', metafile_key='mIoU', scope='mmseg', data='ADE20K'),
-    ap_box=Metric('box AP', '%', log_key='bbox_mAP', metafile_key='box AP', scope='mmdet', data='COCO', factor=100),
-    ap_mask=Metric('mask AP', '%', log_key='segm_mAP', metafile_key='mask AP', scope='mmdet', data='COCO', factor=100))
-QUANTITIES: dict[str, Quantity] = {
-    **METRICS,
-    'throughput': Quantity('Throughput', 'images/s', 0, has_difference=False),
-    'relative': Quantity('to SLaK-T', 'times', 2),
-    'params': Quantity('Params', 'M', is_cost=True),
-    'flops': Quantity('FLOPs', 'G', is_cost=True),
-}
+    top1=Quantity('top-1', '%', log_key='accuracy/top1', metafile_key='Top 1 Accuracy', scope='mmpretrain',
+                  data='ImageNet-1k'),
+    miou=Quantity('mIoU', '%', log_key='mIoU', metafile_key='mIoU', scope='mmseg', data='ADE20K'),
+    ap_box=Quantity('box AP', '%', log_key='bbox_mAP', metafile_key='box AP', scope='mmdet', data='COCO', factor=100),
+    ap_mask=Quantity('mask AP', '%', log_key='segm_mAP', metafile_key='mask AP', scope='mmdet', data='COCO',
+                     factor=100))
+QUANTITIES = dict(
+    METRICS,
+    throughput=Quantity('Throughput', 'images/s', digits=0, has_difference=False),
+    relative=Quantity('to SLaK-T', 'times', digits=2),
+    params=Quantity('Params', 'M', is_cost=True),
+    flops=Quantity('FLOPs', 'G', is_cost=True))
+
+
+def read_metrics(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of a record of a log, by keys of ``METRICS``."""
+    found = {name: metric.read(record) for name, metric in METRICS.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def is_number(value: Any) -> bool:
@@ -67,12 +71,3 @@ def is_number(value: Any) -> bool:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
         return False
-
-
-def read_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a record of a log in per cent, by keys of ``METRICS``, without NaN and infinity."""
-    return {
-        name: value * metric.factor
-        for name, metric in METRICS.items() for key, value in record.items()
-        if f'/{key}'.endswith(f'/{metric.log_key}') and is_number(value) and is_number(value * metric.factor)
-    }

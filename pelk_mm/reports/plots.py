@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -18,32 +18,19 @@ from .tables import Row, Table
 _VARIABLES = {f'#{number:06x}': f'var(--{name})' for number, name in enumerate(
     ('line', 'page', *(f'c{index}' for index in range(8))), 1)}
 _LINE, _PAGE, *_COLORS = _VARIABLES
-# Beyond the differences of FLOPs within this share of the largest, results say nothing of results against cost.
+# FLOPs that differ by less, as a share of the largest, say nothing of results against costs.
 _LEAST_SPREAD = 0.01
 
 
-@dataclass(frozen=True)
-class Point:
-    """One marker.
-
-    Attributes:
-        row (str): Name of its row.
-        family (str): Points that a line joins, e.g. ``'PeLK'``, with the size of the image if the row has it.
-        who (str): ``'paper'`` or ``'ours'``.
-        x (float): FLOPs in G.
-        y (float): The metric.
-    """
+class _Point(NamedTuple):
+    """One marker: its row, its method, with the size of the image if the row has it, FLOPs in G and the metric."""
 
     row: str
-    family: str
+    method: str
+    size: str
     who: str
     x: float
     y: float
-
-    @property
-    def method(self) -> str:
-        """The family of all sizes of the image."""
-        return self.family.partition(',')[0]
 
 
 def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
@@ -51,15 +38,15 @@ def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
 
     Returns:
         tuple[str, list[tuple[str, int]]]: SVG that takes the colours of the page, '' if all points have about the same
-        FLOPs; and the legend, families and the numbers of their colours.
+        FLOPs; and the legend, methods and the numbers of their colours.
     """
     metric = next((name for name in table.quantities if name in METRICS), None)
     points = [] if metric is None else [point for row in table.rows for point in _points(row, metric)]
     costs = [point.x for point in points]
     if metric is None or not points or max(costs) - min(costs) <= _LEAST_SPREAD * max(costs):
         return '', []
-    families = dict.fromkeys(point.method for point in points)
-    colors = {family: index % len(_COLORS) for index, family in enumerate(families)}
+    methods = dict.fromkeys(point.method for point in points)
+    colors = {method: index % len(_COLORS) for index, method in enumerate(methods)}
     figure = Figure(figsize=(420 / 72, 300 / 72), layout='constrained')
     label = f'{QUANTITIES[metric].name} ({QUANTITIES[metric].unit})'
     style = {'svg.fonttype': 'none', 'svg.hashsalt': table.key, 'font.size': 12, 'axes.formatter.useoffset': False,
@@ -72,11 +59,12 @@ def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
         axis.tick_params(length=0)
         axis.locator_params(axis='x', nbins=4)
         axis.locator_params(axis='y', nbins=6)
+        for family in dict.fromkeys(point[1:3] for point in points):
+            line = sorted((point.x, point.y) for point in points if point[1:4] == (*family, 'paper'))
+            if len(line) > 1:
+                axis.plot(*zip(*line), color=_COLORS[colors[family[0]]], alpha=0.7, gid='line')
         for index, point in enumerate(points):
             color = _COLORS[colors[point.method]]
-            line = sorted((other.x, other.y) for other in points if (other.family, other.who) == (point.family, 'paper'))
-            if len(line) > 1 and line[0] == (point.x, point.y):
-                axis.plot(*zip(*line), color=color, alpha=0.7, gid='family', zorder=1)
             axis.plot(point.x, point.y, 'o', color=color, markerfacecolor=_PAGE if point.who == 'paper' else color,
                       gid=f'point {index}')
         text = io.StringIO()
@@ -85,7 +73,7 @@ def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
     return _to_inline(text.getvalue(), f'{label} against FLOPs: {table.title}', points), list(colors.items())
 
 
-def _to_inline(svg: str, title: str, points: list[Point]) -> str:
+def _to_inline(svg: str, title: str, points: list[_Point]) -> str:
     """Return SVG for a page: without namespaces and fonts, in the page's colours, each marker with its numbers."""
     root = ElementTree.fromstring(svg)
     for element in root.iter():
@@ -95,7 +83,7 @@ def _to_inline(svg: str, title: str, points: list[Point]) -> str:
         attributes['style'] = re.sub(r'#[0-9a-f]{6}', lambda color: _VARIABLES.get(color[0], color[0]), style)
         if element.tag == 'g':
             kind, _, index = attributes.pop('id', '').partition(' ')
-            attributes['class'] = 'family' if kind == 'family' else ''
+            attributes['class'] = 'line' if kind == 'line' else ''
             if kind == 'point':
                 point = points[int(index)]
                 attributes['class'] = point.who
@@ -106,14 +94,14 @@ def _to_inline(svg: str, title: str, points: list[Point]) -> str:
     return ElementTree.tostring(root, encoding='unicode')
 
 
-def _points(row: Row, metric: str) -> list[Point]:
+def _points(row: Row, metric: str) -> list[_Point]:
     value, cost = row.value(metric), row.value('flops')
     method, _, size = row.name.partition(', ')
-    # PeLK-T, PeLK-B-101 and RepLKNet-31B are of PeLK and RepLKNet; names of configs are families of their own.
-    family = re.sub(r'-(\d*[TSB])(-\d+)?$', '', method) + (f', {size}' if size else '')
+    # PeLK-T, PeLK-B-101 and RepLKNet-31B are of PeLK and RepLKNet; names of configs stay.
+    method = re.sub(r'-(\d*[TSB])(-\d+)?$', '', method)
     ours = cost.paper if cost.mean is None else cost.mean
     places = (('paper', cost.paper, value.paper), ('ours', ours, value.mean))
-    return [Point(row.name, family, who, x, y) for who, x, y in places if x is not None and y is not None]
+    return [_Point(row.name, method, size, who, x, y) for who, x, y in places if x is not None and y is not None]
 
 
 def plot_panels(table: Table, ours: str) -> Figure:

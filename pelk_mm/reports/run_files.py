@@ -1,21 +1,16 @@
-"""The files that MMEngine leaves of a run. No code in them is executed."""
+"""The files that MMEngine leaves of a run, and what goes wrong in them. No code in them is executed."""
 
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# Settings in which runs of the same experiment differ.
-_RUN_SPECIFIC = frozenset(
-    ('experiment_name', 'launcher', 'log_level', 'randomness', 'resume', 'vis_backends', 'visualizer', 'work_dir'))
 # Lines in the head of a log.
 _ENVIRONMENT = dict(
     Python=r'^    Python: (\S+)',
@@ -28,14 +23,8 @@ _ENVIRONMENT = dict(
     launcher=r'^    Distributed launcher: (\w+)')
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something that could not be read and was left out.
-
-    Attributes:
-        where (str): File, with the line if there is one.
-        text (str): The reason.
-    """
+class Problem(NamedTuple):
+    """Something that could not be read and was left out: the file, with the line if there is one, and the reason."""
 
     where: str
     text: str
@@ -68,11 +57,6 @@ def read_json(text: str) -> dict[str, Any]:
     return record
 
 
-def read_text(path: Path) -> str:
-    """Read a text, with replacement characters for bytes that are not UTF-8."""
-    return path.read_text(encoding='utf-8', errors='replace')
-
-
 def read_run_config(path: Path) -> dict[str, Any]:
     """Read the config of a run.
 
@@ -96,12 +80,12 @@ def read_dumped_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: If it holds anything else.
     """
+    config = {}
     try:
         with warnings.catch_warnings():
             # Python's own warnings about the text do not concern the reader of a table.
             warnings.simplefilter('ignore')
             tree = ast.parse(path.read_text(encoding='utf-8'))
-        config = {}
         for statement in tree.body:
             if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
                 raise ValueError(f'line {statement.lineno} is not an assignment of a plain value')
@@ -112,36 +96,29 @@ def read_dumped_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _evaluate(node: ast.expr) -> Any:
+def _evaluate(node: Any) -> Any:
+    """Evaluate a literal, or a call of ``dict`` with literals, of any depth."""
+    match node:
+        # Names that are not identifiers come as dict({'a.b': 1}, c=2).
+        case ast.Call(func=ast.Name(id='dict'), args=[] | [ast.Dict()]) if all(word.arg for word in node.keywords):
+            first = _evaluate(node.args[0]) if node.args else {}
+            return first | {word.arg: _evaluate(word.value) for word in node.keywords}
+        case ast.Dict():
+            return {_evaluate(key): _evaluate(value) for key, value in zip(node.keys, node.values)}
+        case ast.List():
+            return [_evaluate(element) for element in node.elts]
+        case ast.Tuple():
+            return tuple(_evaluate(element) for element in node.elts)
+        case ast.Name(id='inf' | 'nan'):
+            return float(node.id)
     try:
-        return ast.literal_eval(_ToLiterals().visit(node))
+        return ast.literal_eval(node)
     except ValueError as error:
-        raise ValueError(f'line {node.lineno} is not a plain value') from error
-
-
-class _ToLiterals(ast.NodeTransformer):
-    """Turns ``dict(a=1)``, ``dict({'a.b': 1}, c=2)``, ``inf`` and ``nan`` into literals."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        is_dict = isinstance(node.func, ast.Name) and node.func.id == 'dict' and all(
-            isinstance(argument, ast.Dict) for argument in node.args) and all(keyword.arg for keyword in node.keywords)
-        if not is_dict:
-            return node
-        keys, values = [], []
-        for argument in node.args:
-            keys += argument.keys  # type: ignore[attr-defined]
-            values += argument.values  # type: ignore[attr-defined]
-        keys += [ast.Constant(keyword.arg) for keyword in node.keywords]
-        values += [keyword.value for keyword in node.keywords]
-        return ast.Dict(keys, values)
-
-    def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.Constant(float(node.id)) if node.id in ('inf', 'nan') else node
+        raise ValueError(f'line {getattr(node, "lineno", "?")} is not a plain value') from error
 
 
 def read_environment(start: Path) -> dict[str, str]:
-    """Read versions, device and seed from the head of a log."""
+    """Read versions, device and seed from the head of the log of a start."""
     log = start / f'{start.name}.log'
     if not log.is_file():
         return {}
@@ -149,26 +126,3 @@ def read_environment(start: Path) -> dict[str, str]:
         head = file.read(20_000)
     matches = {name: re.search(pattern, head, re.MULTILINE) for name, pattern in _ENVIRONMENT.items()}
     return dict(GPU='none (CPU)') | {name: match.group(1).strip() for name, match in matches.items() if match}
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Return eight hexadecimal digits that are the same for all runs of an experiment.
-
-    Seed, folders and launcher are left out; only the file names of checkpoints to start from count.
-    """
-    text = json.dumps(_comparable(config), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _comparable(config: Any, key: str = '') -> Any:
-    if isinstance(config, Mapping):
-        # Keys of several types could not be sorted.
-        return {
-            str(name): _comparable(value, str(name))
-            for name, value in config.items() if key or name not in _RUN_SPECIFIC
-        }
-    if isinstance(config, (list, tuple)):
-        return [_comparable(value, key or 'list') for value in config]
-    if key in ('checkpoint', 'load_from') and isinstance(config, str):
-        return Path(config).name
-    return config

@@ -11,16 +11,21 @@ A work directory holds a folder for every start of ``tools/train.py`` or ``tools
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .metrics import METRICS, is_number, read_metrics
-from .run_files import Problem, Problems, config_hash, read_environment, read_json, read_run_config, read_text
+from .run_files import Problem, Problems, read_environment, read_json, read_run_config
 
 _TIME = re.compile(r'\d{8}_\d{6}')
+# Settings in which runs of the same experiment differ.
+_RUN_SPECIFIC = frozenset(
+    ('experiment_name', 'launcher', 'log_level', 'randomness', 'resume', 'vis_backends', 'visualizer', 'work_dir'))
 
 
 @dataclass
@@ -58,8 +63,12 @@ class Run:
 
     @property
     def hash(self) -> str:
-        """Digest of the config, the same for all runs of an experiment."""
-        return config_hash(self.config)
+        """Digest of the config, the same for all runs of an experiment.
+
+        Seed, folders and launcher are left out; only the file names of checkpoints to start from count.
+        """
+        text = json.dumps(_comparable(self.config), sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def seed(self) -> str:
@@ -135,7 +144,7 @@ def _read_training(run: Run, starts: list[Path], problems: Problems) -> None:
 def _read_lines(path: Path, problems: Problems) -> Iterator[dict[str, Any]]:
     lines: list[str] = []
     with problems.at(path):
-        lines = read_text(path).splitlines()
+        lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
     for number, line in enumerate(lines, 1):
         if line.strip():
             with problems.at(f'{path}, line {number}'):
@@ -146,7 +155,7 @@ def _add_test(start: Path, runs: dict[Path, Run], problems: Problems) -> None:
     """Add a test to the run that its folder or its checkpoint belongs to, else make it a run of its own."""
     file = start / f'{start.name}.json'
     with problems.at(file):
-        metrics = read_metrics(read_json(read_text(file)))
+        metrics = read_metrics(read_json(file.read_text(encoding='utf-8', errors='replace')))
         if not metrics:
             raise ValueError(f'has no metric of {", ".join(METRICS)}')
         with problems.at(_config_of(start)):
@@ -181,3 +190,15 @@ def _config_name(folder: Path) -> str:
     """MMEngine leaves a copy of the config in the work directory, under its name; the latest is of the last start."""
     copies = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
     return copies[-1].stem if copies else folder.name
+
+
+def _comparable(config: Any, key: str = '') -> Any:
+    if isinstance(config, Mapping):
+        # Keys of several types could not be sorted.
+        return {
+            str(name): _comparable(value, str(name))
+            for name, value in config.items() if key or name not in _RUN_SPECIFIC
+        }
+    if isinstance(config, (list, tuple)):
+        return [_comparable(value, key or 'list') for value in config]
+    return Path(config).name if key in ('checkpoint', 'load_from') and isinstance(config, str) else config

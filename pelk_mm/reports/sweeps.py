@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from .. import compat
 from ..engine.steps import digest
 from .catalogue import Entry, read_metafile
+from .commands import Launcher, overrides
 from .digits_configs import scale_config_to_digits
 from .metrics import METRICS
 from .plots import plot_panels
@@ -21,36 +22,6 @@ from .tables import Row, Table, Value, to_csv_text, to_grid
 
 # Toolbox -> the metric that its configs are compared by.
 SWEPT = dict(mmpretrain='top1', mmseg='miou')
-
-
-@dataclass(frozen=True)
-class Launcher:
-    """How commands start their processes.
-
-    Attributes:
-        gpus (int, optional): Number of processes on this machine, by torchrun. None: one process, without it.
-        partition (str, optional): Slurm's partition; resources come from the environment, see ``tools/slurm_train.sh``.
-        train_args (Sequence[str]): Further arguments of ``tools/train.py``, for instance ``--amp``.
-    """
-
-    gpus: int | None = None
-    partition: str | None = None
-    train_args: Sequence[str] = ()
-
-    def command(self, tool: str, job: str, files: Sequence[str], *args: str) -> list[str]:
-        """Return the words of a command.
-
-        Args:
-            tool (str): ``'train'`` or ``'test'``.
-            job (str): Name of the Slurm job.
-            files (Sequence[str]): The config, and the checkpoint to test.
-            *args (str): Further arguments.
-        """
-        if self.partition is not None:
-            return ['bash', f'tools/slurm_{tool}.sh', self.partition, job, *files, *args]
-        if self.gpus is not None:
-            return ['bash', f'tools/dist_{tool}.sh', *files, str(self.gpus), *args]
-        return ['python', f'tools/{tool}.py', *files, *args]
 
 
 @dataclass(frozen=True)
@@ -100,12 +71,12 @@ class Trial:
         """Return the command that trains, or goes on with a training that was stopped."""
         start = [f'model.backbone.init_cfg.checkpoint={self.start.checkpoint}'] if self.start is not None else []
         return launcher.command('train', self.name, [str(self.config)], '--work-dir', str(self.folder), '--resume',
-                                *launcher.train_args, *_overrides([*self.options, *start]))
+                                *launcher.train_args, *overrides([*self.options, *start]))
 
     def test_command(self, launcher: Launcher) -> list[str]:
         """Return the command that tests the last checkpoint."""
         return launcher.command('test', self.name, [str(self.config), str(self.checkpoint)], '--work-dir',
-                                str(self.folder / 'test'), *_overrides(self.options))
+                                str(self.folder / 'test'), *overrides(self.options))
 
 
 def plan_sweep(table: Path,
@@ -177,10 +148,6 @@ def _start_of(entry: Entry, scope: str | None, trials: Sequence[Trial], metafile
     if start is None:
         raise ValueError(f'{metafile}: no classifier with the row {entry.labels} comes before {entry.name}')
     return start
-
-
-def _overrides(options: Sequence[str]) -> list[str]:
-    return ['--cfg-options', *options] if options else []
 
 
 def _parse_options(words: Sequence[str]) -> dict[str, Any]:
