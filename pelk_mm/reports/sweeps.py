@@ -111,10 +111,14 @@ def plan_sweep(table: Path,
     if not metafile.is_file():
         raise FileNotFoundError(f'{table} is not a table of configs: it has no metafile.yml')
     compat.setup()
+    try:
+        entries = read_metafile(metafile)
+    except ValueError as error:
+        raise ValueError(f'{metafile} {error}') from error
     trials: list[Trial] = []
     digests: dict[str, str] = {}
     folders: dict[str, Path] = {}
-    for entry in read_metafile(metafile):
+    for entry in entries:
         config, cfg = entry.path, Config.fromfile(entry.path)
         scope = cfg.get('default_scope')
         start = _start_of(entry, scope, trials, metafile)
