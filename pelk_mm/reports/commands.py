@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mmengine.config import DictAction
 
 from pelk_mm.engine.launch import load_config
 
@@ -58,6 +62,16 @@ def overrides(options: Sequence[str]) -> list[str]:
     return ['--cfg-options', *options] if options else []
 
 
+def parse_options(words: Sequence[str]) -> dict[str, Any]:
+    """Parse words as ``--cfg-options`` of the other tools does."""
+    for word in words:
+        if '=' not in word:
+            raise ValueError(f'options must be KEY=VALUE, got {word!r}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--options', nargs='*', action=DictAction, default={})
+    return parser.parse_args(['--options', *words] if words else []).options
+
+
 def shown_path(path: Path) -> str:
     """Return a path as one would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
@@ -102,36 +116,23 @@ def _changes(run: Run, path: Path, is_test: bool) -> list[str] | None:
     if is_test or run.config.get('resume'):
         # Then it names the checkpoint to test or to go on from, not one to start from.
         present['load_from'] = run.config.get('load_from')
-    old, new = dict(_flatten(present)), dict(_flatten(run.config))
-    changed = [key for key in sorted(old.keys() | new.keys()) if not _NOT_OPTIONS.fullmatch(key)
-               and (key not in old or key not in new or old[key] != new[key])]
-    if len(changed) > MAX_OPTIONS or not all(key in new and _is_plain(new[key]) for key in changed):
-        return None
-    return [f'{key}={_as_word(new[key])}' for key in changed]
+    try:
+        # Tuples become lists, as options write them.
+        old, new = (dict(_flatten(json.loads(json.dumps(config, default=str)))) for config in (present, run.config))
+        changed = [key for key in sorted(old.keys() | new.keys()) if not _NOT_OPTIONS.fullmatch(key)
+                   and (key not in old or key not in new or old[key] != new[key])]
+        words = [f'{key}={new[key]}'.replace(', ', ',') for key in changed]
+        if len(changed) <= MAX_OPTIONS and parse_options(words) == {key: new[key] for key in changed}:
+            return words
+    # A setting was removed; its keys are not texts; its brackets do not match.
+    except (KeyError, TypeError, AssertionError):
+        pass
+    return None
 
 
 def _flatten(config: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
     if isinstance(config, Mapping) and config:
         for key, value in config.items():
-            yield from _flatten(value, f'{prefix}.{key}' if prefix else str(key))
+            yield from _flatten(value, f'{prefix}.{key}' if prefix else key)
     else:
-        yield prefix, _as_lists(config)
-
-
-def _as_lists(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _as_lists(child) for key, child in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_as_lists(child) for child in value]
-    return value
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(isinstance(child, (int, float)) for child in value)
-    # Text with these would be taken for a list.
-    return value is None or isinstance(value, (int, float)) or isinstance(value, str) and not set(value) & set(',[]()')
-
-
-def _as_word(value: Any) -> str:
-    return f'[{",".join(map(str, value))}]' if isinstance(value, list) else str(value)
+        yield prefix, config

@@ -179,7 +179,8 @@ def _throughput_table(printed: Mapping[str, Any], results: Iterable[tuple[Path, 
     """Return the paper's Table 8, of fp32 only as the paper's; each of our devices has its own rows."""
     papers = {line['model']: line['throughput'] for line in printed['rows']}
     rows = []
-    for path, result in list(results) or [(None, {})]:
+    measured: list[tuple[Path | None, Mapping[str, Any]]] = [*results] or [(None, {})]
+    for path, result in measured:
         timings = {name: timing['images_per_second']
                    for name, timing in result.get('inference', {}).get('fp32', {}).items()}
         environment = result.get('environment', {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib
@@ -49,8 +49,9 @@ def plot_costs(table: Table) -> tuple[str, list[tuple[str, int]]]:
     colors = {method: index % len(_COLORS) for index, method in enumerate(methods)}
     figure = Figure(figsize=(420 / 72, 300 / 72), layout='constrained')
     label = f'{QUANTITIES[metric].name} ({QUANTITIES[metric].unit})'
-    style = {'svg.fonttype': 'none', 'svg.hashsalt': table.key, 'font.size': 12, 'axes.formatter.useoffset': False,
-             'axes.axisbelow': True, 'lines.markersize': 9, 'lines.markeredgewidth': 1.8}
+    style: dict[Any, Any] = {
+        'svg.fonttype': 'none', 'svg.hashsalt': table.key, 'font.size': 12, 'axes.formatter.useoffset': False,
+        'axes.axisbelow': True, 'lines.markersize': 9, 'lines.markeredgewidth': 1.8}
     with matplotlib.rc_context(style):
         axis = figure.subplots()
         axis.spines[:].set_visible(False)

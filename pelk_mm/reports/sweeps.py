@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from .. import compat
 from ..engine.steps import digest
 from .catalogue import Entry, read_metafile
-from .commands import Launcher, overrides
+from .commands import Launcher, overrides, parse_options
 from .digits_configs import scale_config_to_digits
 from .metrics import METRICS
 from .plots import plot_panels
@@ -126,7 +125,7 @@ def plan_sweep(table: Path,
         if digits:
             cfg = scale_config_to_digits(cfg)
             text = cfg.pretty_text
-        cfg.merge_from_dict(_parse_options(words))
+        cfg.merge_from_dict(parse_options(words))
 
         key = digest(cfg.to_dict(), environment, start and digests[start.name])
         if key not in folders:
@@ -152,16 +151,6 @@ def _start_of(entry: Entry, scope: str | None, trials: Sequence[Trial], metafile
     if start is None:
         raise ValueError(f'{metafile}: no classifier with the row {entry.labels} comes before {entry.name}')
     return start
-
-
-def _parse_options(words: Sequence[str]) -> dict[str, Any]:
-    """Parse words as ``--cfg-options`` of the other tools does."""
-    for word in words:
-        if '=' not in word:
-            raise ValueError(f'options must be KEY=VALUE, got {word!r}')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--options', nargs='*', action=DictAction, default={})
-    return parser.parse_args(['--options', *words] if words else []).options
 
 
 def _last_checkpoint(cfg: Config) -> str:

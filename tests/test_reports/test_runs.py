@@ -165,6 +165,9 @@ def test_commands(root, tmp_path, digits):
     # A checkpoint to start from is a setting, one to go on from is not.
     for resume, expected in ((False, ['load_from=x.pth']), (True, [])):
         assert command(dict(digits, load_from='x.pth', resume=resume, visualizer=dict(type='Other')))[1] == expected
+    # Options turn these values into others, or cannot hold them.
+    for value in ('1', 'a b', '[a(,b]', 'a,b', {}, {(1, ): 2}):
+        assert command(dict(digits, load_from=value)) == (f'python tools/train.py {tmp_path}/{entry.name}.py', None)
     # A change that options cannot express starts from the config that the run left.
     del changed['train_dataloader']
     assert command(changed, launcher='slurm', processes='8') == (
