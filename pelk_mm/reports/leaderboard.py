@@ -203,7 +203,9 @@ def _throughput_table(printed: Mapping[str, Any], results: Iterable[tuple[Path, 
 
 def _data_of(config: Mapping[str, Any]) -> str:
     """Return the name of the data set of a config."""
-    dataset = (config.get('val_dataloader') or config.get('test_dataloader') or {}).get('dataset') or {}
+    loader = config.get('val_dataloader') or config.get('test_dataloader')
+    dataset = loader.get('dataset') if isinstance(loader, Mapping) else None
+    dataset = dataset if isinstance(dataset, Mapping) else {}
     return Path(str(dataset.get('data_root') or config.get('data_root') or dataset.get('type', 'unknown data'))).name
 
 

@@ -3,12 +3,13 @@
 import json
 import math
 import shutil
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelk_mm.reports import METRICS, find_runs, read_catalogue
+from pelk_mm.reports import METRICS, Leaderboard, find_runs, read_catalogue, to_csv
 from pelk_mm.testing.strategies import damaged
 
 TIME, LATER = '20261122_011013', '20261122_020000'
@@ -46,8 +47,9 @@ CODE = st.recursive(
         st.tuples(inner, inner).map(lambda parts: f'{{{parts[0]}: {parts[1]}}}'),
         st.tuples(inner, inner).map(lambda parts: f'dict({{{parts[0]}: 1}}, max_iters={parts[1]})')),
     max_leaves=5)
-CONFIGS = st.dictionaries(st.sampled_from(['model', 'train_cfg', 'load_from', 'a', 'import os; b']), CODE,
-                          max_size=4).map(lambda parts: '\n'.join(f'{name} = {code}' for name, code in parts.items()))
+SETTINGS = ['model', 'train_cfg', 'load_from', 'val_dataloader', 'resume', 'import os; b']
+CONFIGS = st.dictionaries(st.sampled_from(SETTINGS), CODE, max_size=4).map(
+    lambda parts: '\n'.join(f'{name} = {code}' for name, code in parts.items()))
 
 
 def broken(content: str) -> st.SearchStrategy[bytes]:
@@ -92,6 +94,9 @@ def read(folder, config: bytes, scalars: bytes, test: bytes, log: bytes = b''):
         assert all(math.isfinite(value) and not isinstance(value, bool) for value in run.metrics.values())
         assert run.progress is None or all(type(number) is int for number in run.progress)
         assert isinstance(run.is_finished, bool)
+    tables = Leaderboard(runs, [], folder).own_tables()
+    assert sum(len(table.rows) for table in tables) == len(runs)
+    assert to_csv(tables).count('\n') == 1 + sum(len(table.quantities) * len(table.rows) for table in tables)
     return runs, problems
 
 
@@ -110,29 +115,20 @@ def test_damaged_files(folder, config, scalars, test, log):
             # repr may write a number otherwise than the file, as 8e4 and 80000.0: then it is in there as a number.
             assert repr(value).encode() in written or value in numbers(written)
     # A file that does not parse is never silent.
-    if not parses(test) and config == CONFIG.encode():
+    if parse(test.decode(errors='replace')) is None and config == CONFIG.encode():
         assert any(problem.where.endswith(f'{LATER}.json') for problem in problems)
 
 
-def parses(content: bytes) -> bool:
-    try:
-        json.loads(content.decode(errors='replace'))
-    except (ValueError, RecursionError):
-        return False
-    return True
+def parse(content: str):
+    with suppress(ValueError, RecursionError):
+        return json.loads(content)
 
 
 def numbers(content: bytes) -> set:
-    """Every number that is the value of a key in some object of a file."""
-    found = set()
-    for line in content.decode(errors='replace').replace('}{', '}\n{').splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            found |= {value for value in record.values() if isinstance(value, (int, float))}
-    return found
+    """Return every number that is the value of a key in some object of a file."""
+    records = map(parse, content.decode(errors='replace').replace('}{', '}\n{').splitlines())
+    return {value for record in records if isinstance(record, dict)
+            for value in record.values() if isinstance(value, (int, float))}
 
 
 @given(CONFIGS.map(text), JSON_LINES, JSON_LINES)
