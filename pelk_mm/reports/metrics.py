@@ -36,13 +36,6 @@ class Quantity:
     data: str = ''
     factor: int = 1
 
-    def read(self, record: Mapping[str, Any]) -> float | None:
-        """Return a metric from a record of a log, None if it is missing, NaN or infinite."""
-        for key, value in record.items():
-            if f'/{key}'.endswith(f'/{self.log_key}') and is_number(value) and is_number(value * self.factor):
-                return value * self.factor
-        return None
-
 
 METRICS = dict(
     top1=Quantity('top-1', '%', log_key='accuracy/top1', metafile_key='Top 1 Accuracy', scope='mmpretrain',
@@ -60,9 +53,12 @@ QUANTITIES = dict(
 
 
 def read_metrics(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of a record of a log, by keys of ``METRICS``."""
-    found = {name: metric.read(record) for name, metric in METRICS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    """Return the metrics of a record of a log in per cent, by keys of ``METRICS``, without NaN and infinity."""
+    return {
+        name: value * metric.factor
+        for name, metric in METRICS.items() for key, value in record.items()
+        if f'/{key}'.endswith(f'/{metric.log_key}') and is_number(value) and is_number(value * metric.factor)
+    }
 
 
 def is_number(value: Any) -> bool:

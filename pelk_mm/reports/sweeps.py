@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .commands import Launcher, overrides, parse_options
 from .digits_configs import scale_config_to_digits
 from .metrics import METRICS
 from .plots import plot_panels
+from .run_files import read_json
 from .tables import Row, Table, Value, to_csv_text, to_grid
 
 # Toolbox -> the metric that its configs are compared by.
@@ -63,8 +65,12 @@ class Trial:
     @property
     def result(self) -> float | None:
         """Its metric in the latest test that was finished, in per cent."""
-        files, metric = sorted(self.folder.glob('test/*/*.json')), METRICS[self.metric]
-        return json.loads(files[-1].read_text(encoding='utf-8'))[metric.log_key] * metric.factor if files else None
+        metric = METRICS[self.metric]
+        for file in sorted(self.folder.glob('test/*/*.json'), reverse=True):
+            # A test that was killed may leave half a file.
+            with suppress(KeyError, ValueError):
+                return read_json(file.read_text(encoding='utf-8'))[metric.log_key] * metric.factor
+        return None
 
     def train_command(self, launcher: Launcher) -> list[str]:
         """Return the command that trains, or goes on with a training that was stopped."""
@@ -104,7 +110,7 @@ def plan_sweep(table: Path,
 
     Raises:
         FileNotFoundError: If the folder has no metafile.
-        ValueError: If an entry has no row, or a segmentor no classifier before it.
+        ValueError: If there are no entries, an entry has no row, or a segmentor no classifier before it.
     """
     metafile = table / 'metafile.yml'
     if not metafile.is_file():
@@ -114,6 +120,8 @@ def plan_sweep(table: Path,
         entries = read_metafile(metafile)
     except ValueError as error:
         raise ValueError(f'{metafile} {error}') from error
+    if not entries:
+        raise ValueError(f'{metafile} must list models, got none')
     trials: list[Trial] = []
     digests: dict[str, str] = {}
     folders: dict[str, Path] = {}

@@ -86,9 +86,12 @@ def test_a_trial_is_finished_with_its_last_checkpoint_and_a_complete_test(trials
     # A test that was stopped leaves no metrics.
     (trial.folder / 'test' / '20250101_000000').mkdir(parents=True)
     assert (trial.is_trained, trial.result) == (True, None)
-    finish_test(trial, 80.0)
-    finish_test(trial, 81.0, '20260102_000000')
-    assert trial.result == 81.0
+    for value, stamp in ((80.0, '20260101_000000'), (81.0, '20260102_000000'), (82.0, '20260103_000000')):
+        finish_test(trial, value, stamp)
+        assert trial.result == value
+    for content in ('{"accuracy/to', '[]', '{"time": 1}'):
+        (trial.folder / 'test/20260103_000000/20260103_000000.json').write_text(content)
+        assert trial.result == 81.0
     trial.checkpoint.unlink()
     assert not trial.is_trained
 
@@ -163,11 +166,12 @@ def test_digits_are_written_as_configs_and_belong_to_their_code(tmp_path):
     (lambda models: models[0]['Metadata'].pop('Ablation') and models, ValueError, r'must have Metadata\.Ablation'),
     (lambda models: models[::-1], ValueError, 'no classifier with the row'),
     (lambda models: [dict(models[0], Config=DETECTOR)], ValueError, 'must be of mmpretrain or mmseg, got mmdet'),
+    (lambda models: [], ValueError, 'must list models'),
     (lambda models: [dict(models[0], Name=3)], ValueError, r'metafile\.yml is not a metafile: Name must be a text'),
 ])
 def test_wrong_metafiles_are_named(change, error, message, tmp_path):
     models = change(yaml.safe_load((TABLE1 / 'metafile.yml').read_text())['Models'][:2])
-    if models:
+    if models is not None:
         (tmp_path / 'metafile.yml').write_text(yaml.safe_dump(dict(Models=models)))
     with pytest.raises(error, match=message):
         plan_sweep(tmp_path, tmp_path / 'work')
