@@ -1,5 +1,9 @@
 """Reports of trainings: the leaderboard, and sweeps over the tables of configs."""
 
+from ..install_hints import require
+
+require('mmengine', 'mmcv', by='pelk_mm.reports')
+
 from .catalogue import Entry, read_catalogue
 from .commands import Launcher
 from .costs import CostCounter

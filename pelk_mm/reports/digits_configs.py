@@ -1,4 +1,4 @@
-"""Ablations at a small scale: the config of a row of the paper's tables, brought to the built-in data."""
+"""Scale the configs of ablations to the built-in data."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ SMALLEST_KERNEL = 7
 
 
 def scale_config_to_digits(cfg: Config) -> Config:
-    """Bring an ablation to the data that ``tools/dataset_converters/digit_scenes.py`` makes.
+    """Scale the config of an ablation to the data that ``tools/dataset_converters/digit_scenes.py`` makes.
 
-    What the row says of its network stays: the kind of backbone, the grids, the width factor, the branches, the
+    The network of the row stays: the kind of backbone, the grids, the width factor, the branches, the
     embedding and the sparsity, with as many updates of the masks as the row's training has. From the digits' own config
     come depths and base widths, data, optimiser and schedule; training is shorter, there is no validation in between,
     no averaging of weights (the averages of so few steps would be those of the start), and the seed is fixed.
 
     Kernels are cut to what the maps of the digits can train: taps further from the middle than the other side of the
     map, ``2 * map - 1`` in all, meet nothing but padding there, so that in classification the network is the row's own.
-    Pictures have the share of 64 pixels that the row's have of 224.
+    Image side = 64 x (row's side / 224).
 
     Args:
         cfg (Config): A PeLK or SLaK classifier for ImageNet, or a segmentor with such a backbone. It is not changed.
@@ -86,13 +86,13 @@ def _build(backbone: dict, scope: str) -> Any:
 
 
 def _side(cfg: Config) -> int:
-    """Side of the digits: of their 64 pixels the share that the row's crops have of 224, as whole stage-3 pixels."""
+    """Return 64 x (side of the row's crops / 224), rounded to a multiple of the stride of stage 3."""
     crop = next(step.scale for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomResizedCrop')
     return round(DIGITS_SIDE * crop / IMAGENET_SIDE / 16) * 16
 
 
 def _cut_kernels(backbone: Any, side: int) -> list:
-    """The kernel of each stage, or its half grid, without what the maps of pictures of ``side`` pixels cannot train."""
+    """Return the kernel of each stage, or its half grid, without the taps that images of ``side`` pixels cannot train."""
     longest = [max(2 * (side // stride) - 1, SMALLEST_KERNEL) for stride in (4, 8, 16, 32)]
     if hasattr(backbone, 'grids'):
         return [_cut(grid.half, size // 2) for grid, size in zip(backbone.grids, longest)]
@@ -100,7 +100,7 @@ def _cut_kernels(backbone: Any, side: int) -> list:
 
 
 def _cut(half: Sequence[int], reach: int) -> list[int]:
-    """The half grid up to ``reach`` taps from the middle."""
+    """Return the half grid up to ``reach`` taps from the middle."""
     cut, rest = [half[-1]], reach - half[-1] // 2
     for width in half[-2::-1]:
         if rest > 0:
@@ -110,7 +110,7 @@ def _cut(half: Sequence[int], reach: int) -> list[int]:
 
 
 def _scale_updates(hook: dict, small: Config, cfg: Config) -> dict:
-    """The hook with as many updates of the masks in the short training as it has in the long one."""
+    """Return the hook with as many updates of the masks in the short training as it has in the long one."""
     hook = copy.deepcopy(hook)
     if hook.get('update_interval'):
         steps = small.train_cfg.max_epochs * DIGITS_IMAGES / small.train_dataloader.batch_size
