@@ -92,7 +92,7 @@ def _side(cfg: Config) -> int:
 
 
 def _cut_kernels(backbone: Any, side: int) -> list:
-    """Return the kernel of each stage, or its half grid, without the taps that images of ``side`` pixels cannot train."""
+    """Return the kernel of each stage, or its half grid, without taps that images of ``side`` pixels cannot train."""
     longest = [max(2 * (side // stride) - 1, SMALLEST_KERNEL) for stride in (4, 8, 16, 32)]
     if hasattr(backbone, 'grids'):
         return [_cut(grid.half, size // 2) for grid, size in zip(backbone.grids, longest)]
