@@ -31,12 +31,14 @@ def test_without_openmmlab():
     found = imports(['mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain'], [
         'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.models', 'pelk_mm.engine',
         'pelk_mm.datasets', 'pelk_mm.analysis', 'pelk_mm.deploy', 'pelk_mm.compat', 'pelk_mm.registry',
-        'pelk_mm.doctors.environment', 'pelk_mm.doctors.checkpoint', 'pelk_mm.models.backbones.pelk'
+        'pelk_mm.checkpoints', 'pelk_mm.diagnostics.environment', 'pelk_mm.diagnostics.checkpoint',
+        'pelk_mm.models.backbones.pelk'
     ])
     assert [name for name, text in found.items() if text == 'works'] == [
-        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.doctors.environment'
+        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.diagnostics.environment'
     ]
-    for name in ('models', 'engine', 'datasets', 'analysis', 'deploy', 'compat', 'registry', 'doctors.checkpoint'):
+    for name in ('models', 'engine', 'datasets', 'analysis', 'deploy', 'compat', 'registry', 'checkpoints',
+                 'diagnostics.checkpoint'):
         assert found[f'pelk_mm.{name}'] == f'pelk_mm.{name} needs mmengine{STACK}'
     assert found['pelk_mm.models.backbones.pelk'] == found['pelk_mm.models']
 

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pelk_mm.engine.pretrained import PretrainedBackbone
+from pelk_mm.checkpoints.pretrained import PretrainedBackbone
 
 # What initialisers fill weights with, needless where there are no values.
 _FILLS = frozenset(

@@ -125,22 +125,22 @@ def read_image(path: str, check: bool = True) -> np.ndarray:
 
     Args:
         path (str): The file.
-        check (bool): Look first whether it is whole; without need if :func:`find_damage` did. Defaults to True.
+        check (bool): Call :func:`image_file_error` first. Defaults to True.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImageFileError: If it is no whole image.
     """
     from mmcv.image import imread
-    damage = find_damage(path) if check else ''
+    damage = image_file_error(path) if check else None
     image = None if damage else imread(path)
     if image is None:
         raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_cure(path)}')
     return image
 
 
-def find_damage(path: str, before_loading: bool = False) -> str:
-    """Return what is wrong with an image file, in words; '' if nothing is seen.
+def image_file_error(path: str, before_loading: bool = False) -> str | None:
+    """Return what is wrong with an image file, in words; None if nothing is seen.
 
     Its first and last bytes are read; only if these look wrong, all of it is decoded.
 
@@ -162,9 +162,9 @@ def find_damage(path: str, before_loading: bool = False) -> str:
         return 'is a pointer of Git LFS, not the file itself (git lfs pull)'
     complete = _ends_as_it_should(head, tail, size)
     if complete or complete is None and before_loading:
-        return ''
+        return None
     error = decoding_error(path, other_decoders=not before_loading)
-    return error and f'is damaged or no image ({size} bytes; {error})'
+    return f'is damaged or no image ({size} bytes; {error})' if error else None
 
 
 def _ends_as_it_should(head: bytes, tail: bytes, size: int) -> bool | None:
@@ -250,7 +250,7 @@ class _CheckedLoading(_CheckedStep):
         local = self.damage and reads_local_file(step, path)
         ignore = getattr(step, 'ignore_empty', False)
         try:
-            damage = find_damage(path, before_loading=True) if local else ''
+            damage = image_file_error(path, before_loading=True) if local else None
             if damage and not ignore:
                 raise ImageFileError(f'{self.key}: {path} {damage}. {_cure(path)}. {off_switch("damaged_images")}')
             loaded = None if damage else step(results)
@@ -270,7 +270,7 @@ class _CheckedLoading(_CheckedStep):
 
 def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
     """Why a loader failed, with a remedy."""
-    if damage := find_damage(path) if local else '':
+    if damage := image_file_error(path) if local else None:
         return f'{damage}. {_cure(path)}'
     failure = f'cannot be loaded by {type(step).__name__} ({type(error).__name__}: {error})'
     if type(error).__name__ == 'DecompressionBombError':

@@ -18,9 +18,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pelk_mm import compat
+from pelk_mm.checkpoints.convert import BACKBONE_NAMES, convert_file
+from pelk_mm.checkpoints.entries import find_weights
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.deploy import load_trained
 from pelk_mm.engine import LoadWeightsHook, PretrainedBackbone
-from pelk_mm.engine.checkpoints import BACKBONE_NAMES, convert_file, find_weights, publish_file
 from pelk_mm.engine.hooks.preemption import EXIT_CODE
 from pelk_mm.engine.launch import configure_testing, run
 

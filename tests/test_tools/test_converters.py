@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, rename
+from pelk_mm.checkpoints.convert import CONVNEXT_NAMES, rename
 from pelk_mm.models import SLaK
 from pelk_mm.version import __version__
 

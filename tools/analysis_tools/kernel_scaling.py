@@ -10,8 +10,8 @@ from pathlib import Path
 from pelk_mm.analysis import build_model
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.kernel_scaling import draw_scaling, scale_kernels
+from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.engine.launch import read_config
-from pelk_mm.whole_files import refuse_existing
 
 CONVNEXT_TINY = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'
 

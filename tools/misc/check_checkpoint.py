@@ -8,8 +8,8 @@ import sys
 
 from mmengine.config import DictAction
 
-from pelk_mm.doctors.checkpoint import examine_checkpoint
-from pelk_mm.doctors.finding import has_fault, to_text
+from pelk_mm.diagnostics.checkpoint import examine_checkpoint
+from pelk_mm.diagnostics.finding import has_error, to_text
 from pelk_mm.engine.launch import load_config
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options) if args.config else None
     findings = examine_checkpoint(args.checkpoint, cfg)
     print(to_text(findings))
-    if has_fault(findings):
+    if has_error(findings):
         sys.exit(1)
 
 

@@ -2,7 +2,9 @@
 
 import argparse
 
-from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option, publish_file
+from pelk_mm.checkpoints.entries import add_weights_option
+from pelk_mm.checkpoints.loading import add_trust_option
+from pelk_mm.checkpoints.publish import publish_file
 
 
 def main() -> None:

@@ -4,9 +4,7 @@ from .dynamic_sparsity import DynamicSparsityHook
 from .finished_run import FinishedRunHook
 from .load_weights import LoadWeightsHook
 from .preemption import PreemptionHook
-from .whole_checkpoint import WholeCheckpointHook
 
 __all__ = [
-    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
-    'WholeCheckpointHook'
+    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook'
 ]

@@ -13,7 +13,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 
-from pelk_mm.engine.checkpoints import BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES, convert_file, publish_file, rename
+from pelk_mm.checkpoints.convert import BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES, convert_file, rename
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.testing.strategies import damaged
 
 NAMES = (BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES)
