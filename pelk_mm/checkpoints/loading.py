@@ -24,6 +24,13 @@ from mmengine.logging import HistoryBuffer, print_log
 NUMPY_TYPES = ('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64', 'float16', 'float32',
                'float64')
 
+# What PyTorch says when it refuses to call, make or open something.
+_REFUSED = {
+    'call': r'GLOBAL (\S+)(?: was not an allowed| whose module)',
+    'make a': r'Can only (?:build|create) .* got (.+)',
+    'open': r'weights_only=True\W+with (TorchScript archives|files saved in the\s+legacy .tar format)',
+}
+
 # Checkpoints, files or URLs, that may run code: see trust_checkpoint().
 _trusted: set[str] = set()
 
@@ -147,15 +154,10 @@ def load_checked(name: str, load: Callable[..., Any]) -> Any:
 
 def _needs(message: str) -> str | None:
     """Return what a file would do that ``weights_only`` refuses, from PyTorch's message; None for other errors."""
-    found = re.search(r'GLOBAL (\S+)(?: was not an allowed| whose module)', message)
-    if found:
-        return f'call {found.group(1)}'
-    found = re.search(r'Can only (?:build|create) .* got (.+)', message)
-    if found:
-        return f'make a {found.group(1)}'
-    refused = r'weights_only=True\W+with (TorchScript archives|files saved in the\s+legacy .tar format)'
-    found = re.search(refused, message)
-    return f'open {" ".join(found.group(1).split())}' if found else None
+    for verb, pattern in _REFUSED.items():
+        if found := re.search(pattern, message):
+            return f'{verb} {" ".join(found.group(1).split())}'
+    return None
 
 
 def _identity(name: str) -> str:

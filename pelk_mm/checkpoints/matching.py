@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Match:
-    """Which tensors of a checkpoint fit a model, by name and shape.
+    """The tensors of a checkpoint that fit a model, by name and shape.
 
     Args:
         own (Mapping[str, Tensor]): The model's tensors, by name.

@@ -65,14 +65,14 @@ class PretrainedBackbone(PretrainedInit):
         self.weights = weights
         self.skip_mismatched = skip_mismatched
 
-    def __call__(self, module: nn.Module) -> None:
-        """Load into ``module``, in place."""
+    def __call__(self, module: nn.Module) -> Match | None:
+        """Load into ``module``, in place; return what fitted, None if there was no checkpoint."""
         logger = MMLogger.get_current_instance()
         name = type(module).__name__
         if self.checkpoint is None:
             logger.warning(f'{name} trains from scratch: its init_cfg names no checkpoint. Give one by --cfg-options '
                            'model.backbone.init_cfg.checkpoint=PATH')
-            return
+            return None
         # MMEngine defers only the type 'Pretrained' until the children are initialised.
         for child in module.children():
             if isinstance(child, BaseModule) and not child.is_init:
@@ -106,6 +106,7 @@ class PretrainedBackbone(PretrainedInit):
                            f'{match.describe_shapes(len(match.other_shapes))}')
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())
+        return match
 
     def _load(self) -> tuple[dict[str, Tensor], str]:
         """Return the tensors of the checkpoint by name, and its name and entry for messages."""

@@ -99,7 +99,7 @@ def look_for_files(dataset: Any) -> None:
                                     f'data_root, data_prefix and the suffixes of the data set, or {advice(dataset)}. '
                                     f'{off_switch("missing_files")}')
         if empty:
-            raise ImageFileError(f'{where} {len(empty)} are empty, the first is {empty[0]}. {_cure(empty[0])}. '
+            raise ImageFileError(f'{where} {len(empty)} are empty, the first is {empty[0]}. {_fix(empty[0])}. '
                                  f'{off_switch("missing_files")}')
 
 
@@ -135,7 +135,7 @@ def read_image(path: str, check: bool = True) -> np.ndarray:
     damage = image_file_error(path) if check else None
     image = None if damage else imread(path)
     if image is None:
-        raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_cure(path)}')
+        raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_fix(path)}')
     return image
 
 
@@ -252,7 +252,7 @@ class _CheckedLoading(_CheckedStep):
         try:
             damage = image_file_error(path, before_loading=True) if local else None
             if damage and not ignore:
-                raise ImageFileError(f'{self.key}: {path} {damage}. {_cure(path)}. {off_switch("damaged_images")}')
+                raise ImageFileError(f'{self.key}: {path} {damage}. {_fix(path)}. {off_switch("damaged_images")}')
             loaded = None if damage else step(results)
         except ImageFileError:
             raise
@@ -271,12 +271,12 @@ class _CheckedLoading(_CheckedStep):
 def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
     """Why a loader failed, with a remedy."""
     if damage := image_file_error(path) if local else None:
-        return f'{damage}. {_cure(path)}'
+        return f'{damage}. {_fix(path)}'
     failure = f'cannot be loaded by {type(step).__name__} ({type(error).__name__}: {error})'
     if type(error).__name__ == 'DecompressionBombError':
         return (f"{failure}. Set imdecode_backend='cv2' in this transform, or PIL.Image.MAX_IMAGE_PIXELS = None in a "
                 'module of custom_imports')
-    return f'{failure}. {_cure(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
+    return f'{failure}. {_fix(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -305,6 +305,6 @@ def _describe(config: Any) -> str:
     return f'{getattr(kind, "__name__", kind)} ({", ".join(given)})'
 
 
-def _cure(path: str) -> str:
+def _fix(path: str) -> str:
     folder = shlex.quote(os.path.dirname(path) or '.')
     return f'Get it again, or take it out of the data set; {CHECK_TOOL} images --root {folder} finds all such files'

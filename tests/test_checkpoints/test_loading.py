@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from inspect import getsource, signature
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -19,16 +19,24 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import FlexibleRunner, Runner
-from mmengine.runner.checkpoint import load_from_local
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
+from pelk_mm import compat
 from pelk_mm.checkpoints import loading, patches
+from pelk_mm.checkpoints.atomic import atomic_save
 from pelk_mm.checkpoints.loading import UnsafeCheckpoint, checkpoint_error, safe_load
+from pelk_mm.engine import checkpoints as old
 
 try:
     ONEDL = bool(version('onedl-mmengine'))
 except PackageNotFoundError:
     ONEDL = False
+
+
+def test_names_of_0_1_0_stay():
+    assert compat.load_safely is old.safe_load is safe_load
+    assert compat.trust_checkpoint is loading.trust_checkpoint
+    assert old.save_whole is atomic_save
 
 
 @pytest.fixture
@@ -164,9 +172,12 @@ def test_downloads_are_still_loaded_unsafely_by_upstream():
     assert mmengine.runner.checkpoint.load_url is patches._load_url
 
 
-@pytest.mark.parametrize('kind', [Runner, FlexibleRunner])
-def test_upstream_still_runs_configs_in_checkpoints(kind):
-    assert "fromstring(\n                checkpoint['meta']['config']" in getsource(kind.resume)
+def test_configs_are_taken_out_of_what_mmengine_loads(tmp_path):
+    """Runner.resume runs them, see test_hostile_files."""
+    torch.save(dict(state_dict={}, meta=dict(iter=3, config='raise SystemExit')), tmp_path / 'a.pth')
+    patched = CheckpointLoader.load_checkpoint.__func__
+    for load, kept in ((patched, ['iter']), (patched.__wrapped__, ['iter', 'config'])):
+        assert list(load(CheckpointLoader, str(tmp_path / 'a.pth'), 'cpu')['meta']) == kept
 
 
 def test_damage_is_described(tmp_path, save):

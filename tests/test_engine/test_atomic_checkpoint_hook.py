@@ -6,7 +6,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from pelk_mm.engine import AtomicCheckpointHook
 from pelk_mm.engine.launch import use_atomic_checkpoint_hook
+from pelk_mm.registry import HOOKS
 
 SCORES = dict(a=[1, 3, 2], b=[5, 4, 3])
 SETTINGS = {
@@ -70,6 +72,10 @@ def test_the_best_is_there_while_the_next_best_is_written(make_runner, tmp_path,
     assert 'best_a_epoch_1.pth' in next(found for found, pointer in watch.seen if pointer == 'epoch_2.pth')
     assert [name for name in names(tmp_path) if '_a_' in name] == ['best_a_epoch_2.pth']
     assert all(any(name.startswith('epoch') for name in found) for found, pointer in watch.seen[1:])
+
+
+def test_configs_of_0_1_0_find_it():
+    assert HOOKS.get('pelk_mm.WholeCheckpointHook') is HOOKS.get('pelk_mm.AtomicCheckpointHook') is AtomicCheckpointHook
 
 
 def test_every_training_of_ours_uses_it():

@@ -246,6 +246,9 @@ def test_backbones_start_from_raw_weights(tmp_path, trained, states, names):
     assert_backbone(loaded_backbone(path), states['raw'])
     assert_backbone(loaded_backbone(path, weights='raw'), states['raw'])
     assert_backbone(loaded_backbone(path, weights='averaged'), states['averaged'])
+    entries = dict(zip(('raw', 'averaged'), names or ('ema_state_dict', 'state_dict')))
+    for kind, key in entries.items():
+        assert_backbone(loaded_backbone(path, key=key), states[kind])
     for weights in (None, 'raw', 'averaged'):
         target = str(tmp_path / f'{weights}.pth')
         convert_file(path, target, BACKBONE_NAMES, weights=weights)

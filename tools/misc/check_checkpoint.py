@@ -1,4 +1,4 @@
-"""Tell what is inside a checkpoint, and whether the model of a config can take it; exit code 1 if something is wrong.
+"""Report what a checkpoint holds, and whether the model of a config can load it; exit code 1 if something is wrong.
 
 Only tensors and plain values are loaded: a file that would run code is refused.
 """
@@ -16,7 +16,7 @@ from pelk_mm.engine.launch import load_config
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('config', nargs='?', help='config whose model is to take it')
+    parser.add_argument('config', nargs='?', help='config whose model is to load it')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tell what this Python environment consists of and what is wrong with it; exit code 1 if something would break.
+"""Report what this Python environment consists of and what is wrong with it; exit code 1 if something would break.
 
 Versions of the stack, mmcv's compiled ops, CUDA, Triton, the C++ compiler, and the backends of the peripheral
 convolution. Takes about as long as to import everything.

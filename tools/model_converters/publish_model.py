@@ -1,4 +1,4 @@
-"""Make a training checkpoint ready to publish: weights and meta data alone, with a hash in the name of the file."""
+"""Make a training checkpoint ready to publish: only weights and meta data, with a hash in the file name."""
 
 import argparse
 

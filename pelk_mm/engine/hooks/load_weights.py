@@ -14,7 +14,7 @@ from ...checkpoints.entries import check_choice, find_weights
 class LoadWeightsHook(Hook):
     """Chooses the weights that ``load_from`` loads from a checkpoint of training with EMA, which holds two sets.
 
-    Resumed training needs both, and is left alone. All other loading takes one set, and MMEngine's EMAHook, if there is
+    Resumed training needs both, and gets both. All other loading takes one set, and MMEngine's EMAHook, if there is
     one, starts its average from it; heads whose shapes differ are left out, as without EMA. Our tools add this hook to
     every training that starts from a checkpoint.
 
