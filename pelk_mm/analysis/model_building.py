@@ -35,6 +35,9 @@ class WeightsOnMeta(TorchFunctionMode):
             kwargs['device'] = 'meta'
         elif func in _FILLS and args[0].is_meta:
             return args[0]
+        elif len({value.is_meta for value in args if isinstance(value, torch.Tensor)}) == 2:
+            # Statistics of norms, which have values, with weights, which have none: folding a norm on construction.
+            args = tuple(value.to('meta') if isinstance(value, torch.Tensor) else value for value in args)
         return func(*args, **kwargs)
 
 

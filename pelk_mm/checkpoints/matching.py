@@ -31,8 +31,8 @@ class Match:
         self.other_shapes = [name for name in both if self.own[name] != self.found[name]]
 
     @property
-    def merged(self) -> tuple[str, list[str]]:
-        """The form of the checkpoint, if the model has the other one: ``'deployed'`` or ``'training'``, and the proof.
+    def other_form(self) -> tuple[str, list[str]]:
+        """The checkpoint's form where the model has the other one, ``'deployed'`` or ``'training'``, and the proof.
 
         Merged convolutions have a bias where those in training form have none. The proof are these biases; without any
         the form is ''.

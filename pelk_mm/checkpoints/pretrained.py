@@ -140,7 +140,7 @@ class PretrainedBackbone(PretrainedInit):
 
     def _refuse_misfit(self, match: Match, name: str, where: str) -> None:
         """Raise if the weights are of the other form, or of other shapes."""
-        form, biases = match.merged
+        form, biases = match.other_form
         if form:
             fix = ('load the checkpoint that training saved, and deploy afterwards' if form == 'deployed' else
                    'build the backbone, load, and call switch_to_deploy() afterwards')

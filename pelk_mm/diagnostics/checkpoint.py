@@ -106,7 +106,7 @@ def match_config(path: Path, tensors: Mapping[str, Tensor], cfg: Config, key: st
         if match.unused:
             yield note('not used', shorten(match.unused, _LISTED))
         return
-    form, biases = match.merged
+    form, biases = match.other_form
     if form:
         yield error(
             'form', f'the checkpoint holds the {form} form, the config describes the other one: {len(biases)} '

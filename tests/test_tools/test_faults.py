@@ -216,7 +216,7 @@ def test_a_checkpoint_that_last_checkpoint_does_not_name_yet_is_found(start, tmp
     assert training.resumed_at == 15
 
 
-def test_a_half_written_file_is_named_skipped_and_kept(start, tmp_path, whole):
+def test_a_half_written_file_is_reported_skipped_and_kept(start, tmp_path, whole):
     for iteration in (10, 15, 20):
         (tmp_path / f'iter_{iteration}.pth').write_bytes((whole / f'iter_{iteration}.pth').read_bytes())
     # As MMEngine by itself leaves it; and one byte that a disk or a copy got wrong.
@@ -244,7 +244,7 @@ def test_a_half_written_file_is_named_skipped_and_kept(start, tmp_path, whole):
         assert_same_state(tmp_path / f'iter_{iteration}.pth', whole / f'iter_{iteration}.pth')
 
 
-def test_a_full_disk_ends_with_the_cure_and_the_last_checkpoint_whole(start, tmp_path, whole):
+def test_a_full_disk_is_reported_with_the_last_undamaged_checkpoint(start, tmp_path, whole):
     limit = (whole / 'iter_15.pth').stat().st_size * 2 // 3
     training = start(tmp_path, file_limit=limit)
     assert training.end() == 1
