@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from .. import __version__
 from ..analysis.inputs import count_channels, normalisation, swaps_colours
-from ..whole_files import refuse_existing, write_whole
+from ..checkpoints.atomic import atomic_write, refuse_existing
 from .export_forms import free_sizes, prepare_for_export
 from .images import test_pipeline
 from .onnx_ops import translations
@@ -176,7 +176,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         result.save(str(path))
     else:
-        write_whole(result.model_proto.SerializeToString(), str(path))
+        atomic_write(result.model_proto.SerializeToString(), str(path))
 
 
 def save_package(program: ExportedProgram, path: str | Path) -> None:
@@ -191,7 +191,7 @@ def save_package(program: ExportedProgram, path: str | Path) -> None:
     refuse_existing(path)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    write_whole(buffer.getbuffer(), str(path))
+    atomic_write(buffer.getbuffer(), str(path))
 
 
 def describe(cfg: Config, meta: Mapping[str, Any], channels: int = 3) -> dict[str, Any]:

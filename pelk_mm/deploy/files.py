@@ -1,4 +1,4 @@
-"""Trained models from their files, deployed ones to theirs."""
+"""Load trained models, save deployed ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from .. import __version__
 from ..analysis import build_model
-from ..engine.checkpoints import load_weights_and_meta, save_whole
-from ..whole_files import refuse_existing, write_whole
+from ..checkpoints.atomic import atomic_save, atomic_write, refuse_existing
+from ..checkpoints.entries import load_weights_and_meta
 from .merging import Deployment
 
 
@@ -45,8 +45,8 @@ def save_deployment(deployment: Deployment, meta: Mapping[str, Any], path: str |
     """Write a checkpoint, and beside it, with the suffix ``.py``, the config that builds its model.
 
     Args:
-        deployment (Deployment): What :func:`pelk_mm.deploy.deploy` returned.
-        meta (Mapping[str, Any]): The trained checkpoint's, which is kept, but for the config.
+        deployment (Deployment): The result of :func:`pelk_mm.deploy.deploy`.
+        meta (Mapping[str, Any]): The trained checkpoint's, which is kept, except the config.
         path (str | Path): The checkpoint.
 
     Raises:
@@ -57,6 +57,6 @@ def save_deployment(deployment: Deployment, meta: Mapping[str, Any], path: str |
     config, text = path.with_suffix('.py'), deployment.cfg.pretty_text
     refuse_existing(path, config)
     meta = dict(meta, cfg=text, pelk_mm_version=__version__)
-    save_whole(dict(meta=meta, state_dict=deployment.model.state_dict()), path)
-    # Last, as it takes no time: who is ended while the weights are written leaves neither.
-    write_whole(text.encode(), str(config))
+    atomic_save(dict(meta=meta, state_dict=deployment.model.state_dict()), path)
+    # Last, as it takes no time: a process that is killed while the weights are written leaves neither.
+    atomic_write(text.encode(), config)
