@@ -8,6 +8,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .recomputation import in_recomputation, statistics_kept
 
@@ -103,7 +104,10 @@ class DepthwiseBranches(nn.Module):
         self.check_norms()
         constant = None if cell_sums is None else self.large.position_bias(cell_sums)
         for name, norm in self.norms.items():
-            _fold_norm(self.convs[name], norm)
+            conv = self.convs[name]
+            conv.weight, conv.bias = fuse_conv_bn_weights(
+                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+            conv.bias.requires_grad_(conv.weight.requires_grad)
         self.norms = nn.ModuleDict()
         for name in reversed(list(self.convs)[1:]):
             small = self.convs[name]
@@ -116,19 +120,6 @@ class DepthwiseBranches(nn.Module):
             del self.convs[name]
         if constant is not None:
             _add_bias(self.large, constant)
-
-
-def _fold_norm(conv: nn.Module, norm: nn.Module) -> None:
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    conv.weight *= scale[:, None, None, None]
-    if conv.bias is not None:
-        conv.bias *= scale
-    _add_bias(conv, shift)
 
 
 def _add_bias(conv: nn.Module, bias: Tensor) -> None:

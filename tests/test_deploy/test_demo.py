@@ -9,8 +9,7 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 
 from pelk_mm.analysis import build_model
-from pelk_mm.deploy.demo import ModelDemo
-from pelk_mm.deploy.drawing import Drawer
+from pelk_mm.deploy.demo import Drawer, ModelDemo
 from pelk_mm.testing.tiny_models import CLASSES, randomise, tiny_config, write_pictures
 
 FCN = dict(type='FCNHead', channels=8, num_convs=1, concat_input=False, in_channels=16, in_index=3, num_classes=4)
@@ -97,7 +96,7 @@ def test_every_head_is_drawn(case, tmp_path):
         picture = cv2.imread(str(file))
         cv2.imwrite(str(file), np.dstack([picture, picture[..., 0]]))
     demo = ModelDemo(cfg, write_model(cfg, tmp_path), 'cpu', score_thr=0)
-    image = demo.load(file)
+    image = demo.pipeline.load(file)
     drawn, found = demo(image)
     assert re.fullmatch(expected, found), found
     assert (drawn.shape, drawn.dtype) == ((384, 480, 3), np.uint8)

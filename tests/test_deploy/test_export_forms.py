@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from pelk_mm.deploy import ImageModel, capture, prepare_for_export
-from pelk_mm.deploy.export_forms import AveragePoolByProducts
+from pelk_mm.deploy.export import AveragePoolByProducts
 from pelk_mm.deploy.onnx_ops import translations
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config
@@ -85,7 +85,7 @@ def test_the_model_is_left_as_it_is():
         assert not any(parameter.requires_grad for parameter in prepared.parameters())
     assert [type(module).__name__ for module in model] == kinds
     assert all(parameter.requires_grad for parameter in model.parameters())
-    with pytest.raises(ValueError, match=r"form must be one of \('fast', 'dense'\), got 'sparse'"):
+    with pytest.raises(ValueError, match=r"kernel_form must be one of \('fast', 'dense'\), got 'sparse'"):
         prepare_for_export(model, 'sparse')
 
 

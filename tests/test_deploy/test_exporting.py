@@ -16,7 +16,7 @@ from pelk_mm.deploy import (
     capture,
     deploy,
     describe,
-    exporting,
+    export,
     save_onnx,
     save_package,
     task_of,
@@ -187,6 +187,6 @@ def test_files_are_there_whole_or_not_at_all(saves, tmp_path, monkeypatch):
 
 
 def test_weights_too_large_for_one_file_are_left_to_pytorch(saves, tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, '_ONE_FILE', 0)
+    monkeypatch.setattr(export, '_ONE_FILE', 0)
     saves['a.onnx'](tmp_path / 'new' / 'a.onnx')
     onnx.checker.check_model(str(tmp_path / 'new' / 'a.onnx'), full_check=True)

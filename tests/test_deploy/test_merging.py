@@ -9,9 +9,7 @@ from mmengine.config import Config
 from torch import nn
 
 from pelk_mm.analysis import build_model
-from pelk_mm.deploy import TestImages, compare, deploy
-from pelk_mm.deploy.comparing import Difference
-from pelk_mm.deploy.predictions import Detections
+from pelk_mm.deploy import Detections, Difference, EvalImages, compare, deploy
 from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pictures
 
@@ -37,7 +35,7 @@ def test_outputs_stay_equal_and_nothing_is_left_to_merge(task, images):
     assert all(list(module.convs) == ['large'] for module in modules if isinstance(module, DepthwiseBranches))
     assert getattr(deployment.model, 'auxiliary_head', None) is None
 
-    batches = TestImages(cfg, 2, images).batches()
+    batches = EvalImages(cfg, 2, images).batches()
     differences, predictions = compare(model, deployment.model, deployment.layers, batches)
     names = [difference.name for difference in differences]
     assert set(deployment.layers) | {'backbone.stages.2', 'backbone'} <= set(names)
@@ -145,12 +143,12 @@ def test_detections_match_by_class_and_place():
 
 def test_images_of_a_folder_are_sorted_and_counted(images, tmp_path):
     cfg = tiny_config('segmentation')
-    assert len(TestImages(cfg, 8, images)) == 3
-    batch = next(TestImages(cfg, 1, images).batches())
+    assert len(EvalImages(cfg, 8, images)) == 3
+    batch = next(EvalImages(cfg, 1, images).batches())
     assert batch['inputs'][0].shape == (3, 64, 64)
     with pytest.raises(FileNotFoundError, match='has none of'):
-        TestImages(cfg, 1, tmp_path)
+        EvalImages(cfg, 1, tmp_path)
     with pytest.raises(FileNotFoundError, match='no such folder'):
-        TestImages(cfg, 1, tmp_path / 'nowhere')
+        EvalImages(cfg, 1, tmp_path / 'nowhere')
     with pytest.raises(ValueError, match='count must be at least 1'):
-        TestImages(cfg, 0, images)
+        EvalImages(cfg, 0, images)

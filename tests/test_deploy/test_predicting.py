@@ -12,10 +12,10 @@ from mmengine.dataset import pseudo_collate
 from pelk_mm.analysis import build_model
 from pelk_mm.analysis.model_building import build_without_weights
 from pelk_mm.deploy import (
+    EvalImages,
     ImageModel,
     OnnxModel,
     Predictions,
-    TestImages,
     capture,
     describe,
     save_onnx,
@@ -23,7 +23,7 @@ from pelk_mm.deploy import (
     task_of,
     verify_predictions,
 )
-from pelk_mm.deploy.predicting import exported_network, predict
+from pelk_mm.deploy.inference import exported_network, predict
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, randomise, tiny_config, write_pictures
 
 pytestmark = pytest.mark.slow
@@ -131,7 +131,7 @@ def test_the_head_that_the_file_describes_decides_as_the_model(case, tmp_path):
         Config(dict(model=ast.literal_eval(description['model']), default_scope=description['scope'])))
     assert not list(rules.backbone.parameters())
     found = Predictions()
-    for batch in TestImages(cfg, 2, str(write_images(cfg, tmp_path))).batches():
+    for batch in EvalImages(cfg, 2, str(write_images(cfg, tmp_path))).batches():
         expected = predict(model, batch)
         with torch.no_grad(), exported_network(rules, task, network, network.channels):
             found.add(expected[0], predict(rules, batch)[0])
@@ -157,14 +157,14 @@ def exported(request, tmp_path_factory):
 def test_predictions_are_those_of_the_model(exported):
     cfg, model, path, images = exported
     for file in (path, path.with_suffix('.pt2')):
-        found = verify_predictions(model, task_of(cfg), file, TestImages(cfg, 2, str(images)).batches())
+        found = verify_predictions(model, task_of(cfg), file, EvalImages(cfg, 2, str(images)).batches())
         assert (found.images, found.equal) == (2, found.decisions)
         assert found.decisions > 0
         assert found.error < 1e-5
     # From the file only, which knows how images are loaded and prepared.
     onnx = OnnxModel(path)
     direct = Predictions()
-    for file, batch in zip(sorted(images.glob('*.png')), TestImages(cfg, 2, str(images)).batches()):
+    for file, batch in zip(sorted(images.glob('*.png')), EvalImages(cfg, 2, str(images)).batches()):
         direct.add(predict(model, batch)[0], onnx.predict(onnx.load(file)))
     assert (direct.decisions, direct.error < 1e-5) == (found.decisions, True)
 
@@ -173,7 +173,7 @@ def test_predictions_are_those_of_the_model(exported):
 def test_decisions_are_not_trivial(case, tmp_path):
     """Both classes of the binary segmentor, some labels but not all: a rule that ignores the head would show."""
     cfg = CASES[case]()
-    batch = next(TestImages(cfg, 1, str(write_images(cfg, tmp_path))).batches())
+    batch = next(EvalImages(cfg, 1, str(write_images(cfg, tmp_path))).batches())
     found = predict(randomise(build_model(cfg, 'cpu')), batch)[0]
     if case == 'binary':
         assert 0.2 < found.pred_sem_seg.data.mean() < 0.8

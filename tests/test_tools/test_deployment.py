@@ -15,8 +15,8 @@ from mmengine.fileio import load
 from mmengine.structures import PixelData
 
 from pelk_mm import layers
-from pelk_mm.deploy import OnnxModel, TestImages, merging
-from pelk_mm.deploy.predicting import predict
+from pelk_mm.deploy import EvalImages, OnnxModel, merge
+from pelk_mm.deploy.inference import predict
 from pelk_mm.engine import image_files
 from pelk_mm.engine.launch import configure_testing, load_config
 from pelk_mm.engine.launch import run as run_mmengine
@@ -63,10 +63,13 @@ def without_constant(monkeypatch):
 
 def without_shift(monkeypatch):
 
-    def forget(conv, bias):
-        conv.bias = torch.nn.Parameter(torch.zeros_like(bias))
+    fuse = layers.branches.fuse_conv_bn_weights
 
-    monkeypatch.setattr('pelk_mm.layers.branches._add_bias', forget)
+    def forget(*args):
+        weight, bias = fuse(*args)
+        return weight, torch.nn.Parameter(torch.zeros_like(bias))
+
+    monkeypatch.setattr(layers.branches, 'fuse_conv_bn_weights', forget)
 
 
 def off_centre(monkeypatch):
@@ -75,14 +78,14 @@ def off_centre(monkeypatch):
 
 
 def wrong_head(monkeypatch):
-    fuse = merging.fuse_conv_bn_eval
+    fuse = merge.fuse_conv_bn_eval
 
     def fuse_wrongly(conv, norm):
         fused = fuse(conv, norm)
         fused.bias.data *= 1.01
         return fused
 
-    monkeypatch.setattr(merging, 'fuse_conv_bn_eval', fuse_wrongly)
+    monkeypatch.setattr(merge, 'fuse_conv_bn_eval', fuse_wrongly)
 
 
 @pytest.mark.parametrize('corrupt', [without_constant, without_shift, off_centre, wrong_head])
@@ -100,7 +103,7 @@ def test_a_corrupted_merge_exits_1_and_writes_nothing(corrupt, tmp_path, images,
 
 def test_a_layer_that_never_ran_is_not_proven(tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
-    monkeypatch.setattr(merging, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
+    monkeypatch.setattr(merge, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
     monkeypatch.setattr('mmseg.models.EncoderDecoder.encode_decode', lambda self, x, metas: x)
     out = tmp_path / 'deployed.pth'
     code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
@@ -233,7 +236,7 @@ def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, ima
     for file in images.iterdir():
         picture = cv2.imread(str(file))
         cv2.imwrite(str(folder / file.name), np.dstack([picture, picture[..., :1]]))
-    batch = next(TestImages(cfg, 1, str(folder)).batches())
+    batch = next(EvalImages(cfg, 1, str(folder)).batches())
     # Half of the pixels are above it.
     cfg.model.decode_head.threshold = predict(build_tiny_model(cfg), batch)[0].seg_logits.data.median().item()
     config, checkpoint = write_tiny_model('segmentation', tmp_path, cfg)
@@ -260,7 +263,7 @@ def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, ima
 def test_a_file_that_decides_otherwise_is_not_equal(tmp_path, images, run_tool, monkeypatch):
     """Logits agree, and the labels that the file's head makes of them do not."""
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
-    monkeypatch.setattr('pelk_mm.deploy.onnx_model.OnnxModel.predict_batch',
+    monkeypatch.setattr('pelk_mm.deploy.inference.OnnxModel.predict_batch',
                         lambda self, batch: [sample_of_class_0(sample) for sample in batch['data_samples']])
     code, printed = run_tool('model_converters/export.py', config, checkpoint, tmp_path / 'model.onnx', '--images',
                              images, '--timing-seconds', 0)
