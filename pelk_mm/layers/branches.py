@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -104,10 +104,7 @@ class DepthwiseBranches(nn.Module):
         self.check_norms()
         constant = None if cell_sums is None else self.large.position_bias(cell_sums)
         for name, norm in self.norms.items():
-            conv = self.convs[name]
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-            conv.bias.requires_grad_(conv.weight.requires_grad)
+            _fold_norm(self.convs[name], norm)
         self.norms = nn.ModuleDict()
         for name in reversed(list(self.convs)[1:]):
             small = self.convs[name]
@@ -120,6 +117,13 @@ class DepthwiseBranches(nn.Module):
             del self.convs[name]
         if constant is not None:
             _add_bias(self.large, constant)
+
+
+def _fold_norm(conv: Any, norm: Any) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    # A new bias would not be trained further.
+    conv.bias.requires_grad_(conv.weight.requires_grad)
 
 
 def _add_bias(conv: nn.Module, bias: Tensor) -> None:
