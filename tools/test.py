@@ -4,6 +4,7 @@ import argparse
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from pelk_mm.engine.checkpoints import add_weights_option
 from pelk_mm.engine.launch import configure_testing, load_config, parse_args, run
 
 
@@ -21,9 +22,11 @@ def main() -> None:
         '--tta',
         action='store_true',
         help="use the config's test-time augmentation; flipping where one for mmpretrain or mmdet has none")
+    add_weights_option(parser, 'the averaged ones')
     args = parse_args(parser)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
-    configure_testing(cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time, args.tta)
+    configure_testing(
+        cfg, args.checkpoint, args.out, args.show, args.show_dir, args.wait_time, args.tta, args.weights)
     run(cfg, 'test', args.launcher)
 
 

@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/schedules/digits_adamw_1600it.py',
     'mmseg::_base_/default_runtime.py',
 ]
-norm_cfg = dict(type='BN', requires_grad=True)
+norm_cfg = dict(type='BN')
 # Four pixels of five are background: unweighted, nothing else is predicted for hundreds of iterations.
 loss = dict(class_weight=[0.2] + [1.0] * 10)
 model = dict(

@@ -5,5 +5,5 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
 ]
 model = dict(data_preprocessor=_base_.data_preprocessor)
-train_dataloader = dict(batch_size=128)
+train_dataloader = dict(batch_size=128, drop_last=True)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))

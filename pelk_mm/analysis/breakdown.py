@@ -1,4 +1,4 @@
-"""A picture of where a model's multiply-adds go (PeLK, Fig. 5)."""
+"""A figure of where a model's multiply-adds go (PeLK, Fig. 5)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .figures import COLORS
 def draw_breakdown(complexity: Complexity) -> Figure:
     """Draw the cost of the model's components and of the backbone's parts, in dense form and as executed.
 
+    Shares are of the model in the left panel, Fig. 5(a), and of the backbone in the right one, Fig. 5(b).
+
     Args:
         complexity (Complexity): From :func:`pelk_mm.analysis.count_complexity`.
 
     Returns:
-        Figure: Two panels of bars, labelled with billions of operations and their share of the model.
+        Figure: Two panels of bars, labelled with billions of operations and their share of the panel's title.
     """
     components = {name: complexity.component(name) for name in complexity.costs}
     # What stands in brackets explains the table; bars have no room for it.
@@ -25,9 +27,10 @@ def draw_breakdown(complexity: Complexity) -> Figure:
                for name, cost in panel.items() if cost.macs or cost.executed} for panel in (components, parts)]
     figure = Figure(figsize=(11, 1.6 + 0.62 * max(map(len, panels))), layout='constrained')
     axes = figure.subplots(1, 2)
-    for axis, title, panel in zip(axes, ('model', 'backbone'), panels):
-        axis.set_title(title)
-        _draw_bars(axis, panel, complexity)
+    for axis, title, panel, whole in zip(axes, ('model', 'backbone'), panels,
+                                         (complexity.total, complexity.component('backbone'))):
+        axis.set_title(f'{title}, shares of the {title}')
+        _draw_bars(axis, panel, whole, complexity)
         # Bars of one thickness in both panels.
         axis.set_ylim(max(map(len, panels)) - 0.5, -0.5)
     height, width = complexity.shape
@@ -36,18 +39,17 @@ def draw_breakdown(complexity: Complexity) -> Figure:
     return figure
 
 
-def _draw_bars(axis: Axes, costs: dict[str, Cost], complexity: Complexity) -> None:
-    total = complexity.total
+def _draw_bars(axis: Axes, costs: dict[str, Cost], whole: Cost, complexity: Complexity) -> None:
     bars: dict[str, tuple[list[float], float]] = {
         f'multiply-adds in dense form, weights x {complexity.density:g}':
-        ([cost.macs for cost in costs.values()], total.macs),
+        ([cost.macs for cost in costs.values()], whole.macs),
         f'operations executed, backend {complexity.backend}':
-        ([cost.executed for cost in costs.values()], total.executed),
+        ([cost.executed for cost in costs.values()], whole.executed),
     }
-    for index, (label, (values, whole)) in enumerate(bars.items()):
+    for index, (label, (values, total)) in enumerate(bars.items()):
         places = [row + 0.4 * (index - 0.5) for row in range(len(costs))]
         drawn = axis.barh(places, [value / 1e9 for value in values], 0.38, color=COLORS[index], label=label)
-        labels = [f'{value / 1e9:.3g} G, {100 * value / max(whole, 1):.3g} %' for value in values]
+        labels = [f'{value / 1e9:.3g} G, {100 * value / max(total, 1):.3g} %' for value in values]
         axis.bar_label(drawn, labels, padding=3)
     axis.set_yticks(range(len(costs)), list(costs))
     axis.margins(x=0.4)

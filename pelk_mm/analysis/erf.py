@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mmcv.cnn import is_norm
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -102,7 +104,8 @@ def high_contribution_regions(scores: np.ndarray, thresholds: Sequence[float] = 
 def measure_receptive_field(model: nn.Module,
                             images: Iterable[Tensor],
                             description: str = 'ERF',
-                            num_images: int | None = None) -> ReceptiveField:
+                            num_images: int | None = None,
+                            before_norm: bool = False) -> ReceptiveField:
     """Measure which pixels the centre of the last feature map depends on.
 
     For each image the gradient of the sum over channels of the map's positive values at its centre is taken with
@@ -116,6 +119,7 @@ def measure_receptive_field(model: nn.Module,
         images (Iterable[Tensor]): Normalised images of one size, (1, C, H, W) each, on the model's device.
         description (str): What the progress bar is called.
         num_images (int, optional): How many images there are, for the progress bar, if ``images`` has no length.
+        before_norm (bool): Leave out a norm that the backbone ends with, as RepLKNet's authors do. Defaults to False.
 
     Raises:
         ValueError: If the module returns no feature map, there are no images, or no pixel contributes.
@@ -126,20 +130,23 @@ def measure_receptive_field(model: nn.Module,
     backbone.eval()
     backbone.requires_grad_(False)
     total, count = None, 0
-    for image in track(images, description=description, total=num_images):
-        image = image.detach().requires_grad_()
-        features = backbone(image)
-        while isinstance(features, (tuple, list)):
-            features = features[-1]
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f'{type(backbone).__name__} must return a feature map (1, C, h, w) last, got {shape}')
-        height, width = features.shape[2:]
-        center = features[:, :, height // 2, width // 2].relu().sum()
-        gradient, = torch.autograd.grad(center, image)
-        contributions = gradient.relu().sum((0, 1)).double().cpu().numpy()
-        total = contributions if total is None else total + contributions
-        count += 1
+    with ExitStack() as stack:
+        for image in track(images, description=description, total=num_images):
+            if before_norm and count == 0:
+                stack.enter_context(_without_final_norm(backbone, image))
+            image = image.detach().requires_grad_()
+            features = backbone(image)
+            while isinstance(features, (tuple, list)):
+                features = features[-1]
+            if not isinstance(features, Tensor) or features.ndim != 4:
+                shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+                raise ValueError(f'{type(backbone).__name__} must return a feature map (1, C, h, w) last, got {shape}')
+            height, width = features.shape[2:]
+            center = features[:, :, height // 2, width // 2].relu().sum()
+            gradient, = torch.autograd.grad(center, image)
+            contributions = gradient.relu().sum((0, 1)).double().cpu().numpy()
+            total = contributions if total is None else total + contributions
+            count += 1
     if total is None:
         raise ValueError('images must hold at least one image, got none')
     if not np.isfinite(total).all():
@@ -149,12 +156,14 @@ def measure_receptive_field(model: nn.Module,
     return ReceptiveField(total / count, tuple(features.shape[1:]))
 
 
-def find_images(folder: Path, count: int) -> list[Path]:
+def find_images(folder: Path, count: int, first: bool = False) -> list[Path]:
     """Images of a folder and its subfolders, evenly spaced over all in the order of their names.
 
     Args:
         folder (Path): Searched for files that are named like images.
         count (int): How many to take at most.
+        first (bool): Take the first ones instead, as RepLKNet's authors do: of ImageNet's validation set in folders of
+            classes, 50 images of one class. Defaults to False.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
@@ -168,7 +177,7 @@ def find_images(folder: Path, count: int) -> list[Path]:
     if not files:
         raise FileNotFoundError(f'no image in {folder} or below it: expected files with {", ".join(IMAGE_SUFFIXES)}')
     count = min(count, len(files))
-    return [files[index * len(files) // count] for index in range(count)]
+    return files[:count] if first else [files[index * len(files) // count] for index in range(count)]
 
 
 def load_images(paths: Sequence[Path],
@@ -243,6 +252,26 @@ def _draw_field(axis: Axes, field: ReceptiveField):
     shares = '   '.join(f'{100 * region.threshold:g} %: {100 * region.ratio:.3g}' for region in regions)
     axis.set_xlabel(f'area ratio r in % at t =\n{shares}', fontsize='small')
     return view
+
+
+@contextmanager
+def _without_final_norm(backbone: nn.Module, image: Tensor) -> Iterator[None]:
+    """Let the norm that a backbone ends with return its input; nothing changes if it ends otherwise."""
+    called: list[nn.Module] = []
+    leaves = [module for module in backbone.modules() if not any(module.children())]
+    handles = [leaf.register_forward_hook(lambda module, *_: called.append(module)) for leaf in leaves]
+    with torch.no_grad():
+        backbone(image)
+    for handle in handles:
+        handle.remove()
+    if not (called and is_norm(called[-1])):
+        yield
+        return
+    handle = called[-1].register_forward_hook(lambda module, args, output: args[0])
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _return_maps(backbone: Any) -> None:

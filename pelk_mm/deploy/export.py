@@ -103,8 +103,7 @@ def exported_heads(model: nn.Module) -> dict[str, nn.Module]:
 def _leaves(head: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
     if not hasattr(head, 'task_heads'):
         return {'.'.join(names): head}
-    leaves = [_leaves(child, (*names, name)) for name, child in head.task_heads.items()]
-    return {name: leaf for found in leaves for name, leaf in found.items()}
+    return {key: leaf for name, child in head.task_heads.items() for key, leaf in _leaves(child, (*names, name)).items()}
 
 
 def segmentation_logits(model: Any, images: Tensor) -> Tensor:
@@ -139,9 +138,8 @@ class ImageModel(nn.Module):
         self.channels = count_channels(model)
         # Pipelines load BGR. Of other numbers of channels the order stays.
         self.takes_bgr = self.channels == 3 and not swaps_colours(model.data_preprocessor, 3)
-        mean, std = normalisation(model.data_preprocessor, self.channels)
-        self.register_buffer('mean', mean)
-        self.register_buffer('std', std)
+        for name, value in zip(('mean', 'std'), normalisation(model.data_preprocessor, self.channels)):
+            self.register_buffer(name, value)
         self.task = task
         self._outputs = self._name_outputs(model)
         exported = model.get_submodule('backbone') if task == 'detection' else model
@@ -254,8 +252,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
     for part in (result.model.graph, *result.model.graph):
         part.metadata_props.clear()
     result.model.metadata_props['pelk_mm'] = json.dumps(dict(meta))
-    sizes: list[int] = [value.const_value.nbytes for value in result.model.graph.initializers.values()]
-    if sum(sizes) > _ONE_FILE:
+    if sum(value.const_value.nbytes for value in result.model.graph.initializers.values()) > _ONE_FILE:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         result.save(str(path))
     else:

@@ -21,7 +21,7 @@ from ..whole_files import refuse_existing, write_whole
 
 # Settings for training only. Hooks of the config average or mask weights.
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'custom_hooks',
-             'load_from', 'resume', 'work_dir')
+             'load_from', 'resume', 'start_from', 'work_dir')
 # Names of config types, without their scope.
 BATCH_NORMS = ('BN', 'BN2d', 'SyncBN', 'AllReduceBN')
 
@@ -42,24 +42,26 @@ class Deployment:
     layers: list[str]
 
 
-def load_trained(cfg: Config, checkpoint: str) -> tuple[nn.Module, dict[str, Any]]:
+def load_trained(cfg: Config, checkpoint: str, weights: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Build the model of a config and load all of its weights.
 
     Args:
         cfg (Config): A config with ``model``.
         checkpoint (str): Path or URL of a checkpoint of this model.
+        weights (str, optional): ``'raw'`` or ``'averaged'``, of a checkpoint of training with EMA. By default the
+            averaged ones, which were validated.
 
     Returns:
         tuple[nn.Module, dict[str, Any]]: The model on the CPU in eval mode, and the checkpoint's meta data.
 
     Raises:
         FileNotFoundError: If the checkpoint is missing.
-        ValueError: If the checkpoint does not fit the model, or holds more than plain data.
+        ValueError: If the checkpoint does not fit the model, lacks these weights, or holds more than plain data.
     """
-    weights, meta, _ = load_weights_and_meta(checkpoint)
+    state_dict, meta, _ = load_weights_and_meta(checkpoint, weights)
     model = build_model(cfg, 'cpu')
     try:
-        model.load_state_dict(weights, strict=True)
+        model.load_state_dict(state_dict, strict=True)
     except RuntimeError as error:
         raise ValueError(f'{checkpoint} does not fit the config: {error}') from error
     return model, meta

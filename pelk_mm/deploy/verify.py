@@ -228,37 +228,30 @@ def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
     placed = {name: Difference(name, False) for name in _parts(other) if name not in alone}
     output, predictions = Difference('output', False), Predictions()
     for batch in batches:
-        batch = reference.data_preprocessor(batch, False)
+        # Preprocessors write into the samples, as predict() does into its copy.
+        inputs = reference.data_preprocessor(copy.deepcopy(batch), False)
         kept: tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]] = ({}, {})
         hooks = {name: _comparing(other.get_submodule(name), difference) for name, difference in alone.items()}
         with _hooked(reference, hooks), _hooked(reference, {name: _keeping(kept[0], name) for name in placed}):
-            expected = _run(reference, batch, two_stage)
+            expected = predict(reference, batch) if two_stage else _run(reference, inputs)
         with _hooked(other, {name: _keeping(kept[1], name) for name in placed}):
-            got = _run(other, batch, two_stage)
+            got = predict(other, batch) if two_stage else _run(other, inputs)
         for name, values in kept[0].items():
             placed[name].add(values, kept[1].get(name, []))
         if not two_stage:
             output.add(_tensors(expected), _tensors(got))
-            expected, got = _predict(reference, batch), _predict(other, batch)
+            expected, got = predict(reference, batch), predict(other, batch)
         for before, after in zip(expected, got):
             predictions.add(before, after)
     found = [*alone.values(), *placed.values(), *(() if two_stage else (output, ))]
     return [difference for difference in found if difference.count or difference.maximum], predictions
 
 
-def _run(model: nn.Module, batch: dict, final: bool) -> Any:
-    if final:
-        return _predict(model, batch)
-    # mode='tensor' leaves out what a head does beside its forward(), and some cannot run in it.
+def _run(model: nn.Module, inputs: dict) -> Any:
+    # mode='tensor' leaves out the work of a head beside its forward(), and some cannot run in it.
     if hasattr(model, 'encode_decode'):
-        return segmentation_logits(model, batch['inputs'])
-    return model(batch['inputs'], batch.get('data_samples'), mode='tensor')
-
-
-def _predict(model: nn.Module, batch: dict) -> list:
-    # Results are written into the samples.
-    samples = copy.deepcopy(batch.get('data_samples'))
-    return model(batch['inputs'], samples, mode='predict')
+        return segmentation_logits(model, inputs['inputs'])
+    return model(inputs['inputs'], inputs.get('data_samples'), mode='tensor')
 
 
 def _roi_heads(model: nn.Module) -> list[str]:

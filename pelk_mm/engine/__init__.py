@@ -9,7 +9,9 @@ from .hooks import (
     ClassCountHook,
     DynamicSparsityHook,
     FinishedRunHook,
+    LoadWeightsHook,
     PreemptionHook,
+    ResizePositionBiasHook,
     WholeCheckpointHook,
 )
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
@@ -19,6 +21,7 @@ from .sharding import wrap_types
 
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
-    'LayerDecayOptimWrapperConstructor', 'PreemptionHook', 'PretrainedBackbone', 'ResumableEpochBasedTrainLoop',
-    'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'wrap_types'
+    'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook', 'PretrainedBackbone',
+    'ResizePositionBiasHook', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook',
+    'wrap_types'
 ]

@@ -17,6 +17,7 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -26,7 +27,8 @@ from .annotation_files import check_annotation_files
 from .checkpoint_files import check_whole, find_last_whole_checkpoint
 from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
-from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, PreemptionHook
+from .feature_misfits import explaining_misfits
+from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, LoadWeightsHook, PreemptionHook
 from .image_files import build_checked_dataloader
 from .nodes import check_file_everywhere, check_shared_folder
 from .processes import leave_processes, naming_the_port, nested_dicts, prepare_processes
@@ -97,7 +99,8 @@ def configure_training(cfg: Config, resume: str | None = None, amp: bool = False
 
     Args:
         cfg (Config): Changed in place.
-        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any.
+        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any, else
+            training starts, from the config's ``load_from`` if it names one.
         amp (bool): Train in mixed precision.
         auto_scale_lr (bool): Scale the learning rate from ``auto_scale_lr.base_batch_size`` to the batch size in use.
 
@@ -108,6 +111,9 @@ def configure_training(cfg: Config, resume: str | None = None, amp: bool = False
     if resume is not None:
         if resume != 'auto':
             _check_checkpoint('--resume', resume)
+        elif cfg.get('load_from') and not cfg.get('resume'):
+            # For the first start, when there is nothing to resume from.
+            cfg.start_from = cfg.load_from
         cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
     if amp:
         _use_amp(cfg)
@@ -124,7 +130,8 @@ def configure_testing(cfg: Config,
                       show: bool = False,
                       show_dir: str | None = None,
                       wait_time: float = 2,
-                      tta: bool = False) -> None:
+                      tta: bool = False,
+                      weights: str | None = None) -> None:
     """Put the arguments of ``tools/test.py`` into a config.
 
     Args:
@@ -135,6 +142,8 @@ def configure_testing(cfg: Config,
         show_dir (str, optional): Folder for pictures of the predictions.
         wait_time (float): How long each window stays, in seconds.
         tta (bool): Test with test-time augmentation, see :func:`use_tta`.
+        weights (str, optional): ``'raw'`` or ``'averaged'``, of a checkpoint of training with EMA. By default
+            what MMEngine loads, the averaged ones.
 
     Raises:
         FileExistsError: If ``out`` exists: predictions are not overwritten.
@@ -143,6 +152,9 @@ def configure_testing(cfg: Config,
     """
     _check_checkpoint('checkpoint', checkpoint)
     cfg.load_from = checkpoint
+    if weights is not None:
+        choice = dict(type='pelk_mm.LoadWeightsHook', weights=weights, mode='test')
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), choice]
     if out is not None:
         _dump_predictions(cfg, out)
     if show or show_dir is not None:
@@ -184,8 +196,12 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     with naming_the_port():
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_shared_folder(cfg, mode)
-    own_hooks = [ClassCountHook] if 'class_count' in checks else []
-    for hook in own_hooks + ([CheckFiniteHook, FinishedRunHook, PreemptionHook] if mode == 'train' else []):
+    own_hooks: list[type[Hook]] = [ClassCountHook] if 'class_count' in checks else []
+    if mode == 'train':
+        own_hooks += [CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook]
+    else:
+        _test_one_set_of_weights(runner)
+    for hook in own_hooks:
         if not any(isinstance(present, hook) for present in runner.hooks):
             runner.register_hook(hook())
     # The run builds its loops, and these their loaders by this method.
@@ -193,13 +209,14 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     runner.build_dataloader = partial(
         build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:
-        _resume_from_whole_checkpoint(runner)
+        _resume_from_whole_checkpoint(runner, cfg.get('start_from'))
     if runner._load_from:
         check_file_everywhere('--resume' if runner._resume else 'load_from', runner._load_from)
     result = None
     stop: SystemExit | None = None
     try:
-        result = getattr(runner, mode)()
+        with explaining_misfits(partial(getattr, runner, 'model', None)):
+            result = getattr(runner, mode)()
     except SystemExit as error:
         # The frames of its traceback hold the runner.
         stop = error.with_traceback(None)
@@ -259,11 +276,21 @@ def keep_previous_run(cfg: Config) -> None:
             logger='current')
 
 
-def _resume_from_whole_checkpoint(runner: Runner) -> None:
+def _test_one_set_of_weights(runner: Runner) -> None:
+    """Testing both would overwrite the predictions of the first by those of the second."""
+    chosen = any(isinstance(hook, LoadWeightsHook) and hook.mode == 'test' for hook in runner.hooks)
+    for hook in [hook for hook in runner.hooks if isinstance(hook, EMAHook)]:
+        if chosen:
+            runner.hooks.remove(hook)
+        elif getattr(hook, 'evaluate_on_ema', False):
+            hook.evaluate_on_origin = False
+
+
+def _resume_from_whole_checkpoint(runner: Runner, start_from: str | None) -> None:
     """MMEngine by itself takes what ``last_checkpoint`` names, whole or not, each process for itself."""
     found = [find_last_whole_checkpoint(runner.work_dir) if dist.is_main_process() else None]
     dist.broadcast_object_list(found)
-    runner._load_from, runner._resume = found[0], found[0] is not None
+    runner._load_from, runner._resume = found[0] or start_from, found[0] is not None
 
 
 def _disk_full_message(error: OSError, work_dir: str) -> str:

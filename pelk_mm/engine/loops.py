@@ -162,7 +162,18 @@ class ResumableEpochBasedTrainLoop(_SeededLoop, EpochBasedTrainLoop):
         runner (Runner): The runner.
         dataloader (dict): Config of the dataloader.
         **kwargs: ``max_epochs``, ``val_begin``, ``val_interval`` and ``dynamic_intervals``, as MMEngine's.
+
+    Raises:
+        ValueError: If an epoch has no batch.
     """
+
+    def __init__(self, runner: Runner, dataloader: dict, **kwargs) -> None:
+        super().__init__(runner, dataloader, **kwargs)
+        if not len(self.dataloader):
+            raise ValueError('train_dataloader.drop_last leaves out the last, smaller batch, and there is no other: '
+                             f'batch_size is {self.dataloader.batch_size}, each process has '
+                             f'{len(self.dataloader.sampler)} of {len(self.dataloader.dataset)} samples. Set a smaller '
+                             'batch_size, or drop_last=False')
 
     def run(self) -> Any:
         """Launch training."""

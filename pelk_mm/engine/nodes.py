@@ -100,11 +100,10 @@ def check_file_everywhere(argument: str, path: str) -> None:
     Raises:
         FileNotFoundError: In every process, if there is one that does not have it.
     """
-    if dist.get_world_size() == 1:
-        return
     missing = _processes_where('://' not in path and not os.path.exists(os.path.expanduser(path)))
     if missing:
-        raise FileNotFoundError(f'{argument}: no such file, {path}, for {missing}')
+        where = '' if dist.get_world_size() == 1 else f', for {missing}'
+        raise FileNotFoundError(f'{argument}: no such file, {path}{where}')
 
 
 def _shared_folders(cfg: Config, mode: str) -> Iterator[tuple[str, str]]:

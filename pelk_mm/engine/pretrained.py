@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pelk_mm.module_names import WRAPPER_PARTS, clean_name
 from pelk_mm.registry import WEIGHT_INITIALIZERS
 
-from .checkpoints import safe_load
+from .checkpoints import WEIGHTS, find_weights, safe_load
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -28,18 +28,21 @@ class PretrainedBackbone(PretrainedInit):
         checkpoint (str, optional): Path or URL. None trains the backbone from scratch, and the log says so.
         prefix (str, optional): What precedes the backbone's own names in the checkpoint, '' for nothing. By default
             the one under which most names are found (``backbone.``, ``module.backbone.``, none, ...).
-        key (str, optional): Entry of the checkpoint that holds the parameters. By default ``state_dict``, else
-            ``model``, else the checkpoint itself. With MMEngine's EMAHook ``state_dict`` holds the averaged weights,
-            those that were validated, and ``ema_state_dict`` the plain ones.
+        weights (str, optional): Which weights of a checkpoint of training with EMA: ``'raw'``, as the optimiser left
+            them, or ``'averaged'``. By default the raw ones, from which SLaK's and ConvNeXt's recipes start, and of a
+            published checkpoint those that it has. The log says which entry they are from.
+        key (str, optional): Entry of the checkpoint that holds the parameters, instead of ``weights``. By default
+            ``state_dict``, else ``model``, else the checkpoint itself; of one that MMEngine's EMAHook has been in,
+            ``ema_state_dict``, which holds the raw weights.
         skip_mismatched (bool): Leave parameters whose shapes differ as they were initialised, e.g. kernels of another
             size, instead of refusing the checkpoint. They are listed in the log. Defaults to False.
         map_location (str): Where tensors are loaded to. Defaults to 'cpu'.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If it holds anything but plain data, lacks ``key``, nothing in it matches, it is not clear which
-            part is meant, shapes differ, or it belongs to the deployed form and the backbone to the training form or
-            vice versa.
+        ValueError: If it holds anything but plain data, lacks ``weights`` or ``key``, both are given, nothing in it
+            matches, it is not clear which part is meant, shapes differ, or it belongs to the deployed form and the
+            backbone to the training form or vice versa.
 
     Examples:
         >>> backbone = dict(
@@ -52,9 +55,16 @@ class PretrainedBackbone(PretrainedInit):
                  prefix: str | None = None,
                  key: str | None = None,
                  skip_mismatched: bool = False,
-                 map_location: str = 'cpu') -> None:
+                 map_location: str = 'cpu',
+                 weights: str | None = None) -> None:
         super().__init__(checkpoint, prefix=prefix, map_location=map_location)
+        if weights not in (None, *WEIGHTS):
+            raise ValueError(f'init_cfg.weights must be None or one of {WEIGHTS}, got {weights!r}')
+        if key is not None and weights is not None:
+            raise ValueError('init_cfg.key names an entry and init_cfg.weights finds it: give one of them, got '
+                             f'{key!r} and {weights!r}')
         self.key = key
+        self.weights = weights
         self.skip_mismatched = skip_mismatched
 
     def __call__(self, module: nn.Module) -> None:
@@ -116,13 +126,15 @@ class PretrainedBackbone(PretrainedInit):
                                     'first or give the right path; None trains from scratch') from error
         except ValueError as error:
             raise ValueError(f'init_cfg.checkpoint: {error}') from error
-        entry = self.key
+        entry, state_dict = self.key, content
         if entry is None and isinstance(content, Mapping):
-            entry = next((key for key in ('state_dict', 'model') if isinstance(content.get(key), Mapping)), None)
-        elif entry is not None and (not isinstance(content, Mapping) or entry not in content):
-            entries = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-            raise ValueError(f'init_cfg.key must be an entry of {self.checkpoint!r}, got {entry!r}, it has {entries}')
-        state_dict = content if entry is None else content[entry]
+            state_dict, entry = find_weights(content, self.weights, repr(self.checkpoint))
+        elif entry is not None:
+            if not isinstance(content, Mapping) or entry not in content:
+                entries = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+                raise ValueError(f'init_cfg.key must be an entry of {self.checkpoint!r}, got {entry!r}, it has '
+                                 f'{entries}')
+            state_dict = content[entry]
         tensors = {}
         if isinstance(state_dict, Mapping):
             tensors = {key: value for key, value in state_dict.items() if isinstance(value, Tensor)}

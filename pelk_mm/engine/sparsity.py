@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pelk_mm.module_names import clean_name
 
 # A layer of at least this density stays dense: its mask would cost more than it saves.
-DENSE_FROM = 0.99
+DENSE_THRESHOLD = 0.99
 
 
 def find_sparse_parameters(model: nn.Module,
@@ -151,7 +151,7 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
 
     Args:
         weights (Mapping[str, Tensor]): By name, on the generator's device.
-        densities (Mapping[str, float]): By name, see :data:`DENSE_FROM`.
+        densities (Mapping[str, float]): By name, see :data:`DENSE_THRESHOLD`.
         generator (torch.Generator): What to draw with.
 
     Returns:
@@ -159,16 +159,28 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
     """
     masks = {}
     for name, weight in weights.items():
-        if densities[name] < DENSE_FROM:
+        if densities[name] < DENSE_THRESHOLD:
             live = max(1, round(densities[name] * weight.numel()))
             masks[name] = _random_mask(weight.numel(), live, generator).view(weight.shape)
     return masks
 
 
 def masks_from_zeros(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of the weights that are not zero, for the layers that have a zero."""
+    """Masks of the weights that are not zero, for the layers that have a zero.
+
+    A layer of zeros only has no pattern to keep: it was initialised so, as layers at the end of a branch often are.
+    """
     masks = {name: weight.detach() != 0 for name, weight in weights.items()}
-    return {name: mask for name, mask in masks.items() if not mask.all()}
+    return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
+
+
+def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Densities of the layers that are sparse already; those of at least :data:`DENSE_FROM` are dense.
+
+    A single zero is no pattern: random initial values are exactly zero once in some ten million.
+    """
+    densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks_from_zeros(weights).items()}
+    return {name: density for name, density in densities.items() if density < DENSE_FROM}
 
 
 def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -> float:

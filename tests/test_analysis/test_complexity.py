@@ -78,11 +78,9 @@ def test_pelk_tiny_by_hand():
                 large_kernel=0.5 * large,
                 pointwise=0.5 * pointwise,
                 downsampling=0.5 * downsampling,
-                embedding=0.5 * embedding)
-    assert result.total.macs == 0.5 * (large + pointwise + downsampling + embedding)
-    # Figure 5.
+                embedding=embedding)
+    assert result.total.macs == 0.5 * (large + pointwise + downsampling) + embedding
     assert result.share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
-    assert result.share('backbone', 'embedding') == pytest.approx(0.0005, abs=0.00005)
 
     assert parts['embedding'].params_stored == sum(g * k * k for _, _, k, _, g, _ in stages) == 819228
     assert parts['small_kernel'].params_stored == sum(d * g * 25 for d, _, _, _, g, _ in stages)
@@ -94,6 +92,50 @@ def test_pelk_tiny_by_hand():
     assert counts['params_counted_with_embedding'] - counts['params_counted'] == 819228
     assert sum(part['macs'] for part in counts['parts']['backbone']['parts'].values()) == counts['macs']
     assert sum(part['share'] for part in counts['parts']['backbone']['parts'].values()) == pytest.approx(1)
+
+
+def test_shares_of_the_backbone_in_figure_5():
+    """Fig. 5(b) of PeLK-T with UperNet at 2048 x 512: shares of the backbone, beside those of the model."""
+    model = build_model(our_config('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py'))
+    result = count_complexity(model, (512, 2048), density=0.6)
+    backbone = result.component('backbone').macs
+    assert backbone / 1e9 == pytest.approx(121.7, abs=0.05)
+    assert result.share('backbone') == pytest.approx(0.1255, abs=0.0001)
+    # The paper: 25 % and 0.05 %.
+    assert result.share('backbone', 'large_kernel', of='backbone') == pytest.approx(0.246, abs=0.0005)
+    assert result.share('backbone', 'large_kernel') == pytest.approx(0.0309, abs=0.0001)
+    # The constant of Eq. 3, and what one addition for each pixel of each channel would be.
+    assert result.costs['backbone']['embedding'].macs == 4_936_182
+    assert result.share('backbone', 'embedding', of='backbone') == pytest.approx(0.000041, abs=0.0000005)
+    additions = sum(
+        blocks * channels * pixels
+        for blocks, channels, pixels in zip((3, 3, 9, 3), (124, 249, 499, 998), (65536, 16384, 4096, 1024)))
+    assert additions / 1e6 == pytest.approx(58.1, abs=0.05)
+    assert additions / backbone == pytest.approx(0.00048, abs=0.000005)
+
+    parts = result.to_dict()['parts']['backbone']['parts']
+    for key in ('share_of_backbone', 'executed_share_of_backbone'):
+        assert sum(part[key] for part in parts.values()) == pytest.approx(1)
+    for part in parts.values():
+        assert part['share'] == pytest.approx(part['share_of_backbone'] * result.share('backbone'))
+        assert part['executed_share'] == pytest.approx(
+            part['executed_share_of_backbone'] * result.executed_share('backbone'))
+
+    lines = {line[:52].strip(): line[52:].split() for line in result.to_table().splitlines()}
+    # Stored, counted, GMACs, two shares, executed, two shares; the head has no share of the backbone.
+    assert lines['positional embedding'][2:5] == ['0.00', '0.000509', '0.00405']
+    assert lines['large kernels (peripheral, or depthwise over 7x7)'][2:5] == ['29.95', '3.09', '24.6']
+    assert lines['backbone'][2:5] == ['121.74', '12.6', '100']
+    assert lines['decode_head'][2:4] == ['848.14', '87.4']
+    assert len(lines['decode_head']) == len(lines['total']) == len(lines['backbone']) - 2 == 6
+
+
+def test_the_embedding_is_dense():
+    """It has three dimensions, and the density is that of weights of two and four."""
+    model, macs = PeLK('atto').to('meta'), {}
+    for density in (0.1, 0.6, 1.0):
+        macs[density] = count_complexity(model, (64, 64), density=density).costs['backbone']['embedding'].macs
+    assert len(set(macs.values())) == 1 < macs[1.0]
 
 
 def test_small_kernels_count_where_they_stay():
@@ -174,7 +216,8 @@ def test_heads_are_dense_but_for_classifiers():
     cfg = our_config('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py')
     sparse, dense = (count_complexity(build_model(cfg), (64, 64), density=density) for density in (0.6, 1.0))
     assert sparse.component('decode_head') == dense.component('decode_head')
-    assert sparse.component('backbone').macs == pytest.approx(0.6 * dense.component('backbone').macs)
+    embedding = dense.costs['backbone']['embedding'].macs
+    assert sparse.component('backbone').macs == pytest.approx(0.6 * dense.component('backbone').macs + 0.4 * embedding)
     # Trained with, not run at test time.
     assert sparse.component('auxiliary_head').macs == 0 < sparse.component('auxiliary_head').params_counted
     cfg = our_config('imagenet/pelk-tiny_32xb128_in1k.py')

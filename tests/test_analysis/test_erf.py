@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from PIL import Image
 from torch import nn
 
@@ -144,6 +145,41 @@ def test_backbones_of_the_toolboxes(name, tmp_path):
     assert field.feature_shape[0] == (192 if 'deit' in name else 512)
 
 
+def test_map_before_the_final_norm():
+    """A norm that doubles the features, and contributions without it."""
+    norm = nn.BatchNorm2d(1, eps=0.0)
+    norm.weight.data.fill_(2.0)
+    net = nn.Sequential(mean_filter(), norm)
+    images = positive_images((21, 31))
+    after, before = (measure_receptive_field(net, images, before_norm=flag).contributions for flag in (False, True))
+    np.testing.assert_allclose(before, measure_receptive_field(mean_filter(), images).contributions, rtol=1e-6)
+    np.testing.assert_allclose(after, 2 * before, rtol=1e-6)
+    # Nothing is left behind, and a norm that is not the last one stays.
+    np.testing.assert_allclose(measure_receptive_field(net, images).contributions, after)
+    inner = nn.Sequential(mean_filter(), norm, nn.ReLU())
+    np.testing.assert_allclose(measure_receptive_field(inner, images, before_norm=True).contributions, after)
+
+
+@pytest.mark.parametrize('backbone, norm', [
+    (dict(type='pelk_mm.PeLK', arch='atto', kernel_sizes=(7, 7, 7, 7)), 'norm3'),
+    (dict(type='mmpretrain.ConvNeXt', arch='atto'), 'norm3'),
+    (dict(type='mmpretrain.SwinTransformer', arch='tiny', pad_small_map=True), 'norm3'),
+    (dict(type='mmpretrain.ResNet', depth=18), None),
+], ids=['pelk', 'convnext', 'swin', 'resnet'])
+def test_final_norms_of_backbones(backbone, norm):
+    torch.manual_seed(0)
+    net, images = MODELS.build(dict(backbone)), positive_images((64, 64), 1)
+    if norm:
+        getattr(net, norm).weight.data.mul_(3.0)
+    after, before = (measure_receptive_field(net, images, before_norm=flag).contributions for flag in (False, True))
+    if norm is None:
+        np.testing.assert_array_equal(after, before)
+        return
+    setattr(net, norm, nn.Identity())
+    np.testing.assert_allclose(before, measure_receptive_field(net, images).contributions, rtol=1e-5)
+    assert not np.allclose(before, after, rtol=0.1)
+
+
 def test_images_are_found_and_prepared(tmp_path):
     (tmp_path / 'sub').mkdir()
     for index in range(6):
@@ -152,6 +188,9 @@ def test_images_are_found_and_prepared(tmp_path):
     paths = find_images(tmp_path, 3)
     assert [path.name for path in paths] == ['0.PNG', '4.PNG', '3.PNG']
     assert len(find_images(tmp_path, 50)) == 6
+    # In the order of their names: 0, 2, 4, then sub/1, sub/3, sub/5.
+    assert [path.name for path in find_images(tmp_path, 4, first=True)] == ['0.PNG', '2.PNG', '4.PNG', '1.PNG']
+    assert len(find_images(tmp_path, 50, first=True)) == 6
     preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0])
     for kind, flag, expected in (('mmpretrain.ClsDataPreprocessor', 'to_rgb', (10, 20, 30)),
                                  ('mmseg.SegDataPreProcessor', 'bgr_to_rgb', (10, 20, 30)),
@@ -213,7 +252,8 @@ def test_tool(tmp_path, config, run_tool):
     trained = build_with_weights(Config.fromfile(config), seed=7)
     torch.save(dict(state_dict=trained.state_dict()), checkpoint)
     code, printed = run_tool(TOOL, config, config, '--checkpoints', 'none', checkpoint, '--images', images, '--sizes',
-                             '64', '48x80', '--out', out, '--names', 'random', 'trained')
+                             '64', '48x80', '--out', out, '--names', 'random', 'trained', '--first-images',
+                             '--before-norm')
     assert code == 0, printed
     numbers = json.loads((out / 'erf.json').read_text())
     assert numbers['num_images'] == 2
@@ -223,7 +263,9 @@ def test_tool(tmp_path, config, run_tool):
     first, second = (model['sizes'][0]['linear_regions'] for model in numbers['models'])
     assert [region['threshold'] for region in first] == [0.2, 0.3, 0.5, 0.99]
     assert all(0 < region['ratio'] <= 1 for region in first + second)
-    field = measure_receptive_field(trained, load_images(find_images(images, 2), (64, 64), trained))
+    assert (numbers['first_images'], numbers['before_norm']) == (True, True)
+    field = measure_receptive_field(
+        trained, load_images(find_images(images, 2), (64, 64), trained), before_norm=True)
     assert second == [vars(region) for region in field.linear_regions()]
     assert Image.open(out / 'erf.png').size[0] > 500
     assert 'images: all of them are used' in printed

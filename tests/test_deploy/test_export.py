@@ -62,7 +62,7 @@ def session():
     """All grids in ONNX's operations."""
     model = Convolutions()
     for conv in model.convs:
-        conv.backend = 'boxes'
+        conv.backend = 'box_sums'
     dynamic = dict(x={0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
     program = torch.export.export(model, (torch.zeros(2, 3, 8, 9), ), dynamic_shapes=dynamic)
     result = torch.onnx.export(

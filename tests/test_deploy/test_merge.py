@@ -13,7 +13,7 @@ from torch import nn
 from pelk_mm.analysis import build_model
 from pelk_mm.deploy import EvalImages, compare, deploy, load_trained, save_deployment
 from pelk_mm.engine.checkpoints import load_weights_and_meta, publish_file
-from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding
+from pelk_mm.layers import KernelPositionEmbedding, ReparamDepthwiseConv
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pictures
 
 # Merged layers of the backbone's four blocks, and convolutions with a BatchNorm in the other parts.
@@ -38,7 +38,7 @@ def test_outputs_stay_equal_and_nothing_is_left_to_merge(task, images):
     assert len(deployment.layers) == LAYERS[task]
     modules = list(deployment.model.modules())
     assert not any(isinstance(module, (nn.BatchNorm2d, KernelPositionEmbedding)) for module in modules)
-    assert all(list(module.convs) == ['large'] for module in modules if isinstance(module, DepthwiseBranches))
+    assert all(list(module.convs) == ['large'] for module in modules if isinstance(module, ReparamDepthwiseConv))
     assert getattr(deployment.model, 'auxiliary_head', None) is None
 
     batches = EvalImages(cfg, 2, images).batches()

@@ -369,9 +369,10 @@ def test_resuming_without_masks_or_with_others_is_refused(tmp_path):
                     load_from=path).train()
 
 
-def test_loading_without_resuming_draws_new_masks(tmp_path):
+def test_loading_without_resuming_draws_new_masks_if_asked_to(tmp_path):
     make_runner(tmp_path, dict(init='uniform', sparsity=0.4), steps=2).train()
-    runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.7), steps=2, load_from=str(tmp_path / 'iter_2.pth'))
+    sparsity = dict(init='uniform', sparsity=0.7, redraw=True)
+    runner = make_runner(tmp_path, sparsity, steps=2, load_from=str(tmp_path / 'iter_2.pth'))
     runner.train()
     assert int(sparsity_hook(runner).masks['hidden.weight'].sum()) == round(0.3 * 512)
 

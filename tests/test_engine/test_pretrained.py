@@ -77,16 +77,18 @@ def test_prefix_is_found(classifier, save, log, prefix, entry):
         assert '2 keys are in the checkpoint, but not in the model, and not used: head.fc.bias, head.fc.weight' in log()
 
 
-def test_averaged_weights_unless_asked_otherwise(classifier, save, log):
-    """MMEngine's EMAHook saves the averaged weights as state_dict and the plain ones, under module., beside them."""
-    plain = {f'module.{key}': value + 1 for key, value in classifier.items()}
-    checkpoint = save(dict(state_dict=classifier, ema_state_dict=dict(plain, steps=torch.tensor(7))))
-    backbone = dense_backbone(checkpoint=checkpoint)
-    backbone.init_weights()
-    assert_loaded(backbone, classifier)
-    backbone = dense_backbone(checkpoint=checkpoint, key='ema_state_dict')
-    backbone.init_weights()
-    assert_loaded(backbone, plain, 'module.backbone.')
+def test_raw_weights_unless_asked_otherwise(classifier, save, log):
+    """MMEngine's EMAHook saves the averaged weights as state_dict and the raw ones, under module., beside them."""
+    raw = {f'module.{key}': value + 1 for key, value in classifier.items()}
+    checkpoint = save(dict(state_dict=classifier, ema_state_dict=dict(raw, steps=torch.tensor(7))))
+    for arguments, state, prefix in ((dict(), raw, 'module.backbone.'), (dict(weights='raw'), raw, 'module.backbone.'),
+                                     (dict(weights='averaged'), classifier, 'backbone.'),
+                                     (dict(key='state_dict'), classifier, 'backbone.'),
+                                     (dict(key='ema_state_dict'), raw, 'module.backbone.')):
+        backbone = dense_backbone(checkpoint=checkpoint, **arguments)
+        backbone.init_weights()
+        assert_loaded(backbone, state, prefix)
+    assert f'keys loaded from {checkpoint!r} (ema_state_dict)' in log()
 
 
 @pytest.mark.parametrize('allowed', [False, True])

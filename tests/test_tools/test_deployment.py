@@ -69,7 +69,7 @@ def with_wrong_bias(fuse, *args):
 
 # A step of merging, and the same done wrongly.
 CORRUPTIONS = {
-    'no constant': (layers.DepthwiseBranches, 'switch_to_deploy', lambda switch, branches, *sums: switch(branches)),
+    'no constant': (layers.ReparamDepthwiseConv, 'switch_to_deploy', lambda switch, branches, *sums: switch(branches)),
     'no shift': (layers.branches, 'fuse_conv_bn_weights', without_bias),
     'off centre': (layers.branches, '_pad_center', lambda pad, *args: pad(*args).roll(1, -1)),
     'wrong head': (merge, 'fuse_conv_bn_eval', with_wrong_bias),

@@ -40,6 +40,14 @@ def parse_args() -> argparse.Namespace:
         help='sizes of the input, 512 or 512x1024 (height x width); default 1024, as published. An odd multiple of the '
         "backbone's stride puts the centre of the map into the centre of the input")
     parser.add_argument('--num-images', type=int, default=50, help='images to average over, default 50')
+    parser.add_argument(
+        '--first-images',
+        action='store_true',
+        help="take the first images in the order of names, as RepLKNet's authors do, instead of evenly spaced ones")
+    parser.add_argument(
+        '--before-norm',
+        action='store_true',
+        help="measure the feature map before a norm that the backbone ends with, as RepLKNet's authors do")
     parser.add_argument('--out', type=Path, default=Path('work_dirs/erf'), help='folder to write to')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--seed', type=int, default=0, help='of random weights')
@@ -70,7 +78,7 @@ def main() -> None:
     args = parse_args()
     picture, numbers = args.out / 'erf.png', args.out / 'erf.json'
     refuse_existing(picture, numbers)
-    paths = find_images(args.images, args.num_images)
+    paths = find_images(args.images, args.num_images, args.first_images)
     if len(paths) < args.num_images:
         print(f'{args.images} has {len(paths)} images: all of them are used')
     columns, results = [], []
@@ -81,7 +89,8 @@ def main() -> None:
         load = image_loader(cfg) if count_channels(model) != 3 and cfg.get('test_dataloader') else None
         fields = [
             measure_receptive_field(model, load_images(paths, shape, model, load),
-                                    f'{name}, {shape[0]} x {shape[1]}', len(paths)) for shape in args.sizes
+                                    f'{name}, {shape[0]} x {shape[1]}', len(paths), args.before_norm)
+            for shape in args.sizes
         ]
         columns.append(fields)
         results.append(
@@ -98,8 +107,14 @@ def main() -> None:
                     for shape, field in zip(args.sizes, fields)
                 ]))
     save_json(
-        dict(num_images=len(paths), images=str(args.images), seed=args.seed, options=args.cfg_options, models=results),
-        numbers)
+        dict(
+            num_images=len(paths),
+            images=str(args.images),
+            first_images=args.first_images,
+            before_norm=args.before_norm,
+            seed=args.seed,
+            options=args.cfg_options,
+            models=results), numbers)
     save_figure(draw_receptive_fields(list(zip(*columns)), args.names), picture)
     print_ratios(results)
     print(f'written: {picture}, {numbers}')

@@ -20,4 +20,4 @@ for dtype in float32 bfloat16; do
             --json "$out/backbone-$dtype-batch$batch.json"
     done
 done
-python tools/benchmarks/throughput.py --device cuda --json "$out/throughput.json" --plot "$out/throughput.png"
+python tools/benchmarks/throughput.py --device cuda --tf32 --json "$out/throughput.json" --plot "$out/throughput.png"

@@ -1,14 +1,15 @@
 """Images per second and the cost of training of PeLK and its peers: the paper's Table 8, repeated on one harness.
 
-Inference is of deployed models in eval mode, all of them timed in one run, in fp32 with TF32 off and in bf16. A
-training step is forward, backward and AdamW, one model after the other, in fp32 and under bf16 autocast. Every model is
-a backbone with average pooling and a linear classifier, randomly initialised; inputs are random too.
+Inference is of deployed models in eval mode, all of them timed in one run, in fp32 with TF32 off and in bf16; --tf32
+adds fp32 with TF32 on in convolutions and matrix products, the default of PyTorch 1.10, which the paper measured with.
+A training step is forward, backward and AdamW, one model after the other, in fp32 and under bf16 autocast. Every model
+is a backbone with average pooling and a linear classifier, randomly initialised; inputs are random too.
 """
 
 import argparse
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ BACKBONES = {
 }
 # Table 8: ratios of images per second.
 PAPER_RATIOS = {('PeLK-T', 'SLaK-T'): 1138 / 754, ('PeLK-T-101', 'PeLK-T'): 1077 / 1138}
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
+DTYPES = dict(fp32=torch.float32, tf32=torch.float32, bf16=torch.bfloat16)
 TRAINING = ((224, 128), (512, 16))
 
 
@@ -40,7 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--models', nargs='+', default=list(BACKBONES), choices=list(BACKBONES))
     parser.add_argument('--device', default='cuda', help='cpu runs a small version: batch 1, fp32, no training')
-    parser.add_argument('--dtypes', nargs='+', choices=list(DTYPES), help='by default all, on the CPU fp32')
+    parser.add_argument('--dtypes', nargs='+', choices=list(DTYPES), help='by default fp32 and bf16, on the CPU fp32')
+    parser.add_argument('--tf32', action='store_true', help='add fp32 with TF32 on, as in PyTorch 1.10; needs a GPU')
     parser.add_argument('--size', type=int, default=224, help='side of the image, for inference')
     parser.add_argument('--batch', type=int, help='for inference; by default 128, on the CPU 1')
     parser.add_argument('--no-training', action='store_true', help='time inference alone')
@@ -50,7 +52,11 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     on_cpu = torch.device(args.device).type == 'cpu'
     args.batch = args.batch or (1 if on_cpu else 128)
-    args.dtypes = args.dtypes or (['fp32'] if on_cpu else list(DTYPES))
+    args.dtypes = args.dtypes or (['fp32'] if on_cpu else ['fp32', 'bf16'])
+    if args.tf32 and 'tf32' not in args.dtypes:
+        args.dtypes.insert(args.dtypes.index('fp32') + 1 if 'fp32' in args.dtypes else 0, 'tf32')
+    if on_cpu and 'tf32' in args.dtypes:
+        parser.error('TF32 needs a GPU: leave out --tf32, or give --device cuda')
     args.training = [] if on_cpu or args.no_training else list(TRAINING)
     return args
 
@@ -77,6 +83,20 @@ def deployed(name: str) -> Classifier:
     return model
 
 
+@contextmanager
+def tensor_float(dtype: str) -> Iterator[None]:
+    """Allow TF32 in convolutions and matrix products for ``'tf32'``, and forbid it otherwise."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = dtype == 'tf32'
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before):
+            backend.allow_tf32 = allowed
+
+
 def inference(args: argparse.Namespace, dtype: str) -> dict[str, dict]:
     """Name -> seconds per call and images per second, of all models in one run."""
 
@@ -87,7 +107,8 @@ def inference(args: argparse.Namespace, dtype: str) -> dict[str, dict]:
         return torch.randn(args.batch, 3, args.size, args.size, device=args.device, dtype=DTYPES[dtype])
 
     runs = {name: runner(deployed(name).to(args.device, DTYPES[dtype])) for name in args.models}
-    times = time_paired(runs, rotating(draw, args.device), args.device, seconds=args.seconds, hide_launches=False)
+    with tensor_float(dtype):
+        times = time_paired(runs, rotating(draw, args.device), args.device, seconds=args.seconds, hide_launches=False)
     return {
         name: dict(vars(time), images_per_second=args.batch / time.median, spread=time.spread)
         for name, time in times.items()
@@ -99,7 +120,7 @@ def training(args: argparse.Namespace, name: str, dtype: str, size: int, batch: 
     model = Classifier(name).to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     device_type = torch.device(args.device).type
-    precision = nullcontext() if dtype == 'fp32' else torch.autocast(device_type, DTYPES[dtype])
+    precision = torch.autocast(device_type, DTYPES[dtype]) if dtype == 'bf16' else nullcontext()
 
     def step(inputs: tuple[Tensor, Tensor]) -> None:
         images, labels = inputs
@@ -112,8 +133,9 @@ def training(args: argparse.Namespace, name: str, dtype: str, size: int, batch: 
     inputs = rotating(lambda seed: (torch.randn(batch, 3, size, size, device=args.device),
                                     torch.randint(1000, (batch, ), device=args.device)), args.device)
     try:
-        memory = peak_memory(lambda: step(inputs[0]), args.device)
-        time = time_paired({name: step}, inputs, args.device, seconds=args.seconds, hide_launches=False)[name]
+        with tensor_float(dtype):
+            memory = peak_memory(lambda: step(inputs[0]), args.device)
+            time = time_paired({name: step}, inputs, args.device, seconds=args.seconds, hide_launches=False)[name]
     except torch.OutOfMemoryError:
         return dict(reason='not measured: out of memory')
     return dict(vars(time), spread=time.spread, images_per_second=batch / time.median, peak_memory=memory)
@@ -178,10 +200,11 @@ def main() -> None:
         console.print(reason)
         return
     compat.setup()
-    # The paper's figures are of fp32 proper. cuDNN picks its fastest algorithm, for the peers' sake.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    # cuDNN picks its fastest algorithm, for the peers' sake.
     torch.backends.cudnn.benchmark = True
-    report = dict(environment=environment(args.device), setting=f'{args.size}x{args.size}, batch {args.batch}',
+    with tensor_float('fp32'):
+        stamp = environment(args.device)
+    report = dict(environment=stamp, setting=f'{args.size}x{args.size}, batch {args.batch}',
                   inference={}, ratios={}, training={})
     for dtype in args.dtypes:
         with console.status(f'inference, {dtype}: {", ".join(args.models)}'):

@@ -32,7 +32,7 @@ from pelk_mm.deploy import (
     verify_predictions,
 )
 from pelk_mm.deploy.verify import TIES
-from pelk_mm.engine.checkpoints import add_trust_option
+from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.benchmark import Timing, environment, time_paired
 from pelk_mm.whole_files import refuse_existing
@@ -68,6 +68,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', type=Path, metavar='FILE', help='new file for sizes, differences and latencies')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
+    add_weights_option(parser, 'the averaged ones')
     add_trust_option(parser)
     args = parser.parse_args()
     if args.out.suffix != '.onnx':
@@ -91,7 +92,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     images = EvalImages(cfg, 2, args.images)
-    model, meta = load_trained(cfg, args.checkpoint)
+    model, meta = load_trained(cfg, args.checkpoint, args.weights)
     if hasattr(model.backbone, 'switch_to_deploy') and not cfg.model.backbone.get('deploy'):
         model = deploy(model, cfg).model
     task = task_of(cfg)

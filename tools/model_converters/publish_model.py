@@ -2,16 +2,17 @@
 
 import argparse
 
-from pelk_mm.engine.checkpoints import add_trust_option, publish_file
+from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option, publish_file
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', help='checkpoint of a training run, file or URL')
     parser.add_argument('target', help='file to write; -<hash> is added to its name')
+    add_weights_option(parser, 'the averaged ones')
     add_trust_option(parser)
     args = parser.parse_args()
-    path, dropped, missing = publish_file(args.source, args.target)
+    path, dropped, missing = publish_file(args.source, args.target, args.weights)
     print(f'{path} written, without {", ".join(dropped) or "leaving anything out"}')
     if missing:
         print(f'its meta data lacks {", ".join(missing)}, which MMEngine puts into the checkpoints of a training run')

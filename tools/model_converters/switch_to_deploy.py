@@ -16,7 +16,7 @@ from rich.progress import track
 from pelk_mm.analysis.figures import save_json
 from pelk_mm.deploy import Difference, EvalImages, Predictions, compare, deploy, load_trained, save_deployment
 from pelk_mm.deploy.verify import TIES
-from pelk_mm.engine.checkpoints import add_trust_option
+from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option
 from pelk_mm.engine.launch import load_config
 from pelk_mm.whole_files import refuse_existing
 
@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', type=Path, metavar='FILE', help='new file for the errors as numbers, equal or not')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
+    add_weights_option(parser, 'the averaged ones')
     add_trust_option(parser)
     args = parser.parse_args()
     try:
@@ -52,7 +53,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     images = EvalImages(cfg, args.num_images, args.images)
-    model, meta = load_trained(cfg, args.checkpoint)
+    model, meta = load_trained(cfg, args.checkpoint, args.weights)
     deployment = deploy(model, cfg)
     print(f'{len(deployment.layers)} layers merged; {len(images)} images through both forms, in fp32')
     batches = track(images.batches(), 'Images', len(images))

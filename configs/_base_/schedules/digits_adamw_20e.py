@@ -7,7 +7,7 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
         flat_decay_mult=0.0,
-        custom_keys={'.position_embedding': dict(decay_mult=0.0)}))
+        custom_keys=dict(position_embedding=dict(decay_mult=0.0))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=True, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', eta_min=1e-6, by_epoch=True, begin=1, end=20, convert_to_iter_based=True),

@@ -1,5 +1,5 @@
 # PeLK-T for 120 epochs at 384 px.
-_base_ = '../../imagenet/pelk-base_32xb128_in1k-384px.py'
+_base_ = '../../imagenet/pelk-base_32xb128_in1k-384px-scratch.py'
 
 model = dict(backbone=dict(arch='tiny', drop_path_rate=0.1), head=dict(in_channels=998))
 train_cfg = dict(max_epochs=120)

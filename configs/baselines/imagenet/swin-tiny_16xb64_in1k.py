@@ -4,4 +4,5 @@ _base_ = [
     '../../_base_/schedules/imagenet_bs1024_adamw_swin_300e.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
+train_dataloader = dict(drop_last=True)
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))

@@ -221,9 +221,9 @@ class Leaderboard:
         """
         printed = load_paper_tables()
         tables = []
-        for number, (key, title) in PAPER_TABLES.items():
+        for key, title in PAPER_TABLES.values():
             quantities = [name for name in QUANTITIES if name in printed[key]['rows'][0]]
-            rows = [row for line in printed[key]['rows'] for row in self._paper_rows(number, line, quantities)]
+            rows = [row for line in printed[key]['rows'] for row in self._paper_rows(line, quantities)]
             note = printed[key].get('note', 'FLOPs at the size in the row')
             tables.append(Table(key, title, note, quantities, rows, is_of_paper=True))
         return [*tables, _throughput_table(printed[THROUGHPUT_TABLE], throughput)]
@@ -258,15 +258,13 @@ class Leaderboard:
             tables.append(Table(key, f'{group}: {what}', note, quantities, sorted(rows, key=lambda row: row.name)))
         return sorted(tables, key=lambda table: all(row.status == 'not run' for row in table.rows))
 
-    def _paper_rows(self, number: int, line: Mapping[str, Any], quantities: list[str]) -> list[Row]:
+    def _paper_rows(self, line: Mapping[str, Any], quantities: list[str]) -> list[Row]:
         name = f'{line["method"]}, {line["size"]}px' if 'size' in line else line['method']
         paper = {quantity: Value(line[quantity]) for quantity in quantities}
-        metrics = [quantity for quantity in quantities if quantity in METRICS]
         for entry in self.entries:
-            if entry.table == number and entry.row == line['method'] and all(
-                    entry.figures.get(metric) == line[metric] for metric in metrics):
+            if entry.path.as_posix() in line.get('configs', ()):
                 return [self._row(name, entry, runs, paper) for runs in self._variants(entry.name)]
-        return [Row(name, paper, 'no config')]
+        return [Row(name, paper, 'no config', line.get('reason', ''))]
 
     def _variants(self, name: str) -> list[list[Run]]:
         """The runs of a config, those with the same settings together; one empty list if there are none."""
@@ -341,25 +339,25 @@ class Leaderboard:
 
 
 def _throughput_table(printed: Mapping[str, Any], results: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
-    """The paper's Table 8; each of our devices has its own rows. Of fp32 alone, as the paper's."""
+    """The paper's Table 8; each of our devices has its own rows, of fp32 and, if it was measured, of TF32."""
     papers = {line['model']: line['throughput'] for line in printed['rows']}
     rows = []
     for path, result in results:
-        measured = {name: timing['images_per_second'] for name, timing in result['inference'].get('fp32', {}).items()}
         environment = result['environment']
-        for model, paper in papers.items():
-            ours = measured.get(_BENCHMARKED.get(model, model))
-            base = measured.get('SLaK-T')
-            values = dict(
-                throughput=Value(paper, () if ours is None else (ours, )),
-                relative=Value(paper / papers['SLaK-T'], (ours / base, ) if ours and base else ()))
-            row = Row(model, values, 'not run' if ours is None else 'run', f'fp32, {result["setting"]}')
-            row.command = f'python tools/benchmarks/throughput.py --device {environment["device"]} --json FILE'
-            row.environment = ', '.join(f'{name} {environment[name]}'
-                                        for name in ('device_name', 'torch', 'python', 'commit')
-                                        if environment.get(name))
-            row.sources = [shown_path(path)]
-            rows.append(row)
+        command = f'python tools/benchmarks/throughput.py --device {environment["device"]} --json FILE'
+        facts = ((name, environment.get(name)) for name in ('device_name', 'torch', 'python', 'commit'))
+        machine = ', '.join(f'{name} {fact}' for name, fact in facts if fact)
+        for dtype, option in (('fp32', ''), ('tf32', ' --tf32')):
+            timings = result['inference'].get(dtype, {})
+            for model, paper in papers.items() if timings or not option else ():
+                ours, base = (timings.get(name, {}).get('images_per_second')
+                              for name in (_BENCHMARKED.get(model, model), 'SLaK-T'))
+                values = dict(
+                    throughput=Value(paper, () if ours is None else (ours, )),
+                    relative=Value(paper / papers['SLaK-T'], (ours / base, ) if ours and base else ()))
+                row = Row(model, values, 'not run' if ours is None else 'run', f'{dtype}, {result["setting"]}')
+                row.command, row.environment, row.sources = command + option, machine, [shown_path(path)]
+                rows.append(row)
     if not rows:
         rows = [
             Row(model,

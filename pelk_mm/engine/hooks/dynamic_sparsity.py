@@ -28,6 +28,7 @@ from ..sparsity import (
     group_densities,
     masks_from_zeros,
     pack_mask,
+    patterned_densities,
     prune_and_grow,
     saliencies,
     snip_densities,
@@ -55,12 +56,13 @@ class DynamicSparsityHook(Hook):
 
     Args:
         init (str): Where each layer's density comes from: ``'snip'``, its share among the most salient weights of one
-            training batch; ``'erk'``, Erdos-Renyi-Kernel; ``'uniform'``; or ``'zeros'``: the masks themselves are taken
-            from the zeros of the loaded weights, to keep the pattern of a pretrained backbone. Layers of density 0.99
-            or more stay dense. Defaults to 'snip'.
+            training batch; ``'erk'``, Erdos-Renyi-Kernel; ``'uniform'``; layers of density 0.99 or more stay dense. Or
+            ``'zeros'``: the masks are the zeros of the loaded weights, which keep their pattern; layers without a zero,
+            or of zeros only, stay dense. Defaults to 'snip'.
         sparsity (float, optional): Share of dead weights, in (0, 1): 0.4 in SLaK and PeLK. Not for ``'zeros'``.
         update_interval (int, optional): Optimiser steps between two updates of the masks; None keeps them as they are.
-            SLaK: 2000 for T, 100 for S and B. Defaults to None.
+            SLaK: 2000 for T, 100 for S and B. With ``'zeros'``, too: None fixes the loaded pattern, a number goes on
+            pruning and growing from it. Defaults to None.
         prune_rate (float): p at the start, in (0, 1]. SLaK: 0.5 for T, 0.3 for S and B. Defaults to 0.5.
         final_prune_rate (float): p at the end. Defaults to 0.005, as SLaK was trained.
         include (str | Sequence[str]): Regular expressions; only weights whose name contains a match of one are masked.
@@ -70,10 +72,13 @@ class DynamicSparsityHook(Hook):
             Defaults to ().
         snip_batch_size (int, optional): Images of each rank for SNIP, which runs in fp32 and so needs more memory than
             a training step with AMP. Defaults to the batch size of the training dataloader.
+        redraw (bool): Draw masks even over weights that are sparse already, which loses many of those that are live:
+            0.6 of 0.6 leaves 0.36. Resumed training keeps its masks with and without it. Defaults to False.
 
     Raises:
-        ValueError: If an argument is out of range, or a pattern matches nothing; when resuming, if the checkpoint has
-            no masks or those of another model.
+        ValueError: If an argument is out of range, or a pattern matches nothing; before training, if masks are to be
+            drawn over weights that are sparse already; when resuming, if the checkpoint has no masks or those of
+            another model.
         TypeError: If there are several optimisers, or the weights are sharded (FSDP, DeepSpeed).
 
     Examples:
@@ -81,6 +86,8 @@ class DynamicSparsityHook(Hook):
         >>> custom_hooks = [
         ...     dict(type='pelk_mm.DynamicSparsityHook', sparsity=0.4, update_interval=2000, prune_rate=0.5)
         ... ]
+        >>> # Fine-tuning of a sparse model that load_from names
+        >>> custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros')]
         >>> # A pretrained backbone in a segmentor or detector
         >>> custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\\.')]
     """
@@ -96,11 +103,14 @@ class DynamicSparsityHook(Hook):
                  final_prune_rate: float = 0.005,
                  include: str | Sequence[str] = (),
                  exclude: str | Sequence[str] = (),
-                 snip_batch_size: int | None = None) -> None:
+                 snip_batch_size: int | None = None,
+                 redraw: bool = False) -> None:
         if init not in INITS:
             raise ValueError(f'init must be one of {INITS}, got {init!r}')
         if init == 'zeros' and sparsity is not None:
             raise ValueError(f"sparsity must be None with init='zeros', the loaded weights say it, got {sparsity}")
+        if init == 'zeros' and redraw:
+            raise ValueError("redraw must be False with init='zeros', which draws no masks, got True")
         if init != 'zeros' and (sparsity is None or not 0 < sparsity < 1):
             raise ValueError(f'sparsity must be in (0, 1), got {sparsity}')
         for name, value in (('update_interval', update_interval), ('snip_batch_size', snip_batch_size)):
@@ -118,6 +128,7 @@ class DynamicSparsityHook(Hook):
         self.include = include
         self.exclude = exclude
         self.snip_batch_size = snip_batch_size
+        self.redraw = redraw
         self.step = 0
         self.masks: dict[str, Tensor] = {}
         self._weights: dict[str, nn.Parameter] = {}
@@ -194,16 +205,38 @@ class DynamicSparsityHook(Hook):
     def _initial_masks(self, runner: Runner, model: BaseModel) -> dict[str, Tensor]:
         if self.init == 'zeros':
             masks = masks_from_zeros(self._weights)
+            self._warn_of_live_zeros(runner)
             if not masks:
                 runner.logger.warning("DynamicSparsityHook: init='zeros', but no weight is zero: nothing is masked. "
                                       'Was a sparse checkpoint loaded?')
             return masks
+        patterned = {} if self.redraw else patterned_densities(self._weights)
+        if patterned:
+            name, density = next(iter(patterned.items()))
+            raise ValueError(f'init={self.init!r} would draw masks over weights that are sparse already, and lose many '
+                             f'that are live: {len(patterned)} of {len(self._weights)} layers have zeros, for example '
+                             f"{name} a density of {density:.4f}. Use init='zeros' without sparsity to keep their "
+                             'pattern, or redraw=True if it is to be lost')
         if self.init == 'snip':
             densities = self._snip_densities(runner, model)
         else:
             function = dict(uniform=uniform_densities, erk=erk_densities)[self.init]
             densities = function(self._weights, self.density)
         return draw_masks(self._weights, densities, self._generator(runner))
+
+    def _warn_of_live_zeros(self, runner: Runner) -> None:
+        """Weights that were grown in the step of the checkpoint are zero, and their mask is not kept."""
+        live = zero = 0
+        for name, entry in self._saved_state['masks'].items() if self._saved_state else ():
+            weight = self._weights.get(clean_name(name))
+            if weight is not None and tuple(entry['shape']) == tuple(weight.shape):
+                mask = unpack_mask(entry['bits'], entry['shape']).to(weight.device)
+                live += int(mask.sum())
+                zero += int((mask & (weight == 0)).sum())
+        if zero > 0.01 * live:
+            runner.logger.warning(f"DynamicSparsityHook: init='zeros' counts {zero} of {live} live weights as dead, as "
+                                  'they are zero in the checkpoint: it was saved right after an update of its masks. '
+                                  'That of another step has fewer')
 
     def _snip_densities(self, runner: Runner, model: BaseModel) -> dict[str, float]:
         """SNIP on one batch of the training data, drawn beside the dataloader, whose order is not disturbed.

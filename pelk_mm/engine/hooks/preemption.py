@@ -47,7 +47,7 @@ class PreemptionHook(Hook):
         self._asked_at: float | None = None
         self._previous_handler: Callable | int | None = None
         self._training = self._stopped = False
-        self._common_val_iters = 0
+        self._common_val_iters = self._val_passes = 0
         self._position: dict[str, int] | None = None
 
     def before_run(self, runner: Runner) -> None:
@@ -68,16 +68,19 @@ class PreemptionHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Find out how many iterations of the validation all processes have."""
+        self._val_passes = 0
         if self._training:
             self._common_val_iters = _reduce(len(runner.val_dataloader), 'min')
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Stop here, with the training state as it was before the validation."""
+        self._val_passes += batch_idx == 0
         if batch_idx < self._common_val_iters and self._shall_stop(runner):
             for hook in runner.hooks:
-                if isinstance(hook, EMAHook):
-                    # It has put the averaged weights in the place of the trained ones.
-                    hook.after_val_epoch(runner)
+                # It has put the averaged weights in the place of the trained ones. Those of mmpretrain can validate the
+                # trained ones instead, or after them, in a second pass.
+                if isinstance(hook, EMAHook) and getattr(hook, 'evaluate_on_ema', True) and self._val_passes == 1:
+                    hook._swap_ema_parameters()
             self._stop(runner, runner.epoch, runner.iter)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

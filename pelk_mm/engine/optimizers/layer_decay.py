@@ -15,6 +15,8 @@ from torch import nn
 from pelk_mm.module_names import clean_name
 from pelk_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+from .layer_depths import find_layer_depth
+
 DECAY_TYPES = ('layer_wise', 'stage_wise')
 
 
@@ -25,7 +27,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Every parameter's learning rate is multiplied by ``layer_decay_rate ** (number - depth - 1)``, with the depth and
     the number of depths that the backbone's ``get_layer_depth(param_name, prefix)`` answers; what lies outside the
     backbone keeps the full rate. The backbone may have any class and any place in the model, as PeLK and mmpretrain's
-    backbones have; several in one model are asked each for its own parameters.
+    backbones have; several in one model are asked each for its own parameters. mmpretrain's RepLKNet, which has no such
+    method, is grouped as its authors do.
 
     Everything that MMEngine's default constructor reads from ``paramwise_cfg`` keeps its meaning (``norm_decay_mult``,
     ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` with ``lr_mult`` and ``decay_mult``, ...) and multiplies
@@ -88,7 +91,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         depths = _Depths()
         for name, module in model.named_modules():
             # mmpretrain's classifiers have a method of that name too, which knows only 'backbone.'.
-            depth = getattr(module, 'get_layer_depth', None)
+            depth = find_layer_depth(module)
             if depth is None or 'prefix' not in inspect.signature(depth).parameters:
                 continue
             # A wrapper that passes attributes on answers with the method of the module inside of it.

@@ -1,3 +1,0 @@
-_base_ = '../../imagenet/pelk-base_32xb128_in1k-384px.py'
-
-model = dict(backbone=dict(type='pelk_mm.SLaK'))

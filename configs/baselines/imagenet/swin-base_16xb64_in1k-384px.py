@@ -1,8 +1,0 @@
-_base_ = [
-    'mmpretrain::_base_/models/swin_transformer/base_224.py',
-    '../../_base_/datasets/imagenet_bs64_randaug_384.py',
-    '../../_base_/schedules/imagenet_bs1024_adamw_swin_300e.py',
-    'mmpretrain::_base_/default_runtime.py',
-]
-model = dict(backbone=dict(img_size=384, stage_cfgs=dict(block_cfgs=dict(window_size=12))))
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))

@@ -1,2 +1,0 @@
-# mmpretrain's own recipe.
-_base_ = 'mmpretrain::t2t_vit/t2t-vit-t-24_8xb64_in1k.py'

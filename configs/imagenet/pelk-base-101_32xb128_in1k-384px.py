@@ -1,3 +1,0 @@
-_base_ = './pelk-base_32xb128_in1k-384px.py'
-
-model = dict(backbone=dict(arch='base-101'))

@@ -1,0 +1,12 @@
+_base_ = [
+    '../_base_/models/pelk_classifier.py',
+    '../_base_/datasets/imagenet_bs64_randaug_384.py',
+    '../_base_/schedules/imagenet_bs4096_adamw_300e_sparse.py',
+    'mmpretrain::_base_/default_runtime.py',
+]
+model = dict(
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(arch='base', drop_path_rate=0.5),
+    head=dict(in_channels=1331))
+train_dataloader = dict(batch_size=128, drop_last=True)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))

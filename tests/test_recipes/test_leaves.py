@@ -1,0 +1,53 @@
+"""No config repeats a value that it inherits: whoever changes the base then changes all of its leaves."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from pelk_mm import compat
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAVES = [path for path in sorted((ROOT / 'configs').rglob('*.py')) if '_base_ =' in path.read_text()]
+
+
+def repeated(own: dict, inherited: dict, place: str = '') -> Iterator[str]:
+    """Where a value of a config is that of its base."""
+    for key, value in own.items():
+        # A config by itself must import what it names, and a dict that replaces another one repeats nothing.
+        if key not in inherited or key == 'custom_imports':
+            continue
+        if not isinstance(value, dict):
+            if value == inherited[key]:
+                yield f'{place}{key}={value!r}'
+        elif isinstance(inherited[key], dict) and not value.get('_delete_'):
+            yield from repeated(value, inherited[key], f'{place}{key}.')
+
+
+def own_and_inherited(path: Path, folder: Path) -> tuple[dict, dict]:
+    """What a config says, and what it would have without."""
+    compat.setup()
+    tree = ast.parse(path.read_text())
+    base, = (node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '_base_')
+    bases = ast.literal_eval(base.value)
+    bases = [bases] if isinstance(bases, str) else bases
+    bases = [name if '::' in name else str((path.parent / name).resolve()) for name in bases]
+    (folder / 'bases.py').write_text(f'_base_ = {bases!r}\n')
+    inherited = Config.fromfile(folder / 'bases.py')
+    names = {'_base_': inherited}
+    tree.body.remove(base)
+    exec(compile(tree, str(path), 'exec'), names)
+    own = {name: value for name, value in names.items() if name not in ('_base_', '__builtins__')}
+    return own, inherited.to_dict()
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
+def test_nothing_is_repeated(path, tmp_path):
+    assert not list(repeated(*own_and_inherited(path, tmp_path)))
+
+
+def test_what_counts_as_repeated():
+    own = dict(a=1, b=dict(c=2, d=3), e=dict(_delete_=True, f=4), g=5)
+    assert list(repeated(own, dict(a=1, b=dict(c=2, d=0), e=dict(f=4)))) == ['a=1', 'b.c=2']
