@@ -20,6 +20,7 @@ BELOW = {
     'datasets': {'datasets', 'image_decoding', 'image_names', 'install_hints', 'registry'},
     'engine': {'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry', 'whole_files'},
     'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
+    'reports': {'analysis', 'compat', 'engine', 'install_hints', 'reports', 'whole_files'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
 }
 
@@ -94,6 +95,7 @@ def test_every_file_keeps_the_rules(file):
     ('engine/hooks/a.py', 'from pelk_mm.models import PeLK', 'may not import'),
     ('ops/fast.py', 'import triton.language as tl', 'may import triton'),
     ('ops/fast_triton.py', 'import triton, mmcv', 'torch only'),
+    ('reports/a.py', 'from ..deploy import merge', 'may not import'),
     ('analysis/a.py', 'print(1)', 'does not print'),
     ('analysis/a.py', 'import sys\nsys.path.append("x")', 'sys.path'),
     ('engine/a.py', 'import torch\ntorch.backends.cudnn.benchmark = True', 'sets nothing'),

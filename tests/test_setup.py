@@ -73,7 +73,7 @@ def test_wheel_carries_every_module(wheel, root):
 
 
 def test_wheel_carries_what_modules_read(wheel, csrc):
-    read = {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/analysis/leaderboard/page.html', *csrc}
+    read = {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/reports/page.html', *csrc}
     assert read <= set(wheel.namelist())
 
 

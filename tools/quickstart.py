@@ -168,8 +168,8 @@ def main() -> None:
     for task in TASKS:
         cfg = load_config(task.config)
         folder = work_dir / f'{task.name}_{digest(environment, cfg.to_dict(), options)}'
-        trained = STEPS.once(folder, 'training', partial(train, task, folder, options))
-        tested = STEPS.once(folder, 'test', partial(test, task, folder, trained['checkpoint']))
+        trained = STEPS.run_once(folder, 'training', partial(train, task, folder, options))
+        tested = STEPS.run_once(folder, 'test', partial(test, task, folder, trained['checkpoint']))
         if not options:
             options = ['--cfg-options', f'model.backbone.init_cfg.checkpoint={trained["checkpoint"]}']
 

@@ -180,7 +180,7 @@ def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
     A single zero is no pattern: random initial values are exactly zero once in some ten million.
     """
     densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks_from_zeros(weights).items()}
-    return {name: density for name, density in densities.items() if density < DENSE_FROM}
+    return {name: density for name, density in densities.items() if density < DENSE_THRESHOLD}
 
 
 def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -> float:

@@ -1,4 +1,4 @@
-"""Steps run commands of the repository, log them, and do nothing twice."""
+"""Steps run commands of the repository, log them, and skip those that are done."""
 
 import sys
 
@@ -17,7 +17,7 @@ def steps(tmp_path, lines):
     return Steps(tmp_path, lines.append)
 
 
-def test_a_command_is_shown_logged_and_told_in_brief(steps, lines, tmp_path):
+def test_a_command_is_shown_and_logged_with_its_progress(steps, lines, tmp_path):
     (tmp_path / 'tool.py').write_text('import os, sys\nprint("INFO - Iter(train) [20/40]  lr: 1")\n'
                                       'print(sys.executable, sys.argv[1], os.environ["PYTHON"])\n')
     assert 0 <= steps.run(tmp_path / 'logs' / 'tool.log', 'python', 'tool.py', 'a b') < 1
@@ -34,10 +34,10 @@ def test_a_failure_shows_the_end_of_the_log(steps, tmp_path):
 
 def test_nothing_is_done_twice(steps, lines, tmp_path):
     results = iter([dict(value=1), dict(value=2)])
-    assert steps.once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
-    assert steps.once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
+    assert steps.run_once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
+    assert steps.run_once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
     assert lines == [f'\n# training was finished before: {tmp_path}']
-    assert steps.once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
+    assert steps.run_once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
 
 
 def test_digests_tell_code_and_data_apart(steps, tmp_path):

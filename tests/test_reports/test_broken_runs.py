@@ -1,15 +1,15 @@
-"""The reader of work directories on broken files: what it cannot read is named and left out; it invents no number."""
+"""Broken files in work directories are named and left out, and no number is invented."""
 
 import json
 import math
 import shutil
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pelk_mm.analysis.leaderboard.catalogue import read_catalogue
-from pelk_mm.analysis.leaderboard.runs import METRICS, find_runs
+from pelk_mm.reports import METRICS, Leaderboard, find_runs, read_catalogue, to_csv
 from pelk_mm.testing.strategies import damaged
 
 TIME, LATER = '20261122_011013', '20261122_020000'
@@ -18,7 +18,7 @@ CONFIG = """model = dict(
 train_cfg = dict(by_epoch=True, max_epochs=2)
 load_from = None
 """
-# What a whole run would give; every number that comes out of a damaged one must stand in its files.
+# Every number that is read from a damaged run must stand in its files.
 RECORDS = [{'accuracy/top1': 71.25, 'step': 1}, {'loss': 1.5, 'density': 0.6}, {'accuracy/top1': 83.5, 'step': 2}]
 LINES = ''.join(json.dumps(record) + '\n' for record in RECORDS)
 TEST = json.dumps({'accuracy/top1': 84.75})
@@ -35,7 +35,7 @@ KEYS = st.sampled_from(['accuracy/top1', 'val/mIoU', 'coco/bbox_mAP', 'coco/segm
 VALUES = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=3),
                                                        st.dictionaries(st.text(max_size=4), inner, max_size=3)),
                       max_leaves=6)
-# What makes a file in the working directory, if it is run.
+# Makes a file in the working directory, if it is run.
 PLANTED = 'open("ran", "w")'
 # As Python writes it: names, calls and all.
 CODE = st.recursive(
@@ -47,12 +47,13 @@ CODE = st.recursive(
         st.tuples(inner, inner).map(lambda parts: f'{{{parts[0]}: {parts[1]}}}'),
         st.tuples(inner, inner).map(lambda parts: f'dict({{{parts[0]}: 1}}, max_iters={parts[1]})')),
     max_leaves=5)
-CONFIGS = st.dictionaries(st.sampled_from(['model', 'train_cfg', 'load_from', 'a', 'import os; b']), CODE,
-                          max_size=4).map(lambda parts: '\n'.join(f'{name} = {code}' for name, code in parts.items()))
+SETTINGS = ['model', 'train_cfg', 'load_from', 'val_dataloader', 'resume', 'import os; b']
+CONFIGS = st.dictionaries(st.sampled_from(SETTINGS), CODE, max_size=4).map(
+    lambda parts: '\n'.join(f'{name} = {code}' for name, code in parts.items()))
 
 
 def broken(content: str) -> st.SearchStrategy[bytes]:
-    """A file that may be damaged, or whole beside others that are."""
+    """A file that may be damaged, or intact beside others that are."""
     return damaged(content.encode(), least=0, most=4)
 
 
@@ -77,7 +78,7 @@ def folder(tmp_path_factory):
 
 
 def read(folder, config: bytes, scalars: bytes, test: bytes, log: bytes = b''):
-    """Runs and problems of a work directory with a training and a test that hold these files."""
+    """Read the runs and problems of a work directory with a training and a test that hold these files."""
     shutil.rmtree(folder / 'run', ignore_errors=True)
     for time in (TIME, LATER):
         (folder / 'run' / time / 'vis_data').mkdir(parents=True)
@@ -93,10 +94,13 @@ def read(folder, config: bytes, scalars: bytes, test: bytes, log: bytes = b''):
         assert all(math.isfinite(value) and not isinstance(value, bool) for value in run.metrics.values())
         assert run.progress is None or all(type(number) is int for number in run.progress)
         assert isinstance(run.is_finished, bool)
+    tables = Leaderboard(runs, [], folder).own_tables()
+    assert sum(len(table.rows) for table in tables) == len(runs)
+    assert to_csv(tables).count('\n') == 1 + sum(len(table.quantities) * len(table.rows) for table in tables)
     return runs, problems
 
 
-def test_a_whole_one(folder):
+def test_intact_files(folder):
     runs, problems = read(folder, CONFIG.encode(), LINES.encode(), TEST.encode())
     assert problems == []
     assert [(run.metrics, run.progress, run.density) for run in runs] == [(dict(top1=84.75), (2, 2), 0.6)]
@@ -111,29 +115,20 @@ def test_damaged_files(folder, config, scalars, test, log):
             # repr may write a number otherwise than the file, as 8e4 and 80000.0: then it is in there as a number.
             assert repr(value).encode() in written or value in numbers(written)
     # A file that does not parse is never silent.
-    if not parses(test) and config == CONFIG.encode():
+    if parse(test.decode(errors='replace')) is None and config == CONFIG.encode():
         assert any(problem.where.endswith(f'{LATER}.json') for problem in problems)
 
 
-def parses(content: bytes) -> bool:
-    try:
-        json.loads(content.decode(errors='replace'))
-    except (ValueError, RecursionError):
-        return False
-    return True
+def parse(content: str):
+    with suppress(ValueError, RecursionError):
+        return json.loads(content)
 
 
 def numbers(content: bytes) -> set:
-    """Every number that is the value of a key in some object of a file."""
-    found = set()
-    for line in content.decode(errors='replace').replace('}{', '}\n{').splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            found |= {value for value in record.values() if isinstance(value, (int, float))}
-    return found
+    """Return every number that is the value of a key in some object of a file."""
+    records = map(parse, content.decode(errors='replace').replace('}{', '}\n{').splitlines())
+    return {value for record in records if isinstance(record, dict)
+            for value in record.values() if isinstance(value, (int, float))}
 
 
 @given(CONFIGS.map(text), JSON_LINES, JSON_LINES)
@@ -142,14 +137,14 @@ def test_odd_contents(folder, config, scalars, test):
     assert not (folder / 'ran').exists()
 
 
-def test_the_planted_code_makes_a_file(folder):
+def test_the_planted_code_makes_a_file_if_it_is_run(folder):
     eval(PLANTED).close()
     (folder / 'ran').unlink()
 
 
 @given(st.dictionaries(KEYS, SCALARS, max_size=5))
 def test_metrics_are_those_of_the_file(folder, record):
-    """Booleans, texts, NaN and what a float cannot hold are no metrics."""
+    """Booleans, texts, NaN and integers too large for float do not count."""
     runs, _ = read(folder, CONFIG.encode(), b'', text(json.dumps(record)))
     factors = {'accuracy/top1': ('top1', 1), 'val/mIoU': ('miou', 1), 'coco/bbox_mAP': ('ap_box', 100),
                'coco/segm_mAP': ('ap_mask', 100)}
@@ -173,7 +168,7 @@ def test_damaged_metafiles(folder, content):
         assert all(repr(value).rstrip('0').rstrip('.').encode() in content for value in entry.figures.values())
 
 
-def test_a_file_that_may_not_be_read_and_odd_names(folder, monkeypatch):
+def test_odd_names_and_unreadable_files(folder, monkeypatch):
     name = 'r\udcffun <b>"\'$(touch ran)\n'
     shutil.rmtree(folder / 'run', ignore_errors=True)
     start = folder / 'run' / name / TIME

@@ -14,10 +14,11 @@ from matplotlib.ticker import MaxNLocator
 
 from pelk_mm.engine.launch import read_config
 
-from .figures import COLORS
-from .kernel_scaling import taps_per_channel
-from .leaderboard import Entry, Run, read_catalogue
-from .leaderboard.catalogue import command_of
+from ..analysis.figures import COLORS
+from ..analysis.kernel_scaling import taps_per_channel
+from .catalogue import Entry, read_catalogue
+from .commands import command_of
+from .runs import Run
 
 TABLE = Path('configs/ablations/fig2_kernel_size')
 FORMS = ('dense', 'stripe')
@@ -64,7 +65,7 @@ def find_points(runs: Sequence[Run], root: Path) -> tuple[list[Point], list[str]
     """The runs of the segmentors of Fig. 2, and of other ablations that are the same config (Table 1 has those of 51).
 
     Args:
-        runs (Sequence[Run]): From :func:`~pelk_mm.analysis.leaderboard.find_runs`.
+        runs (Sequence[Run]): From :func:`~pelk_mm.reports.find_runs`.
         root (Path): The repository.
 
     Returns:
