@@ -103,7 +103,8 @@ def exported_heads(model: nn.Module) -> dict[str, nn.Module]:
 def _leaves(head: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
     if not hasattr(head, 'task_heads'):
         return {'.'.join(names): head}
-    return {key: leaf for name, child in head.task_heads.items() for key, leaf in _leaves(child, (*names, name)).items()}
+    leaves = [_leaves(child, (*names, name)) for name, child in head.task_heads.items()]
+    return {name: leaf for found in leaves for name, leaf in found.items()}
 
 
 def segmentation_logits(model: Any, images: Tensor) -> Tensor:
@@ -252,7 +253,8 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
     for part in (result.model.graph, *result.model.graph):
         part.metadata_props.clear()
     result.model.metadata_props['pelk_mm'] = json.dumps(dict(meta))
-    if sum(value.const_value.nbytes for value in result.model.graph.initializers.values()) > _ONE_FILE:
+    sizes: list[int] = [value.const_value.nbytes for value in result.model.graph.initializers.values()]
+    if sum(sizes) > _ONE_FILE:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         result.save(str(path))
     else:
@@ -287,7 +289,7 @@ def get_test_pipeline(cfg: Config) -> list[dict]:
         raise ValueError('cfg must have test_dataloader.dataset.pipeline')
     loader, rest = split_loader(dataset['pipeline'])
     kept = [transform for transform in rest if not _loads(transform) or 'Image' in transform_name(transform)]
-    return copy.deepcopy([*([loader] if loader else ()), *kept])
+    return copy.deepcopy([loader, *kept] if loader else kept)
 
 
 def split_loader(pipeline: Sequence[dict]) -> tuple[dict | None, list[dict]]:
@@ -337,12 +339,9 @@ def describe(cfg: Config, meta: Mapping[str, Any], channels: int = 3) -> dict[st
 def _rules(cfg: Config) -> dict[str, Any]:
     """The config of a model without its network."""
     parts = Config({key: cfg[key] for key in ('model', 'data_preprocessor') if cfg.get(key) is not None}).to_dict()
-    content = parts.pop('model')
-    # Beside the model, as in the recipes.
-    content = dict(parts, **content)
-    content = _without(content, ('init_cfg', 'pretrained', 'train_cfg', 'auxiliary_head', 'batch_augments', 'neck'))
-    # Any module without parameters: it never runs.
-    return dict(content, backbone=dict(type='ReLU'))
+    # In the recipes the data preprocessor lies beside the model. The backbone never runs, and needs no parameters.
+    content = {'data_preprocessor': parts.get('data_preprocessor'), **parts['model'], 'backbone': dict(type='ReLU')}
+    return _without(content, ('init_cfg', 'pretrained', 'train_cfg', 'auxiliary_head', 'batch_augments', 'neck'))
 
 
 def _without(node: Any, keys: Sequence[str]) -> Any:
