@@ -14,7 +14,7 @@ from .export import (
     save_package,
     task_of,
 )
-from .inference import EvalImages, OnnxModel, image_loader, list_images
+from .inference import EvalImages, ImagePipeline, OnnxModel, image_loader, list_images
 from .merge import Deployment, deploy, load_trained, save_deployment
 from .verify import (
     Agreement,
@@ -31,8 +31,8 @@ from .verify import (
 TestImages, test_pipeline, verify_onnx, verify_package = EvalImages, get_test_pipeline, verify_outputs, verify_outputs
 
 __all__ = [
-    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ImageModel', 'OnnxModel', 'Predictions',
-    'capture', 'compare', 'deploy', 'describe', 'get_test_pipeline', 'image_loader', 'list_images', 'load_trained',
-    'prepare_for_export', 'save_deployment', 'save_onnx', 'save_package', 'stack_images', 'task_of', 'verify_outputs',
-    'verify_predictions'
+    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ImageModel', 'ImagePipeline', 'OnnxModel',
+    'Predictions', 'capture', 'compare', 'deploy', 'describe', 'get_test_pipeline', 'image_loader', 'list_images',
+    'load_trained', 'prepare_for_export', 'save_deployment', 'save_onnx', 'save_package', 'stack_images', 'task_of',
+    'verify_outputs', 'verify_predictions'
 ]

@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from .. import __version__
 from ..analysis.inputs import count_channels, normalisation, swaps_colours
+from ..analysis.model_building import quiet
 from ..layers import PeripheralConv2d
 from ..whole_files import refuse_existing, write_whole
 from .onnx_ops import translations
@@ -236,7 +237,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
         RuntimeError: If the result has an operation that is not of ONNX's own standard.
     """
     refuse_existing(path)
-    with _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
+    with quiet(*map(logging.getLogger, ('torch.onnx', 'onnxscript', 'onnx_ir')), level=logging.ERROR):
         result = torch.onnx.export(
             program,
             dynamo=True,
@@ -384,16 +385,3 @@ def _free_sizes() -> Iterator[None]:
     wrappers = sys.modules.get('mmseg.models.utils.wrappers')
     with mock.patch.object(wrappers, 'tuple', new=_no_sizes, create=True) if wrappers else nullcontext():
         yield
-
-
-@contextmanager
-def _quiet(*names: str):
-    """Without the warnings and notes of the exporters' own steps."""
-    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
-    try:
-        for logger in levels:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)

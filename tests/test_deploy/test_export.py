@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 
 import numpy as np
@@ -322,7 +323,9 @@ def test_files_are_complete_or_absent_and_never_overwritten(saves, name, tmp_pat
             saves[name](path)
     assert os.listdir(tmp_path / 'new') == []
     # So that the next try is not refused.
+    level = logging.getLogger('torch.onnx').level
     saves[name](path)
+    assert logging.getLogger('torch.onnx').level == level
     path.write_text('precious')
     with pytest.raises(FileExistsError, match='exists and is not overwritten'):
         saves[name](path)
