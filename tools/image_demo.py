@@ -28,7 +28,7 @@ def main() -> None:
         'model', help='config, or an ONNX file of tools/model_converters/export.py; of a detector the ONNX file holds '
         'the backbone, whose feature maps are drawn')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint, file or URL; needed with a config')
-    parser.add_argument('--out-dir', required=True, help='folder for the pictures; files in it are not overwritten')
+    parser.add_argument('--out-dir', required=True, help='folder for the drawn images; files in it are not overwritten')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection, default 0.3')
     parser.add_argument('--device', help='where a config runs, e.g. cpu or cuda:1; by default a GPU if there is one')
     parser.add_argument(
@@ -54,7 +54,7 @@ def main() -> None:
     demo = OnnxDemo(args.model) if is_onnx else ModelDemo(
         load_config(args.model, args.cfg_options), args.checkpoint, args.device, args.score_thr)
     # All of them before the first is drawn.
-    for file in files if demo.plain_files and not is_video else ():
+    for file in files if demo.pipeline.plain_files and not is_video else ():
         if damage := image_file_error(str(file)):
             parser.error(f'inputs: {file} {damage}')
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -62,13 +62,13 @@ def main() -> None:
         draw_video(demo, source, targets[0])
         return
     for file, target in track(list(zip(files, targets)), 'Images', disable=len(files) == 1):
-        drawn, found = demo(demo.load(file))
+        drawn, found = demo(demo.pipeline.load(file))
         mmcv.imwrite(drawn[..., ::-1], str(target))
         print(f'{target}: {found}')
 
 
 def target_name(file: Path) -> str:
-    """The name of what is drawn of a file, in a format that can be written and looked at."""
+    """Return the name of the drawn file, in a format that OpenCV writes and viewers show."""
     suffix = file.suffix.lower()
     return f'{file.stem}.mp4' if suffix in VIDEOS else file.name if suffix in WRITTEN else f'{file.name}.png'
 

@@ -107,7 +107,8 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
         model = build_model(cfg, 'cpu')
         backbone = getattr(model, 'backbone', model)
         if checkpoint is None and hasattr(backbone, 'init_weights'):
-            with _quiet():
+            # MMEngine logs how each single parameter was initialised.
+            with quiet(MMLogger.get_current_instance()):
                 backbone.init_weights()
     if checkpoint is not None:
         _load_complete(backbone, checkpoint)
@@ -115,15 +116,16 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep MMEngine from logging how each single parameter was initialised."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quiet(*loggers: logging.Logger, level: int = logging.WARNING) -> Iterator[None]:
+    """Keep messages below a level from the logs in this context."""
+    levels = {logger: logger.level for logger in loggers}
     try:
+        for logger in loggers:
+            logger.setLevel(level)
         yield
     finally:
-        logger.setLevel(level)
+        for logger, before in levels.items():
+            logger.setLevel(before)
 
 
 def _forget_pretrained(model: dict) -> None:

@@ -117,6 +117,8 @@ class ReparamDepthwiseConv(nn.Module):
 def _fold_norm(conv: Any, norm: Any) -> None:
     conv.weight, conv.bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    # A new bias would not be trained further.
+    conv.bias.requires_grad_(conv.weight.requires_grad)
 
 
 def _add_bias(conv: nn.Module, bias: Tensor) -> None:

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
-from pelk_mm.deploy import TestImages
+from pelk_mm.deploy import EvalImages
 from pelk_mm.engine import image_files
 from pelk_mm.engine.image_files import (
     ImageFileError,
@@ -359,7 +359,7 @@ def test_image_demo_and_test_images(tmp_path, run_tool):
     assert code == 2
     assert f'inputs: {tmp_path / "images/1.png"} is damaged or no image' in printed
     assert not (tmp_path / 'out').exists()
-    images = TestImages(Config.fromfile(config), 2, str(tmp_path / 'images'))
+    images = EvalImages(Config.fromfile(config), 2, str(tmp_path / 'images'))
     with pytest.raises(ImageFileError, match=r'1\.png is damaged'):
         list(images.batches())
     assert torch.is_tensor(next(images.batches())['inputs'][0])

@@ -106,6 +106,7 @@ def test_deploy_equals_training_form(center, small, norm, left):
     assert list(module.convs) == left
     assert not module.norms
     assert module.large.bias is not None
+    assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_merged_kernel_is_the_sum_in_theta():

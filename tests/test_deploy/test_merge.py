@@ -1,6 +1,8 @@
-"""Merged models: equal outputs, fewer parts, a config that builds them; and comparisons that see what is not equal."""
+"""Merged models: equal outputs, fewer parts, and files that are complete or absent."""
 
 import copy
+import errno
+import os
 
 import pytest
 import torch
@@ -9,15 +11,18 @@ from mmengine.config import Config
 from torch import nn
 
 from pelk_mm.analysis import build_model
-from pelk_mm.deploy import TestImages, compare, deploy
-from pelk_mm.deploy.comparing import Difference
-from pelk_mm.deploy.predictions import Detections
+from pelk_mm.checkpoints.entries import load_weights_and_meta
+from pelk_mm.checkpoints.publish import publish_file
+from pelk_mm.deploy import EvalImages, compare, deploy, load_trained, save_deployment
 from pelk_mm.layers import KernelPositionEmbedding, ReparamDepthwiseConv
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pictures
 
 # Merged layers of the backbone's four blocks, and convolutions with a BatchNorm in the other parts.
 LAYERS = dict(
     classification=4, segmentation=4 + 4 + 1 + 3 + 3 + 1, detection=4 + 4 + 4 + 4, one_stage_detection=4 + 4 + 4)
+
+
+ONE = torch.ones(1)
 
 
 @pytest.fixture(scope='module')
@@ -37,7 +42,7 @@ def test_outputs_stay_equal_and_nothing_is_left_to_merge(task, images):
     assert all(list(module.convs) == ['large'] for module in modules if isinstance(module, ReparamDepthwiseConv))
     assert getattr(deployment.model, 'auxiliary_head', None) is None
 
-    batches = TestImages(cfg, 2, images).batches()
+    batches = EvalImages(cfg, 2, images).batches()
     differences, predictions = compare(model, deployment.model, deployment.layers, batches)
     names = [difference.name for difference in differences]
     assert set(deployment.layers) | {'backbone.stages.2', 'backbone'} <= set(names)
@@ -92,7 +97,7 @@ def test_parts_whose_norms_are_needed_elsewhere_stay_whole():
     assert deployment.cfg.model.decode_head.norm_cfg.type == 'BN'
 
 
-def test_backbones_of_others():
+def test_backbones_of_mmpretrain_merge():
     cfg = tiny_config('classification')
     arch = dict(num_blocks=[1, 1, 1, 1], width_factor=[0.125] * 3 + [0.03125], group_layer_map=None, se_cfg=None)
     cfg.model.backbone = dict(type='RepVGG', arch=arch)
@@ -106,7 +111,7 @@ def test_backbones_of_others():
         torch.testing.assert_close(deployment.model(x, mode='tensor'), model(x, mode='tensor'), rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_merged_says_so():
+def test_models_with_nothing_to_merge_are_refused():
     cfg = tiny_config('classification')
     cfg.model.backbone = dict(type='ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 8, 8, 16]))
     with pytest.raises(ValueError, match='nothing .* its ConvNeXt has no switch_to_deploy'):
@@ -115,42 +120,71 @@ def test_what_cannot_be_merged_says_so():
         deploy(nn.Linear(1, 1), cfg)
 
 
-def test_errors_are_those_of_the_tensors():
-    difference = Difference('layer', True)
-    difference.add([torch.tensor([1., -4.])], [torch.tensor([1.5, -4.])])
-    difference.add([torch.tensor([2., 2.])], [torch.tensor([2., 1.])])
-    assert (difference.maximum, difference.mean, difference.magnitude) == (1.0, 0.375, 4.0)
-    assert difference.relative == 0.25
-    for wrong in ([torch.tensor([float('nan'), 1.])], [torch.zeros(3)], []):
-        broken = Difference('layer', True)
-        broken.add([torch.zeros(2)], wrong)
-        assert broken.relative == float('inf')
+@pytest.fixture
+def cfg():
+    return tiny_config('classification')
 
 
-def test_detections_match_by_class_and_place():
-    from mmengine.structures import InstanceData
-    before = InstanceData(
-        bboxes=torch.tensor([[0., 0, 10, 10], [20, 20, 40, 40], [5, 5, 9, 9]]),
-        labels=torch.tensor([1, 2, 3]),
-        scores=torch.tensor([0.9, 0.8, 0.7]))
-    after = InstanceData(
-        bboxes=torch.tensor([[20., 20, 40, 40.5], [0, 0, 10, 10]]),
-        labels=torch.tensor([2, 0]),
-        scores=torch.tensor([0.75, 0.9]))
-    detections = Detections()
-    detections.add(before, after)
-    assert (detections.before, detections.after, detections.matched) == (3, 2, 1)
-    assert detections.score_error == pytest.approx(0.05)
+@pytest.mark.parametrize(('content', 'message'), [
+    ([ONE], 'must hold a dict of tensors, .* got a list'),
+    (dict(model=dict(a=ONE)), r"must be a checkpoint with a state_dict, it has \['model'\]"),
+    (dict(state_dict=[ONE]), 'must be a checkpoint with a state_dict'),
+    (dict(state_dict={1: ONE}), 'must have only names in its state_dict, got 1'),
+    (dict(state_dict={}, meta='digits'), 'must have a dict as its meta data, got a str'),
+])
+def test_files_that_hold_no_trained_model_are_named(content, message, cfg, tmp_path):
+    path = str(tmp_path / 'odd.pth')
+    torch.save(content, path)
+    for read in (lambda: load_trained(cfg, path), lambda: publish_file(path, str(tmp_path / 'out.pth'))):
+        with pytest.raises(ValueError, match=f'odd.pth {message}'):
+            read()
+    assert os.listdir(tmp_path) == ['odd.pth']
 
 
-def test_images_of_a_folder_are_sorted_and_counted(images, tmp_path):
-    cfg = tiny_config('segmentation')
-    assert len(TestImages(cfg, 8, images)) == 3
-    batch = next(TestImages(cfg, 1, images).batches())
-    assert batch['inputs'][0].shape == (3, 64, 64)
-    with pytest.raises(FileNotFoundError, match='has none of'):
-        TestImages(cfg, 1, tmp_path)
-    with pytest.raises(FileNotFoundError, match='no such folder'):
-        TestImages(cfg, 1, tmp_path / 'nowhere')
-    with pytest.raises(ValueError, match='count must be at least 1'):
-        TestImages(cfg, 0, images)
+@pytest.mark.parametrize('value', [ONE, 1, None, [ONE]])
+def test_weights_of_another_model_are_refused(value, cfg, tmp_path):
+    torch.save(dict(state_dict={'head.fc.bias': value}), tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='other.pth does not fit the config'):
+        load_trained(cfg, str(tmp_path / 'other.pth'))
+
+
+@pytest.mark.parametrize('meta', [{}, dict(meta=None), dict(meta={}), dict(meta=dict(epoch=3))])
+def test_a_model_goes_through_files_with_meta_data_and_without(meta, cfg, tmp_path):
+    model = build_tiny_model(cfg)
+    torch.save(dict(state_dict=model.state_dict(), optimizer={}, **meta), tmp_path / 'trained.pth')
+    weights, found, others = load_weights_and_meta(str(tmp_path / 'trained.pth'))
+    # By the versions in it modules tell what they have to translate.
+    assert weights._metadata == model.state_dict()._metadata
+    assert (found, others) == (meta.get('meta') or {}, ['optimizer'])
+    model, found = load_trained(cfg, str(tmp_path / 'trained.pth'))
+    deployment = deploy(model, cfg)
+    save_deployment(deployment, found, tmp_path / 'new' / 'deployed.pth')
+    saved = torch.load(tmp_path / 'new' / 'deployed.pth', weights_only=True)
+    assert saved['meta'].get('epoch') == found.get('epoch')
+    assert (tmp_path / 'new' / 'deployed.py').read_text(encoding='utf-8') == saved['meta']['cfg']
+    assert all(torch.equal(value, saved['state_dict'][name]) for name, value in deployment.model.state_dict().items())
+
+
+@pytest.mark.parametrize('function', ['fsync', 'replace'])
+def test_after_an_error_nothing_is_left_and_the_next_try_is_not_refused(function, cfg, tmp_path, monkeypatch):
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    deployment = deploy(build_tiny_model(cfg), cfg)
+    with monkeypatch.context() as context:
+        context.setattr(os, function, fail)
+        with pytest.raises(OSError, match='No space left on device'):
+            save_deployment(deployment, {}, tmp_path / 'deployed.pth')
+    assert os.listdir(tmp_path) == []
+    save_deployment(deployment, {}, tmp_path / 'deployed.pth')
+    assert sorted(os.listdir(tmp_path)) == ['deployed.pth', 'deployed.py']
+
+
+@pytest.mark.parametrize('name', ['deployed.pth', 'deployed.py'])
+def test_nothing_is_overwritten(name, cfg, tmp_path):
+    (tmp_path / name).write_text('precious')
+    with pytest.raises(FileExistsError, match=f'{name} exists and is not overwritten'):
+        save_deployment(deploy(build_tiny_model(cfg), cfg), {}, tmp_path / 'deployed.pth')
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == 'precious'
