@@ -38,12 +38,13 @@ def install_line(module: str) -> str:
     return INSTALL_LINES.get(package, f'pip install {package}')
 
 
-def require(*modules: str, by: str) -> None:
+def require(*modules: str, by: str, instead: str = '') -> None:
     """Check that modules are installed, without importing them.
 
     Args:
         *modules (str): As they are imported.
-        by (str): What needs them, for the message.
+        by (str): The module that needs them, for the message.
+        instead (str): A way to work without them, for the message. Defaults to none.
 
     Raises:
         ModuleNotFoundError: If one is missing; the message has the line that installs it.
@@ -51,4 +52,6 @@ def require(*modules: str, by: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise ModuleNotFoundError(
-                f'{by} needs {module}, which is not installed: {install_line(module)}', name=module)
+                f'{by} needs {module}, which is not installed: {install_line(module)}'
+                + (f'. Without it, {instead}' if instead else ''),
+                name=module)

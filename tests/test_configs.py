@@ -21,6 +21,7 @@ from pelk_mm.analysis.model_building import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_]*/**/*.py'))
+ONLY_NORMS_UNDECAYED = ('swin', 'replknet', '8xb4-80k')
 NEVER_DECAYED = ('position_embedding', 'pos_embed', 'relative_position_bias_table', 'cls_token')
 
 
@@ -98,8 +99,8 @@ class TestEveryConfig:
             for param in group['params']:
                 key = names[id(param)]
                 seen[key] += 1
-                if key.endswith('.bias') and 'swin' in name and scope != 'mmpretrain':
-                    # In Swin's own recipes for segmentation and detection those of linear layers do.
+                if param.ndim == 1 and any(part in name for part in ONLY_NORMS_UNDECAYED) and scope != 'mmpretrain':
+                    # In their authors' recipes for segmentation and detection only norms do not decay.
                     continue
                 if param.ndim == 1 and scope == 'mmpretrain' and cfg.optim_wrapper.optimizer.weight_decay == 0.3:
                     # In mmpretrain's recipe of ViT at 384 px they do.
@@ -192,7 +193,6 @@ RECIPES = [
     (IMAGENET.format('tiny-101_32xb128', ''), 'tiny-101', 0.1, 4e-3, 300),
     (IMAGENET.format('tiny_32xb128-120e', ''), 'tiny', 0.1, 4e-3, 120),
     (ADE20K.format('tiny', '160k'), 'tiny', 0.4, 1e-4, 160000),
-    (ADE20K.format('tiny', '80k'), 'tiny', 0.4, 1e-4, 80000),
     (ADE20K.format('small', '160k'), 'small', 0.3, 1e-4, 160000),
     (ADE20K.format('base', '160k'), 'base', 0.4, 1e-4, 160000),
     (ADE20K.format('base-101', '160k'), 'base-101', 0.4, 1e-4, 160000),
@@ -308,7 +308,7 @@ OWN_RECIPES = {
     'baselines/ade20k/swin': (6e-5, 0.01, (0.3, 0.3, 0.3)),
     'baselines/coco/cascade-mask-rcnn_swin': (1e-4, 0.05, (0.2, 0.2, 0.3)),
     'baselines/imagenet/replknet': (4e-3, 0.05, (None, None, 0.5)),
-    'baselines/ade20k/replknet': (1e-4, 0.05, (None, None, 0.5)),
+    'baselines/ade20k/replknet': (5e-5, 0.05, (None, None, 0.5)),
     'baselines/coco/cascade-mask-rcnn_replknet': (2e-4, 0.05, (None, None, 0.6)),
 }
 
@@ -333,8 +333,9 @@ def test_baseline_in_the_place_of_pelk(name):
     own = {'backbone', 'test_cfg'}
     assert {key: value for key, value in cfg.model.items() if key not in own
             } == {key: value for key, value in pelk.model.items() if key not in own}
-    for key in ('train_dataloader', 'val_dataloader', 'val_evaluator', 'param_scheduler', 'train_cfg', 'auto_scale_lr',
-                'custom_hooks'):
+    # RepLKNet's batch on ADE20K is its authors': tests/test_recipes.
+    batch = () if '8xb4' in name else ('train_dataloader', 'param_scheduler', 'auto_scale_lr')
+    for key in (*batch, 'val_dataloader', 'val_evaluator', 'train_cfg', 'custom_hooks'):
         assert cfg[key] == pelk[key], key
     assert cfg.model.backbone.drop_path_rate == pelk.model.backbone.drop_path_rate or 'swin' in name or 'repl' in name
 

@@ -1,4 +1,4 @@
-"""What is missing is named together with the line that installs it."""
+"""Missing packages are named together with the line that installs them."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 from pelk_mm.install_hints import install_line, require
 
 STACK = ', which is not installed: pip install "pelk-mm[onedl]"'
+PLAIN = '. Without it, pelk_mm.nets has the same networks in plain PyTorch'
 # Python without some packages; of each module that is imported, the error.
 CODE = """
 import importlib, sys
@@ -29,21 +30,25 @@ def imports(missing, modules):
 
 def test_without_openmmlab():
     found = imports(['mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain'], [
-        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.models', 'pelk_mm.engine',
-        'pelk_mm.datasets', 'pelk_mm.analysis', 'pelk_mm.deploy', 'pelk_mm.compat', 'pelk_mm.registry',
-        'pelk_mm.doctors.environment', 'pelk_mm.doctors.checkpoint', 'pelk_mm.models.backbones.pelk'
+        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.nets', 'pelk_mm.mmcv_ops', 'pelk_mm.models',
+        'pelk_mm.engine', 'pelk_mm.datasets', 'pelk_mm.analysis', 'pelk_mm.reports', 'pelk_mm.deploy', 'pelk_mm.compat',
+        'pelk_mm.registry', 'pelk_mm.checkpoints', 'pelk_mm.diagnostics.environment', 'pelk_mm.diagnostics.checkpoint',
+        'pelk_mm.models.backbones'
     ])
     assert [name for name, text in found.items() if text == 'works'] == [
-        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.mmcv_ops', 'pelk_mm.doctors.environment'
+        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.nets', 'pelk_mm.mmcv_ops',
+        'pelk_mm.diagnostics.environment'
     ]
-    for name in ('models', 'engine', 'datasets', 'analysis', 'deploy', 'compat', 'registry', 'doctors.checkpoint'):
+    for name in ('engine', 'datasets', 'analysis', 'reports', 'deploy', 'compat', 'registry', 'checkpoints',
+                 'diagnostics.checkpoint'):
         assert found[f'pelk_mm.{name}'] == f'pelk_mm.{name} needs mmengine{STACK}'
-    assert found['pelk_mm.models.backbones.pelk'] == found['pelk_mm.models']
+    for name in ('models', 'models.backbones'):
+        assert found[f'pelk_mm.{name}'] == f'pelk_mm.models needs mmengine{STACK}{PLAIN}'
 
 
 def test_with_mmengine_only():
     found = imports(['mmcv', 'mmseg', 'mmdet', 'mmpretrain'], ['pelk_mm.models', 'pelk_mm.registry'])
-    assert found == {'pelk_mm.models': f'pelk_mm.models needs mmcv{STACK}', 'pelk_mm.registry': 'works'}
+    assert found == {'pelk_mm.models': f'pelk_mm.models needs mmcv{STACK}{PLAIN}', 'pelk_mm.registry': 'works'}
 
 
 def test_where_they_are_needed(monkeypatch, tmp_path):
@@ -78,6 +83,6 @@ def test_extras_of_the_lines_exist(root):
     assert all(f"'{extra}'" in declared and (root / f'requirements/{extra}.txt').is_file() for extra in extras)
 
 
-def test_what_is_there_is_not_imported():
+def test_packages_are_looked_for_and_not_imported():
     require('json', 'torch', by='this test')
     assert imports([], ['pelk_mm.install_hints']) == {'pelk_mm.install_hints': 'works'}

@@ -1,6 +1,7 @@
 """The architecture's import rules, read from the sources."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT / 'pelk_mm').rglob('*.py'))
 TOOLBOXES = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
-# What each layer may import of the package itself. Nothing imports upwards.
+# Parts of the package that each layer may import. Nothing imports upwards.
 BELOW = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
-    'models': {'install_hints', 'layers', 'models', 'module_names', 'ops', 'registry'},
+    'nets': {'layers', 'module_names', 'nets', 'ops'},
+    'models': {'install_hints', 'layers', 'models', 'nets', 'registry'},
     'datasets': {'datasets', 'image_decoding', 'image_names', 'install_hints', 'registry'},
-    'engine': {'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry', 'whole_files'},
-    'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
+    'checkpoints': {'checkpoints', 'install_hints', 'module_names', 'registry'},
+    'engine': {'checkpoints', 'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry'},
+    'deploy': {'analysis', 'checkpoints', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops'},
+    'reports': {'analysis', 'checkpoints', 'compat', 'engine', 'install_hints', 'reports'},
+    'diagnostics': {'analysis', 'checkpoints', 'diagnostics', 'engine', 'install_hints', 'mmcv_ops', 'ops'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
 }
 
@@ -54,8 +59,8 @@ def broken_rules(source: str, file: Path) -> list:
         external.discard('triton')
     if 'triton' in external:
         broken.append('only *_triton.py may import triton')
-    if layer in ('ops', 'layers') and external - {'torch'}:
-        broken.append(f'{layer} may import torch alone, got {external - {"torch"}}')
+    if layer in ('ops', 'layers', 'nets') and external - {'torch'}:
+        broken.append(f'{layer} may import torch only, got {external - {"torch"}}')
     if layer == 'models' and external & {'mmdet', 'mmpretrain', 'mmseg'}:
         broken.append(f'models may name toolboxes in configs only, got {external & TOOLBOXES}')
     if layer in BELOW and own - BELOW[layer] - {'__version__'}:
@@ -78,22 +83,42 @@ def test_every_file_keeps_the_rules(file):
 
 
 @pytest.mark.parametrize(('path', 'source', 'message'), [
-    ('ops/a.py', 'import mmengine', 'torch alone'),
+    ('ops/a.py', 'import mmengine', 'torch only'),
     ('ops/a.py', 'def f():\n    from ..layers import x', 'may not import'),
     ('ops/__init__.py', 'from ..registry import MODELS', 'may not import'),
     ('layers/a.py', 'from ..models import PeLK', 'may not import'),
-    ('layers/a.py', 'import numpy', 'torch alone'),
-    ('models/backbones/a.py', 'from mmseg.registry import MODELS', 'in configs only'),
-    ('models/backbones/a.py', 'from ...engine import hooks', 'may not import'),
+    ('layers/a.py', 'import numpy', 'torch only'),
+    ('nets/a.py', 'from mmengine.model import BaseModule', 'torch only'),
+    ('nets/a.py', 'from ..models import PeLK', 'may not import'),
+    ('nets/a.py', 'from ..registry import MODELS', 'may not import'),
+    ('layers/a.py', 'from ..nets import PeLK', 'may not import'),
+    ('models/a.py', 'from mmseg.registry import MODELS', 'in configs only'),
+    ('models/a.py', 'from ..engine import hooks', 'may not import'),
     ('engine/hooks/a.py', 'from pelk_mm.models import PeLK', 'may not import'),
+    ('checkpoints/a.py', 'from ..engine import launch', 'may not import'),
+    ('checkpoints/a.py', 'from ..analysis import build_model', 'may not import'),
     ('ops/fast.py', 'import triton.language as tl', 'may import triton'),
-    ('ops/fast_triton.py', 'import triton, mmcv', 'torch alone'),
+    ('ops/fast_triton.py', 'import triton, mmcv', 'torch only'),
+    ('reports/a.py', 'from ..deploy import merge', 'may not import'),
     ('analysis/a.py', 'print(1)', 'does not print'),
     ('analysis/a.py', 'import sys\nsys.path.append("x")', 'sys.path'),
     ('engine/a.py', 'import torch\ntorch.backends.cudnn.benchmark = True', 'sets nothing'),
 ])
 def test_broken_rules_are_found(path, source, message):
     assert any(message in line for line in broken_rules(source, ROOT / 'pelk_mm' / path))
+
+
+CSRC = ROOT / 'pelk_mm' / 'ops' / 'peripheral_conv2d' / 'csrc'
+
+
+@pytest.mark.parametrize('file', sorted(CSRC.iterdir()), ids=lambda file: file.name)
+def test_cpp_needs_standard_headers_only(file):
+    """Each file includes others beside it and the standard library's, and is short enough to be read."""
+    lines = file.read_text(encoding='utf-8').splitlines()
+    includes = [line.split()[1] for line in lines if line.startswith('#include')]
+    others = [name for name in includes if not re.fullmatch(r'<[a-z_]+>', name) and name != '<omp.h>']
+    assert [name for name in others if name.strip('"') not in {header.name for header in CSRC.glob('*.h')}] == []
+    assert len(lines) <= 400
 
 
 def loaded_by(statement: str) -> set:
@@ -108,8 +133,8 @@ def test_the_package_itself_loads_nothing():
     assert not loaded_by('import pelk_mm') & {'torch', 'numpy', *TOOLBOXES}
 
 
-def test_ops_and_layers_load_no_openmmlab():
-    loaded = loaded_by('import pelk_mm.ops, pelk_mm.layers')
+def test_ops_layers_and_nets_load_no_openmmlab():
+    loaded = loaded_by('import pelk_mm.ops, pelk_mm.layers, pelk_mm.nets')
     assert 'torch' in loaded
     assert not loaded & TOOLBOXES
 

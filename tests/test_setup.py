@@ -35,6 +35,14 @@ def wheel(sources, tmp_path_factory):
     return zipfile.ZipFile(next(out.glob('pelk_mm-*.whl')))
 
 
+@pytest.fixture(scope='module')
+def csrc(root):
+    """The C++ sources that are compiled at first use."""
+    files = {str(file.relative_to(root)) for file in (root / 'pelk_mm').rglob('csrc/*')}
+    assert len(files) > 5
+    return files
+
+
 def test_wheel_carries_the_whole_config_tree_and_the_tools(wheel, root):
     packed = {name for name in wheel.namelist() if name.startswith('pelk_mm/.mim/')}
     expected = {'pelk_mm/.mim/model-index.yml'}
@@ -64,8 +72,9 @@ def test_wheel_carries_every_module(wheel, root):
     assert modules == {name for name in wheel.namelist() if name.endswith('.py') and '/.mim/' not in name}
 
 
-def test_wheel_carries_what_modules_read(wheel):
-    assert {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/analysis/leaderboard/page.html'} <= set(wheel.namelist())
+def test_wheel_carries_what_modules_read(wheel, csrc):
+    read = {'pelk_mm/analysis/paper_tables.json', 'pelk_mm/reports/page.html', *csrc}
+    assert read <= set(wheel.namelist())
 
 
 def test_wheel_forces_no_stack(wheel):
@@ -96,7 +105,7 @@ def test_setup_imports_no_torch(root):
     assert imported <= {'shutil', 'pathlib', 'setuptools', 'setuptools.command.build_py'}
 
 
-def test_the_build_warns_of_nothing(sources, tmp_path):
+def test_the_build_warns_of_nothing(sources, csrc, tmp_path):
     """A source distribution has no tests, the wheel an SPDX licence; neither build meets a deprecation."""
     code = f'from setuptools.build_meta import *; build_sdist("{tmp_path}"); build_wheel("{tmp_path}")'
     result = subprocess.run([sys.executable, '-W', 'error::DeprecationWarning:setuptools', '-c', code],
@@ -105,7 +114,7 @@ def test_the_build_warns_of_nothing(sources, tmp_path):
     with tarfile.open(next(tmp_path.glob('*.tar.gz'))) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
     assert not [name for name in names if name.startswith('tests/')]
-    assert {'setup.py', 'requirements/onedl.txt', 'pelk_mm/mmcv_ops/extension.py', 'tools/train.py'} <= names
+    assert {'setup.py', 'requirements/onedl.txt', 'pelk_mm/mmcv_ops/extension.py', 'tools/train.py', *csrc} <= names
     with zipfile.ZipFile(next(tmp_path.glob('*.whl'))) as built:
         metadata = built.read(next(name for name in built.namelist() if name.endswith('METADATA'))).decode()
     assert 'License-Expression: Apache-2.0' in metadata

@@ -9,12 +9,12 @@ import mmcv
 from mmengine.config import DictAction
 from rich.progress import track
 
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import list_images
 from pelk_mm.deploy.demo import ModelDemo, OnnxDemo
-from pelk_mm.engine.checkpoints import add_trust_option
-from pelk_mm.engine.image_files import find_damage
+from pelk_mm.engine.image_files import image_file_error
 from pelk_mm.engine.launch import load_config
-from pelk_mm.whole_files import refuse_existing
 
 # Images that OpenCV writes in 8 bits and every viewer shows.
 WRITTEN = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -28,7 +28,7 @@ def main() -> None:
         'model', help='config, or an ONNX file of tools/model_converters/export.py; of a detector the ONNX file holds '
         'the backbone, whose feature maps are drawn')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint, file or URL; needed with a config')
-    parser.add_argument('--out-dir', required=True, help='folder for the pictures; files in it are not overwritten')
+    parser.add_argument('--out-dir', required=True, help='folder for the drawn images; files in it are not overwritten')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection, default 0.3')
     parser.add_argument('--device', help='where a config runs, e.g. cpu or cuda:1; by default a GPU if there is one')
     parser.add_argument(
@@ -54,21 +54,21 @@ def main() -> None:
     demo = OnnxDemo(args.model) if is_onnx else ModelDemo(
         load_config(args.model, args.cfg_options), args.checkpoint, args.device, args.score_thr)
     # All of them before the first is drawn.
-    for file in files if demo.plain_files and not is_video else ():
-        if damage := find_damage(str(file)):
+    for file in files if demo.pipeline.plain_files and not is_video else ():
+        if damage := image_file_error(str(file)):
             parser.error(f'inputs: {file} {damage}')
     out_dir.mkdir(parents=True, exist_ok=True)
     if is_video:
         draw_video(demo, source, targets[0])
         return
     for file, target in track(list(zip(files, targets)), 'Images', disable=len(files) == 1):
-        drawn, found = demo(demo.load(file))
+        drawn, found = demo(demo.pipeline.load(file))
         mmcv.imwrite(drawn[..., ::-1], str(target))
         print(f'{target}: {found}')
 
 
 def target_name(file: Path) -> str:
-    """The name of what is drawn of a file, in a format that can be written and looked at."""
+    """Return the name of the drawn file, in a format that OpenCV writes and viewers show."""
     suffix = file.suffix.lower()
     return f'{file.stem}.mp4' if suffix in VIDEOS else file.name if suffix in WRITTEN else f'{file.name}.png'
 

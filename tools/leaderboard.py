@@ -1,7 +1,7 @@
 """Write the paper's tables with our runs beside them, and tables of the other runs: Markdown, CSV and an HTML page.
 
 Metrics are read from work directories, published figures from the metafiles of the configs, params and FLOPs are
-counted. Runs of the same config are taken together. What has not been run says so.
+counted. Runs of the same config are one row. Rows without a run say so.
 """
 
 import argparse
@@ -14,16 +14,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 
 from pelk_mm import __version__, compat
-from pelk_mm.analysis.leaderboard import (
-    CostCounter,
-    Leaderboard,
-    Problem,
-    find_runs,
-    read_catalogue,
-    to_csv,
-    to_html,
-    to_markdown,
-)
+from pelk_mm.reports import CostCounter, Leaderboard, Problem, find_runs, read_catalogue, to_csv, to_html, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,14 +58,14 @@ def read_throughput(files: list[Path], problems: list[Problem]) -> list[tuple[Pa
                 raise ValueError(f'it lacks {", ".join(missing)}')
             results.append((file, result))
         except (ValueError, TypeError) as error:
-            problems.append(Problem(str(file), f'is no result of tools/benchmarks/throughput.py: {error}'))
+            problems.append(Problem(str(file), f'is not a result of tools/benchmarks/throughput.py: {error}'))
     return results
 
 
 def main() -> None:
     args = parse_args()
     compat.setup()
-    # Every model that is counted would tell of itself.
+    # Every model that is counted would log.
     MMLogger.get_instance('mmengine', log_level='WARNING')
     runs, problems = find_runs(args.work_dirs)
     entries, broken = read_catalogue(ROOT)

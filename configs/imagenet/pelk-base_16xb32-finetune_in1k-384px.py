@@ -12,6 +12,9 @@ model = dict(
     head=dict(in_channels=1331, init_cfg=[dict(type='TruncNormal', layer='Linear', std=2e-5)]),
     train_cfg=None)
 train_dataloader = dict(batch_size=32, drop_last=True)
-custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros')]
+custom_hooks = [
+    dict(type='pelk_mm.LoadWeightsHook', weights='raw'),
+    dict(type='pelk_mm.DynamicSparsityHook', init='zeros')
+]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
 load_from = 'work_dirs/pelk-base_32xb128_in1k/epoch_300.pth'

@@ -30,7 +30,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
-from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
+from pelk_mm.ops.peripheral_conv2d.backends import resolve_name
 from pelk_mm.ops.peripheral_conv2d.operations import Operations
 
 from .executed import count_operations, record_calls
@@ -327,8 +327,7 @@ def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: i
     for name, value in (('num_rois', num_rois), ('num_mask_rois', num_mask_rois)):
         if value < 0:
             raise ValueError(f'{name} must not be negative, got {value}')
-    if backend not in ('auto', *BACKENDS):
-        raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {backend!r}')
+    resolve_name(backend)
 
 
 def _task(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""What peripheral convolutions execute while a model runs, whatever their dense form would cost."""
+"""Count operations a backend executes, not dense MACs."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def count_operations(calls: Iterable[Call], backend: str) -> dict[str, Operation
 
     Args:
         calls (Iterable[Call]): From :func:`record_calls`.
-        backend (str): See :func:`pelk_mm.ops.peripheral_conv2d.operations.executed_operations`. It is what is counted,
-            whatever ran.
+        backend (str): See :func:`pelk_mm.ops.peripheral_conv2d.operations.executed_operations`. Its
+            operations are counted, also if another one ran.
 
     Raises:
         ValueError: If there is no such backend.

@@ -4,19 +4,35 @@ from ..install_hints import require
 
 require('mmengine', 'mmcv', by='pelk_mm.deploy')
 
-from .comparing import Difference, compare
-from .export_forms import prepare_for_export
-from .exporting import ImageModel, capture, describe, save_onnx, save_package, task_of
-from .files import load_trained, save_deployment
-from .images import TestImages, image_loader, list_images, test_pipeline
-from .merging import Deployment, deploy
-from .onnx_model import OnnxModel
-from .predictions import Detections, Predictions
-from .verifying import Agreement, stack_images, verify_onnx, verify_package, verify_predictions
+from .export import (
+    ImageModel,
+    capture,
+    describe,
+    get_test_pipeline,
+    prepare_for_export,
+    save_onnx,
+    save_package,
+    task_of,
+)
+from .inference import EvalImages, ImagePipeline, OnnxModel, image_loader, list_images
+from .merge import Deployment, deploy, load_trained, save_deployment
+from .verify import (
+    Agreement,
+    Detections,
+    Difference,
+    Predictions,
+    compare,
+    stack_images,
+    verify_outputs,
+    verify_predictions,
+)
+
+# Names of 0.1.0.
+TestImages, test_pipeline, verify_onnx, verify_package = EvalImages, get_test_pipeline, verify_outputs, verify_outputs
 
 __all__ = [
-    'Agreement', 'Deployment', 'Detections', 'Difference', 'ImageModel', 'OnnxModel', 'Predictions', 'TestImages',
-    'capture', 'compare', 'deploy', 'describe', 'image_loader', 'list_images', 'load_trained', 'prepare_for_export',
-    'save_deployment', 'save_onnx', 'save_package', 'stack_images', 'task_of', 'test_pipeline', 'verify_onnx',
-    'verify_package', 'verify_predictions'
+    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ImageModel', 'ImagePipeline', 'OnnxModel',
+    'Predictions', 'capture', 'compare', 'deploy', 'describe', 'get_test_pipeline', 'image_loader', 'list_images',
+    'load_trained', 'prepare_for_export', 'save_deployment', 'save_onnx', 'save_package', 'stack_images', 'task_of',
+    'verify_outputs', 'verify_predictions'
 ]

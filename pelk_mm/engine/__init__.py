@@ -4,6 +4,8 @@ from ..install_hints import require
 
 require('mmengine', 'mmcv', by='pelk_mm.engine')
 
+from ..checkpoints.hook import AtomicCheckpointHook
+from ..checkpoints.pretrained import PretrainedBackbone
 from .hooks import (
     CheckFiniteHook,
     ClassCountHook,
@@ -12,17 +14,19 @@ from .hooks import (
     KeepPreviousRunHook,
     LoadWeightsHook,
     PreemptionHook,
-    WholeCheckpointHook,
+    ResizePositionBiasHook,
 )
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
-from .pretrained import PretrainedBackbone
 from .runners import CheckedFlexibleRunner, CheckedRunner
 from .sharding import ResumableFSDPStrategy, class_name_wrap_policy
 
+# The name of 0.1.0.
+WholeCheckpointHook = AtomicCheckpointHook
+
 __all__ = [
-    'CheckFiniteHook', 'CheckedFlexibleRunner', 'CheckedRunner', 'ClassCountHook', 'DynamicSparsityHook',
-    'FinishedRunHook', 'KeepPreviousRunHook', 'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook',
-    'PretrainedBackbone', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook',
-    'ResumableFSDPStrategy', 'class_name_wrap_policy'
+    'AtomicCheckpointHook', 'CheckFiniteHook', 'CheckedFlexibleRunner', 'CheckedRunner', 'ClassCountHook',
+    'DynamicSparsityHook', 'FinishedRunHook', 'KeepPreviousRunHook', 'LayerDecayOptimWrapperConstructor',
+    'LoadWeightsHook', 'PreemptionHook', 'PretrainedBackbone', 'ResizePositionBiasHook', 'ResumableEpochBasedTrainLoop',
+    'ResumableFSDPStrategy', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook', 'class_name_wrap_policy'
 ]

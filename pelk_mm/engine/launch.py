@@ -10,6 +10,7 @@ import argparse
 import errno
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,9 +22,10 @@ from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
-from .checkpoint_files import check_whole, find_last_whole_checkpoint
-from .checkpoints import add_trust_option
+from ..checkpoints.loading import add_trust_option
+from ..checkpoints.resume import check_undamaged, find_last_checkpoint
 from .data_checks import enabled_checks
+from .feature_misfits import explaining_misfits
 from .hooks import (
     CheckFiniteHook,
     ClassCountHook,
@@ -105,7 +107,8 @@ def configure_training(cfg: Config, resume: str | None = None, amp: bool = False
 
     Args:
         cfg (Config): Changed in place.
-        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any.
+        resume (str, optional): Checkpoint to resume from, or ``'auto'``: the latest of the work directory, if any, else
+            training starts, from the config's ``load_from`` if it names one.
         amp (bool): Train in mixed precision.
         auto_scale_lr (bool): Scale the learning rate from ``auto_scale_lr.base_batch_size`` to the batch size in use.
 
@@ -116,6 +119,9 @@ def configure_training(cfg: Config, resume: str | None = None, amp: bool = False
     if resume is not None:
         if resume != 'auto':
             _check_checkpoint('--resume', resume)
+        elif cfg.get('load_from') and not cfg.get('resume'):
+            # For the first start, when there is nothing to resume from.
+            cfg.start_from = cfg.load_from
         cfg.resume, cfg.load_from = True, None if resume == 'auto' else resume
     if amp:
         _use_amp(cfg)
@@ -185,7 +191,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
     first = launcher == 'none' or int(os.environ[RANK_VARIABLES[launcher]]) == 0
     if first and resumed and os.path.isfile(resumed):
-        check_whole(resumed)
+        check_undamaged(resumed)
     if launcher != 'none':
         prepare_processes(cfg, launcher)
     cfg = cfg.copy()
@@ -196,13 +202,14 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     if mode == 'test':
         _test_one_set_of_weights(runner)
     if mode == 'train' and cfg.get('resume') and not resumed:
-        _resume_from_whole_checkpoint(runner)
+        _resume_from_last_checkpoint(runner, cfg.get('start_from'))
     if runner._load_from:
         check_file_everywhere('--resume' if runner._resume else 'load_from', runner._load_from)
     result = None
     stop: SystemExit | None = None
     try:
-        result = getattr(runner, mode)()
+        with explaining_misfits(partial(getattr, runner, 'model', None)):
+            result = getattr(runner, mode)()
     except SystemExit as error:
         # The frames of its traceback hold the runner.
         stop = error.with_traceback(None)
@@ -220,8 +227,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     return result if mode == 'test' else None
 
 
-def use_whole_checkpoint_hook(cfg: Config) -> None:
-    """Let :class:`pelk_mm.engine.WholeCheckpointHook` stand in for MMEngine's ``CheckpointHook``.
+def use_atomic_checkpoint_hook(cfg: Config) -> None:
+    """Let :class:`pelk_mm.engine.AtomicCheckpointHook` stand in for MMEngine's ``CheckpointHook``.
 
     Args:
         cfg (Config): Changed in place. ``default_hooks.checkpoint`` stays if it is None, or a hook of another type.
@@ -229,7 +236,7 @@ def use_whole_checkpoint_hook(cfg: Config) -> None:
     hooks = cfg.get('default_hooks') or {}
     hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if hook is not None and hook.get('type', 'CheckpointHook') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-        cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.WholeCheckpointHook'))
+        cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.AtomicCheckpointHook'))
 
 
 def add_own_parts(cfg: Config, mode: str) -> None:
@@ -249,7 +256,7 @@ def add_own_parts(cfg: Config, mode: str) -> None:
         cfg.strategy = dict(cfg.strategy, type='pelk_mm.ResumableFSDPStrategy')
     own: list[tuple[type[Hook], dict]] = [(ClassCountHook, {})] if 'class_count' in enabled_checks(cfg) else []
     if mode == 'train':
-        use_whole_checkpoint_hook(cfg)
+        use_atomic_checkpoint_hook(cfg)
         own += [(hook, {}) for hook in (CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook)]
         if not cfg.get('resume'):
             own.append((KeepPreviousRunHook, dict(action=cfg.get('previous_run', 'move'))))
@@ -274,18 +281,18 @@ def _test_one_set_of_weights(runner: Runner) -> None:
             hook.evaluate_on_origin = False
 
 
-def _resume_from_whole_checkpoint(runner: Runner) -> None:
-    """MMEngine by itself takes what ``last_checkpoint`` names, whole or not, each process for itself."""
-    found = [find_last_whole_checkpoint(runner.work_dir) if dist.is_main_process() else None]
+def _resume_from_last_checkpoint(runner: Runner, start_from: str | None) -> None:
+    """MMEngine by itself takes what ``last_checkpoint`` names, damaged or not, each process for itself."""
+    found = [find_last_checkpoint(runner.work_dir) if dist.is_main_process() else None]
     dist.broadcast_object_list(found)
-    runner._load_from, runner._resume = found[0], found[0] is not None
+    runner._load_from, runner._resume = found[0] or start_from, found[0] is not None
 
 
 def _disk_full_message(error: OSError, work_dir: str) -> str:
     folder = os.path.dirname(error.filename) if error.filename else work_dir
     free = shutil.disk_usage(folder or '.').free / 2**20
-    last = find_last_whole_checkpoint(work_dir)
-    kept = f'The last checkpoint, {last}, is whole' if last else 'There is no checkpoint yet'
+    last = find_last_checkpoint(work_dir)
+    kept = f'The last checkpoint, {last}, is undamaged' if last else 'There is no checkpoint yet'
     return (f'{error.strerror}. {error.filename or "A file of this training"} could not be written; {free:.1f} MiB are '
             f'free in {folder}. {kept}. Make room, and go on with --resume')
 

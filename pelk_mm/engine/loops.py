@@ -170,7 +170,7 @@ class ResumableEpochBasedTrainLoop(_SeededLoop, EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: dict, **kwargs) -> None:
         super().__init__(runner, dataloader, **kwargs)
         if not len(self.dataloader):
-            raise ValueError(f'train_dataloader.drop_last leaves out the last, smaller batch, and there is no other: '
+            raise ValueError('train_dataloader.drop_last leaves out the last, smaller batch, and there is no other: '
                              f'batch_size is {self.dataloader.batch_size}, each process has '
                              f'{len(self.dataloader.sampler)} of {len(self.dataloader.dataset)} samples. Set a smaller '
                              'batch_size, or drop_last=False')

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pelk_mm.module_names import clean_name
 
 # A layer of at least this density stays dense: its mask would cost more than it saves.
-DENSE_FROM = 0.99
+DENSE_THRESHOLD = 0.99
 
 
 def find_sparse_parameters(model: nn.Module,
@@ -151,7 +151,7 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
 
     Args:
         weights (Mapping[str, Tensor]): By name, on the generator's device.
-        densities (Mapping[str, float]): By name, see :data:`DENSE_FROM`.
+        densities (Mapping[str, float]): By name, see :data:`DENSE_THRESHOLD`.
         generator (torch.Generator): What to draw with.
 
     Returns:
@@ -159,7 +159,7 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
     """
     masks = {}
     for name, weight in weights.items():
-        if densities[name] < DENSE_FROM:
+        if densities[name] < DENSE_THRESHOLD:
             live = max(1, round(densities[name] * weight.numel()))
             masks[name] = _random_mask(weight.numel(), live, generator).view(weight.shape)
     return masks
@@ -180,7 +180,7 @@ def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
     A single zero is no pattern: random initial values are exactly zero once in some ten million.
     """
     densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks_from_zeros(weights).items()}
-    return {name: density for name, density in densities.items() if density < DENSE_FROM}
+    return {name: density for name, density in densities.items() if density < DENSE_THRESHOLD}
 
 
 def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -> float:

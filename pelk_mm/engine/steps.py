@@ -25,7 +25,7 @@ class StepFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Steps:
-    """Run steps as logged, resumable commands of this repository.
+    """Runs steps as logged, resumable commands of this repository.
 
     Attributes:
         root (Path): The repository, where the commands run.
@@ -36,7 +36,7 @@ class Steps:
     report: Callable[[str], object]
 
     def run(self, log: Path, *command: str | Path) -> float:
-        """Run a command; write its output to ``log`` and report its main lines.
+        """Run a command, its complete output into ``log`` and its progress to the user.
 
         Args:
             log (Path): Added to.
@@ -63,16 +63,16 @@ class Steps:
             for line in process.stdout or ():
                 file.write(line)
                 last.append(line)
-                gist = re.search(r'(Epoch|Iter)\((train|val|test)\).*|Made .*', line)
-                if gist:
-                    self.report('  ' + re.sub(r'\s+', ' ', gist.group())[:118])
+                progress = re.search(r'(Epoch|Iter)\((train|val|test)\).*|Made .*', line)
+                if progress:
+                    self.report('  ' + re.sub(r'\s+', ' ', progress.group())[:118])
         if process.wait() != 0:
-            raise StepFailed(f'{"".join(last)}\nThis step failed with exit code {process.returncode}. All that it '
-                             f'printed: {log}')
+            raise StepFailed(f'{"".join(last)}\nThis step failed with exit code {process.returncode}. Its '
+                             f'complete output: {log}')
         return (time.monotonic() - start) / 60
 
     def run_once(self, folder: Path, name: str, step: Callable[[], dict]) -> dict:
-        """Return the result of a step, which is kept in ``folder`` as JSON; run the step only if it is not there."""
+        """Return the result of a step from ``folder``, where it is kept as JSON; run the step if it is not there."""
         file = folder / f'{name}.json'
         if file.exists():
             self.report(f'\n# {name} was finished before: {folder}')
@@ -81,8 +81,11 @@ class Steps:
         file.write_text(json.dumps(result, indent=2), encoding='utf-8')
         return result
 
+    # The documented name of 0.1.0.
+    once = run_once
+
     def digest_environment(self, data: Path) -> str:
-        """Digest of what every training depends on beside its config: code, versions, data.
+        """Return a digest of everything except the config that a training depends on: code, versions, data.
 
         Args:
             data (Path): Folder of a data set made by ``tools/dataset_converters/digit_scenes.py``.
@@ -94,5 +97,5 @@ class Steps:
 
 
 def digest(*parts) -> str:
-    """Ten hexadecimal digits that differ when a part does."""
+    """Return ten hexadecimal digits that differ when a part does."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class AllReduceBatchNorm2d(nn.BatchNorm2d):
-    """What ``nn.SyncBatchNorm`` is on GPUs, out of plain collectives, so that it runs on the CPU with gloo too.
+    """Normalise over all processes as ``nn.SyncBatchNorm`` does, by plain collectives: on the CPU with gloo too.
 
-    In training, mean and variance are those of all processes together, whatever each one's share of the batch, and so
-    are the gradients. In evaluation, and with one process, it is ``nn.BatchNorm2d``. Parameters, buffers and arguments
+    In training, mean, variance and gradients are those of all processes together; their shares of the batch may differ
+    in size. In evaluation, and with one process, it is ``nn.BatchNorm2d``. Parameters, buffers and arguments
     are those of ``nn.BatchNorm2d``; it costs two small collectives forward and two backward.
     """
 

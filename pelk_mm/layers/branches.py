@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .recomputation import in_recomputation, statistics_kept
+from .recomputation import count_statistics_once
 
 
-class DepthwiseBranches(nn.Module):
+class ReparamDepthwiseConv(nn.Module):
     """Sum of parallel depthwise convolutions, each followed by its norm, plus the embedding's constant.
 
     The first convolution is the large one. :meth:`switch_to_deploy` folds every norm into its convolution and every
@@ -22,8 +23,8 @@ class DepthwiseBranches(nn.Module):
 
     Args:
         convs (dict[str, nn.Module]): Depthwise convolutions of the same channels with ``weight`` (C, 1, kh, kw),
-            ``bias`` and stride 1. A :class:`PeripheralConv2d` tells by ``fine_shape`` what can merge into it; for an
-            ``nn.Conv2d`` it is the whole kernel.
+            ``bias`` and stride 1. Kernels merge into one that has room for them in its ``fine_shape``, see
+            :class:`PeripheralConv2d`; for an ``nn.Conv2d`` that is its kernel size.
         channels (int): C.
         norm (Callable[[int], nn.Module], optional): Makes the norm after each convolution, for instance
             ``nn.BatchNorm2d``. None leaves it out; then the convolutions should have a bias.
@@ -42,23 +43,18 @@ class DepthwiseBranches(nn.Module):
         """The first convolution, which the positional embedding belongs to."""
         return next(iter(self.convs.values()))
 
-    def forward(self, x: Tensor, cell_sums: Tensor | None = None) -> Tensor:
+    @count_statistics_once
+    def forward(self, x: Tensor, position_cell_sums: Tensor | None = None) -> Tensor:
         """Mix the tokens.
 
         Args:
             x (Tensor): (N, C, H, W).
-            cell_sums (Tensor, optional): (C, k', k') from :class:`KernelPositionEmbedding`; its constant is added
-                after the norm, which would cancel it.
+            position_cell_sums (Tensor, optional): (C, k', k') from :class:`KernelPositionEmbedding`; its constant is
+                added after the norm, which would cancel it.
 
         Returns:
             Tensor: (N, C, H, W).
         """
-        if in_recomputation():
-            with statistics_kept(self):
-                return self._forward(x, cell_sums)
-        return self._forward(x, cell_sums)
-
-    def _forward(self, x: Tensor, cell_sums: Tensor | None) -> Tensor:
         out = None
         for name, conv in self.convs.items():
             branch = conv(x)
@@ -66,15 +62,15 @@ class DepthwiseBranches(nn.Module):
                 branch = self.norms[name](branch)
             out = branch if out is None else out + branch
         assert out is not None, 'there is the large convolution at least'
-        if cell_sums is not None:
-            out = out + self.large.position_bias(cell_sums).to(out.dtype)[:, None, None]
+        if position_cell_sums is not None:
+            out = out + self.large.position_bias(position_cell_sums).to(out.dtype)[:, None, None]
         return out
 
     def check_norms(self, prefix: str = '') -> None:
         """Check that every norm can be folded into its convolution.
 
         Args:
-            prefix (str): What precedes the norms' names in the message.
+            prefix (str): Precedes the norms' names in the message.
 
         Raises:
             TypeError: If a norm is no BatchNorm.
@@ -91,17 +87,17 @@ class DepthwiseBranches(nn.Module):
                     'form, which evaluates as it is, or train with track_running_stats=True')
 
     @torch.no_grad()
-    def switch_to_deploy(self, cell_sums: Tensor | None = None) -> None:
+    def switch_to_deploy(self, position_cell_sums: Tensor | None = None) -> None:
         """Merge norms, branches and the embedding's constant, in place. The outputs stay equal within rounding.
 
         Args:
-            cell_sums (Tensor, optional): As in :meth:`forward`; afterwards it must not be passed any more.
+            position_cell_sums (Tensor, optional): As in :meth:`forward`; afterwards it must not be passed any more.
 
         Raises:
             TypeError, ValueError: As :meth:`check_norms`; nothing is changed then.
         """
         self.check_norms()
-        constant = None if cell_sums is None else self.large.position_bias(cell_sums)
+        constant = None if position_cell_sums is None else self.large.position_bias(position_cell_sums)
         for name, norm in self.norms.items():
             _fold_norm(self.convs[name], norm)
         self.norms = nn.ModuleDict()
@@ -118,17 +114,11 @@ class DepthwiseBranches(nn.Module):
             _add_bias(self.large, constant)
 
 
-def _fold_norm(conv: nn.Module, norm: nn.Module) -> None:
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    conv.weight *= scale[:, None, None, None]
-    if conv.bias is not None:
-        conv.bias *= scale
-    _add_bias(conv, shift)
+def _fold_norm(conv: Any, norm: Any) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+    # A new bias would not be trained further.
+    conv.bias.requires_grad_(conv.weight.requires_grad)
 
 
 def _add_bias(conv: nn.Module, bias: Tensor) -> None:

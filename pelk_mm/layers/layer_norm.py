@@ -1,5 +1,8 @@
 """LayerNorm over the channels of an image."""
 
+from __future__ import annotations
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,12 +16,23 @@ class LayerNorm2d(nn.LayerNorm):
     Args:
         num_channels (int): C.
         eps (float): Added to the variance. Defaults to 1e-6, ConvNeXt's value.
+        elementwise_affine (bool): Whether there are a weight and a bias, (C,) each. Defaults to True.
+        bias (bool): Whether there is a bias beside the weight. Defaults to True.
+        device (torch.device | str, optional): Where the parameters are made.
+        dtype (torch.dtype, optional): Of the parameters.
     """
 
-    def __init__(self, num_channels: int, eps: float = 1e-6, **kwargs) -> None:
-        super().__init__(num_channels, eps=eps, **kwargs)
+    def __init__(self,
+                 num_channels: int,
+                 eps: float = 1e-6,
+                 elementwise_affine: bool = True,
+                 bias: bool = True,
+                 device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None) -> None:
+        super().__init__(num_channels, eps, elementwise_affine, bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W), channels-last."""
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)

@@ -53,16 +53,16 @@ class PeripheralConv2d(nn.Module):
         """(N, C, H, W) -> (N, C, H, W)."""
         return peripheral_conv2d(x, self._theta(), self.grid, self.bias, backend=self.backend)
 
-    def position_bias(self, cell_sums: Tensor) -> Tensor:
+    def position_bias(self, position_cell_sums: Tensor) -> Tensor:
         """The constant of Eq. 3 for each channel.
 
         Args:
-            cell_sums (Tensor): (C, k', k'), from :class:`KernelPositionEmbedding`.
+            position_cell_sums (Tensor): (C, k', k'), from :class:`KernelPositionEmbedding`.
 
         Returns:
             Tensor: (C,).
         """
-        return (self._theta() * cell_sums).sum((-2, -1))
+        return (self._theta() * position_cell_sums).sum((-2, -1))
 
     def kernel(self) -> Tensor:
         """The expanded kernel, (C, K, K)."""

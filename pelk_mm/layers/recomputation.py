@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import nn
@@ -32,3 +33,16 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, kept in zip(norms, buffers):
             norm._buffers.update(kept)
+
+
+def count_statistics_once(forward: Callable) -> Callable:
+    """Decorate a method of a module that computes its output: a repetition of it counts no statistics again."""
+
+    @wraps(forward)
+    def counting_once(self, *args, **kwargs):
+        if in_recomputation():
+            with statistics_kept(self):
+                return forward(self, *args, **kwargs)
+        return forward(self, *args, **kwargs)
+
+    return counting_once

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,20 @@ def _as_int(name: str, value) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f'{name} must be an int, got {value!r} of type {type(value).__name__}')
     return value
+
+
+class Piece(NamedTuple):
+    """A part of a cell along one axis: ``width`` taps, a power of two, from ``start`` on.
+
+    Attributes:
+        cell (int): Index of the cell, 0 to k' - 1.
+        start (int): First tap, as an offset from the kernel's centre.
+        width (int): Number of taps.
+    """
+
+    cell: int
+    start: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,7 @@ class SharingGrid:
                grid: Sequence[int] | SharingGrid | None = None,
                center: int = 5,
                base: int = 2) -> SharingGrid:
-        """Build a grid from whatever a config may say.
+        """Build a grid from any form that configs write.
 
         Args:
             kernel_size (int | Sequence[int] | SharingGrid | None): K, or an explicit half grid in its place.
@@ -148,7 +162,7 @@ class SharingGrid:
         half = grid.half if isinstance(grid, SharingGrid) else grid
         if isinstance(half, str) or not isinstance(half, Sequence):
             raise TypeError(f'grid must be a SharingGrid or a half grid (a sequence of ints), got {half!r}')
-        # Whatever stands beside an explicit grid is only compared with the size of that.
+        # Beside an explicit grid, kernel_size is only compared with the size of that grid.
         return cls.from_half(half, cast('int | None', kernel_size))
 
     @property
@@ -160,6 +174,43 @@ class SharingGrid:
     def stored_ratio(self) -> float:
         """Share of the K*K kernel that is stored, (k'/K)**2."""
         return (self.num_cells / self.kernel_size)**2
+
+    def reachable(self, size: int) -> range:
+        """Return the cells that reach from one position of a map's axis to another, or to the same.
+
+        The others lie outside the map wherever the kernel's centre is; those that reach it are consecutive.
+
+        Args:
+            size (int): Side H or W of the map, at least 1.
+
+        Returns:
+            range: Indices of cells, symmetric around the centre cell.
+
+        Raises:
+            ValueError: If ``size`` is below 1.
+        """
+        if size < 1:
+            raise ValueError(f'size must be at least 1, got {size}')
+        first = next(cell for cell, start in enumerate(self.starts) if start + self.widths[cell] > 1 - size)
+        return range(first, self.num_cells - first)
+
+    def pieces(self, cells: range | None = None) -> tuple[Piece, ...]:
+        """Cut cells into pieces of powers of two, whose sums are made by doubling.
+
+        Args:
+            cells (range, optional): The cells, e.g. those of :meth:`reachable`. Defaults to all.
+
+        Returns:
+            tuple[Piece, ...]: From the first tap to the last; within a cell the widest piece comes first.
+        """
+        pieces = []
+        for cell in range(self.num_cells) if cells is None else cells:
+            start, rest = self.starts[cell], self.widths[cell]
+            while rest:
+                width = 1 << rest.bit_length() - 1
+                pieces.append(Piece(cell, start, width))
+                start, rest = start + width, rest - width
+        return tuple(pieces)
 
 
 def check_theta(theta: Tensor, grid: SharingGrid) -> None:

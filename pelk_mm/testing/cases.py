@@ -194,7 +194,7 @@ def poison(inputs: Inputs, value: float, image: int = 1, channel: int = 1) -> tu
 
     Returns:
         tuple[Inputs, Tensor]: The inputs with the changed x, in the layout it had, and a boolean (N, C) that is True
-        for the planes that must not notice.
+        for the planes that must be unaffected.
     """
     x = inputs.x.clone(memory_format=torch.preserve_format)
     x[image, channel, x.shape[2] // 2, x.shape[3] // 2] = value

@@ -11,7 +11,7 @@ from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK, SLaK
 
-BOXES_BY_HAND = dict(multiply_adds=9 * 12, additions=7 * 3 + 4 * (2 + 2) + 4 * (3 + 2 * 3))
+BY_HAND = dict(multiply_adds=9 * 12, additions=(1 + 3 + 2) * 12)
 
 
 class Net(nn.Module):
@@ -27,12 +27,12 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize('device', ['meta', 'cpu'])
 def test_a_net_by_hand(device):
-    result = count_complexity(Net().to(device), (4, 3), density=0.5, backend='boxes')
+    result = count_complexity(Net().to(device), (4, 3), density=0.5, backend='box_sums')
     large, pointwise = (result.costs['backbone'][part] for part in ('large_kernel', 'pointwise'))
     # Three channels, run twice.
     assert large.macs == 0.5 * 6 * 25 * 12
-    assert large.executed_macs == 6 * BOXES_BY_HAND['multiply_adds']
-    assert large.executed_additions == 6 * BOXES_BY_HAND['additions']
+    assert large.executed_macs == 6 * BY_HAND['multiply_adds']
+    assert large.executed_additions == 6 * BY_HAND['additions']
     # Zeros are multiplied, too.
     assert (pointwise.macs, pointwise.executed) == (0.5 * 12 * 15, 12 * 15)
     assert result.total.executed == large.executed + pointwise.executed
@@ -46,7 +46,7 @@ def test_shares_of_pelk_tiny():
     for result in (dense, fast):
         assert result.share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
     assert dense.executed_share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
-    assert fast.executed_share('backbone', 'large_kernel') == pytest.approx(0.0255, abs=0.0005)
+    assert fast.executed_share('backbone', 'large_kernel') == pytest.approx(0.0277, abs=0.0001)
     assert dense.total.executed == pytest.approx(dense.total.macs / 0.6, rel=0.001)
 
 

@@ -14,7 +14,8 @@ FOREIGN = (
     'RuntimeError: operator torchvision::nms does not exist', "No module named 'pkg_resources'",
     'ImportError: libGL.so.1: cannot open shared object file', "KeyError: 'PeLK is not in the mmseg::model registry'",
     'mmengine does not support to load pelk_mm config.',
-    'mmsegmentation is not installed, please install mmsegmentation manually')
+    'mmsegmentation is not installed, please install mmsegmentation manually',
+    'Expected 3D (unbatched) or 4D input to conv2d', 'mat1 and mat2 shapes cannot be multiplied')
 
 
 def quoted_errors() -> list:

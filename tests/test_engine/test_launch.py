@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
-from pelk_mm.compat import load_safely
+from pelk_mm.checkpoints.loading import safe_load
 from pelk_mm.engine import KeepPreviousRunHook, PreemptionHook
 from pelk_mm.engine.launch import add_own_parts, configure_testing, configure_training, load_config, run
 from pelk_mm.engine.processes import prepare_cpu_processes
@@ -99,7 +99,7 @@ def launch(root, folder, *command: str, **variables) -> str:
 
 
 def weights(path) -> dict:
-    return load_safely(str(path), 'cpu')['state_dict']
+    return safe_load(str(path), 'cpu')['state_dict']
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy):

@@ -59,10 +59,10 @@ def test_bf16_learns_as_fp32_does(learn):
     """Within a band that is narrower than what another seed does, and than what a broken cast does.
 
     Greatest difference of the means of ten steps, measured on one core of an Intel Xeon with AMX: bf16 against fp32
-    0.0034, 0.0033 and 0.0012 with the seeds 0, 1 and 2, and 0.0057 with seed 0 and the backend ``boxes``; fp32 with the
-    seeds 1 and 2 against seed 0, 0.076 and 0.118. A cast in ``peripheral_conv2d`` that loses the gradient of theta
+    0.0034, 0.0033 and 0.0012 with the seeds 0, 1 and 2, and 0.0057 with seed 0 and the backend ``box_sums``; fp32 with
+    the seeds 1 and 2 against seed 0, 0.076 and 0.118. A cast in ``peripheral_conv2d`` that loses the gradient of theta
     gives 0.039, one that loses that of x 0.55. What merely rounds more is too little to show here: 0.0027 with
-    sums in bf16 in ``boxes``, and 0.011 with weights kept in bf16.
+    sums in bf16 in ``box_sums``, and 0.011 with weights kept in bf16.
     """
     fp32, bf16 = learn(0), learn(0, amp=True)
     assert fp32[-1] < fp32[0] / 3

@@ -1,4 +1,4 @@
-"""Steps run commands of the repository, log them, and do nothing twice."""
+"""Steps run commands of the repository, log them, and skip those that are done."""
 
 import sys
 
@@ -17,7 +17,7 @@ def steps(tmp_path, lines):
     return Steps(tmp_path, lines.append)
 
 
-def test_a_command_is_shown_logged_and_told_in_brief(steps, lines, tmp_path):
+def test_a_command_is_shown_and_logged_with_its_progress(steps, lines, tmp_path):
     (tmp_path / 'tool.py').write_text('import os, sys\nprint("INFO - Iter(train) [20/40]  lr: 1")\n'
                                       'print(sys.executable, sys.argv[1], os.environ["PYTHON"])\n')
     assert 0 <= steps.run(tmp_path / 'logs' / 'tool.log', 'python', 'tool.py', 'a b') < 1

@@ -1,4 +1,4 @@
-"""BatchNorm over several processes equals BatchNorm over their whole batch.
+"""BatchNorm over several processes equals BatchNorm over their batches together.
 
 Run as a script it is one of the processes.
 """
@@ -49,7 +49,7 @@ def one_process(rank, folder):
 
 @pytest.fixture(scope='module')
 def processes(tmp_path_factory):
-    """What each process got."""
+    """The results of each process."""
     folder = tmp_path_factory.mktemp('processes')
     run_ranks(__file__, [(rank, folder) for rank in range(len(SHARES))], folder)
     return [torch.load(folder / f'{rank}.pth') for rank in range(len(SHARES))]

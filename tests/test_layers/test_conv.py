@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from pelk_mm.layers import Conv2d
-from pelk_mm.models import PeLK, SLaK
+from pelk_mm.nets import PeLK, SLaK
 from pelk_mm.testing.processes import run_ranks
 
 ARCH = dict(depths=(1, 1), channels=(8, 16), kernel_sizes=(9, 7))
 
 
-@pytest.mark.parametrize('backend', ['native', 'boxes', 'reference'])
+@pytest.mark.parametrize('backend', ['native', 'box_sums', 'reference'])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize('cls, options', [
     (PeLK, {}), (SLaK, {}), (PeLK, dict(in_channels=1)), (PeLK, dict(grids='dense')), (PeLK, dict(small_kernel=1)),
     (PeLK, dict(arch=dict(depths=(1, ), channels=(1, ), kernel_sizes=(5, )), width_factor=1.0, ffn_ratio=1.0)),
-    (PeLK, dict(branch_norm_cfg=None, with_cp=True))
+    (PeLK, dict(branch_norm_layer=None, with_cp=True))
 ], ids=str)
 def test_every_gradient(cls, options, memory_format, backend, monkeypatch):
     monkeypatch.setenv('PELK_MM_BACKEND', backend)
@@ -43,7 +43,7 @@ def test_as_the_convolution_of_pytorch(groups, channels, kernel):
 DDP = '''
 import gc, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from pelk_mm.models import PeLK
+from pelk_mm.nets import PeLK
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
 for out_indices in (0, 1):

@@ -4,24 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from pelk_mm.layers import DepthwiseBranches, KernelPositionEmbedding, LayerNorm2d, PartialMixer, PeripheralConv2d
-from pelk_mm.models import PeLK
+from pelk_mm.layers import (
+    KernelPositionEmbedding,
+    LayerNorm2d,
+    PartialMixer,
+    PeripheralConv2d,
+    ReparamDepthwiseConv,
+)
+from pelk_mm.nets import PeLK
 from pelk_mm.ops import SharingGrid, expand_kernel, peripheral_conv2d
-
-
-def randomise(module):
-    """Norm statistics and parameters as after some training, so that nothing cancels by being 0 or 1."""
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            nn.init.normal_(child.running_mean)
-            nn.init.uniform_(child.running_var, 0.5, 2)
-            nn.init.normal_(child.weight, 1, 0.3)
-            nn.init.normal_(child.bias)
-        if isinstance(child, (nn.Conv2d, PeripheralConv2d)):
-            nn.init.normal_(child.weight)
-            if child.bias is not None:
-                nn.init.normal_(child.bias)
-    return module.eval()
+from pelk_mm.testing.random_weights import randomise
 
 
 def test_peripheral_conv_is_a_conv_with_the_expanded_kernel():
@@ -73,8 +65,7 @@ def test_partial_mixer_leaves_the_rest_alone():
     out = mixer(x)
     assert torch.equal(out[:, 3:], x[:, 3:])
     torch.testing.assert_close(out[:, :3], mixer.mixer(x[:, :3]))
-    whole = PartialMixer(nn.Identity(), 8)
-    assert whole(x).shape == x.shape
+    assert torch.equal(PartialMixer(nn.Identity(), 8)(x), x)
 
 
 def test_layer_norm_normalises_channels_and_is_channels_last():
@@ -90,7 +81,7 @@ def branches(center, small, norm=nn.BatchNorm2d):
     convs = dict(large=PeripheralConv2d(4, 13, center, bias=norm is None))
     if small:
         convs['small'] = nn.Conv2d(4, 4, small, padding=small // 2, groups=4, bias=norm is None)
-    return randomise(DepthwiseBranches(convs, 4, norm)).double()
+    return randomise(ReparamDepthwiseConv(convs, 4, norm)).double().eval()
 
 
 @pytest.mark.parametrize('center, small, norm, left', [
@@ -105,21 +96,22 @@ def branches(center, small, norm=nn.BatchNorm2d):
 ])
 def test_deploy_equals_training_form(center, small, norm, left):
     module = branches(center, small, norm)
-    cell_sums = torch.randn(4, module.large.grid.num_cells, module.large.grid.num_cells).double()
+    sums = torch.randn(4, module.large.grid.num_cells, module.large.grid.num_cells).double()
     x = torch.randn(2, 4, 9, 8).double()
-    before = module(x, cell_sums)
-    constant = module.large.position_bias(cell_sums)
+    before = module(x, sums)
+    constant = module.large.position_bias(sums)
     torch.testing.assert_close(before, module(x) + constant[:, None, None])
-    module.switch_to_deploy(cell_sums)
+    module.switch_to_deploy(sums)
     torch.testing.assert_close(module(x), before)
     assert list(module.convs) == left
     assert not module.norms
     assert module.large.bias is not None
+    assert all(parameter.requires_grad for parameter in module.parameters())
 
 
 def test_merged_kernel_is_the_sum_in_theta():
     """By hand: a 3x3 of ones into the middle of a 13x13 grid's theta."""
-    module = DepthwiseBranches(
+    module = ReparamDepthwiseConv(
         dict(large=PeripheralConv2d(1, 13), small=nn.Conv2d(1, 1, 3, padding=1, groups=1)), 1, norm=None)
     with torch.no_grad():
         module.large.weight.zero_()
@@ -134,7 +126,7 @@ def test_merged_kernel_is_the_sum_in_theta():
 
 
 def test_only_batch_norm_folds():
-    module = DepthwiseBranches(dict(large=PeripheralConv2d(4, 13, bias=False)), 4, lambda c: nn.GroupNorm(2, c))
+    module = ReparamDepthwiseConv(dict(large=PeripheralConv2d(4, 13, bias=False)), 4, lambda c: nn.GroupNorm(2, c))
     with pytest.raises(TypeError, match='GroupNorm'):
         module.switch_to_deploy()
 
@@ -166,7 +158,7 @@ def test_norms_with_parts_missing(without, affine):
 
 def test_a_network_is_deployed_wholly_or_not_at_all():
     arch = dict(depths=(1, 2), channels=(8, 8), kernel_sizes=(9, 9))
-    net = randomise(PeLK(arch, layer_scale_init_value=1.0)).double()
+    net = randomise(PeLK(arch, layer_scale_init_value=1.0)).double().eval()
     x = torch.randn(1, 3, 32, 32).double()
     norms = net.stages[1].blocks[1].mixer.mixer.norms
     norms['small'] = nn.BatchNorm2d(3, track_running_stats=False).double().eval()
@@ -183,9 +175,9 @@ def test_a_network_is_deployed_wholly_or_not_at_all():
 
 def test_constant_is_not_cancelled_by_the_norm_in_training():
     module = branches(5, 5).train()
-    x, cell_sums = torch.randn(2, 4, 9, 8).double(), torch.randn(4, 9, 9).double()
-    difference = module(x, cell_sums) - module(x)
-    torch.testing.assert_close(difference, module.large.position_bias(cell_sums)[:, None, None].expand_as(difference))
+    x, sums = torch.randn(2, 4, 9, 8).double(), torch.randn(4, 9, 9).double()
+    difference = module(x, sums) - module(x)
+    torch.testing.assert_close(difference, module.large.position_bias(sums)[:, None, None].expand_as(difference))
 
 
 def test_expanded_kernel_is_not_built_by_the_fast_backends(monkeypatch):
@@ -194,7 +186,7 @@ def test_expanded_kernel_is_not_built_by_the_fast_backends(monkeypatch):
                         lambda *args: calls.append(args) or (_ for _ in ()).throw(AssertionError('expanded')))
     grid = SharingGrid.from_kernel_size(51)
     x, theta = torch.randn(1, 2, 16, 16), torch.randn(2, 13, 13)
-    for backend in ('native', 'boxes'):
+    for backend in ('native', 'box_sums'):
         peripheral_conv2d(x, theta, grid, backend=backend)
     assert not calls
     with pytest.raises(AssertionError, match='expanded'):

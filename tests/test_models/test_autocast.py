@@ -35,7 +35,7 @@ BACKBONES = {
 }
 
 
-@pytest.fixture(params=['native', 'boxes', 'reference'])
+@pytest.fixture(params=['native', 'box_sums', 'reference'])
 def backend(request, monkeypatch):
     monkeypatch.setenv('PELK_MM_BACKEND', request.param)
 

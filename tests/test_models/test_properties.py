@@ -14,8 +14,8 @@ from torch import nn
 
 from pelk_mm.layers import LayerNorm2d
 from pelk_mm.models import PeLK, SLaK
+from pelk_mm.testing.random_weights import randomise
 from pelk_mm.testing.strategies import half_grids, odd
-from pelk_mm.testing.tiny_models import randomise
 
 FEW = settings(max_examples=max(settings.default.max_examples // 8, 1))
 MODELS = pytest.mark.parametrize('cls', [PeLK, SLaK], ids=lambda cls: cls.__name__)
@@ -25,7 +25,7 @@ HALF_GRIDS = half_grids(widest=5, longest=3).map(list)
 
 @st.composite
 def common_arguments(draw, stages: int) -> dict:
-    """What the skeleton takes, for a number of stages."""
+    """Arguments of the skeleton, for a number of stages."""
     indices = st.integers(-stages, stages - 1)
     return dict(
         in_channels=draw(st.integers(1, 4)),
@@ -55,7 +55,7 @@ def arguments_of(draw, cls: type) -> dict:
         channels=draw(per_stage(stages, st.integers(2, 8))))
     arguments = dict(draw(common_arguments(stages)), arch=arch)
     if cls is SLaK:
-        arguments.update(stripe_width=draw(odd(1, 5)), small_kernel=draw(st.booleans()))
+        arguments.update(stripe_width=draw(odd(1, 5)), small_kernel=draw(st.none() | st.booleans() | odd(1, 7)))
         arch['kernel_sizes'] = draw(per_stage(stages, odd(arguments['stripe_width'] + 2, 15)))
         return arguments
     arch['center'] = draw(odd(1, 9))
@@ -216,7 +216,8 @@ WRONG = dict(
 WRONG_FOR = {
     SLaK: dict(
         WRONG,
-        stripe_width=EVEN | BELOW_1 | odd(9, 99) | NO_WHOLE_NUMBER),
+        stripe_width=EVEN | BELOW_1 | odd(9, 99) | NO_WHOLE_NUMBER,
+        small_kernel=EVEN | BELOW_1 | NO_WHOLE_NUMBER.filter(lambda value: value is not None)),
     PeLK: dict(
         WRONG,
         center=EVEN | BELOW_1 | odd(11, 99) | NO_WHOLE_NUMBER.filter(lambda value: value is not None),

@@ -14,10 +14,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.utils.checkpoint import checkpoint
 
 from pelk_mm.compat import checkpoint_without_reentry
-from pelk_mm.layers import AllReduceBatchNorm2d, DepthwiseBranches
+from pelk_mm.layers import AllReduceBatchNorm2d, ReparamDepthwiseConv
 from pelk_mm.models import PeLK, SLaK
-from pelk_mm.models.backbones.large_kernel_net import LargeKernelBlock, LargeKernelNet, LargeKernelStage
 from pelk_mm.module_names import clean_name
+from pelk_mm.nets import LargeKernelNet
+from pelk_mm.nets.blocks import LargeKernelBlock, LargeKernelStage
 
 SMALL = dict(arch=dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(9, 7)), layer_scale_init_value=1.0)
 BN = dict(type='BN')
@@ -90,7 +91,7 @@ def test_norms_in_eval_mode_keep_their_mode_and_statistics():
 
 
 @pytest.mark.parametrize('impl', CheckpointImpl)
-@pytest.mark.parametrize('kind', [LargeKernelBlock, LargeKernelStage, DepthwiseBranches])
+@pytest.mark.parametrize('kind', [LargeKernelBlock, LargeKernelStage, ReparamDepthwiseConv])
 def test_checkpoint_wrapper(kind, impl):
     twin = build(PeLK)
     apply_activation_checkpointing(twin, lambda module: checkpoint_wrapper(module, checkpoint_impl=impl),

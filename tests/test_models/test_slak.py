@@ -1,49 +1,15 @@
 """SLaK and the dense kernels on the shared skeleton."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from pelk_mm.models import PeLK, SLaK
-
-# Published, at width 1.3 and density 0.6: parameters in M, multiply-adds in G, and by how much the latter may differ.
-PUBLISHED = {'tiny': (30, 5.0, 0.06), 'small': (55, 9.8, 0.03), 'base': (95, 17.1, 0.02)}
-
-
-def randomise(model, seed=0):
-    """Give norms and layer scales values with which a mistake shows."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.state_dict().items():
-        if value.ndim == 1 and value.is_floating_point():
-            value.copy_(0.5 + torch.rand(value.shape, generator=generator))
-        if name.endswith('.bias'):
-            value.sub_(1)
-    return model
+from pelk_mm.testing.random_weights import randomise
 
 
 def small(**kwargs):
     return SLaK('atto', kernel_sizes=(13, 11, 9, 7), width_factor=1.0, gap_before_final_norm=False, **kwargs)
-
-
-@pytest.mark.parametrize('arch', PUBLISHED)
-def test_published_counts(arch):
-    params, gmacs, tolerance = PUBLISHED[arch]
-    backbone = SLaK(arch)
-    model = nn.Sequential(backbone, nn.Linear(backbone.channels[-1], 1000))
-    counted = sum(p.numel() * (0.6 if p.ndim in (2, 4) else 1) for p in model.parameters())
-    assert counted == pytest.approx(params * 1e6, rel=0.03)
-    if arch == 'tiny':
-        assert sum(p.numel() for p in model.parameters()) == pytest.approx(50.7e6, rel=0.005)
-
-    # Stem to 56 x 56, then halved; the 5x5 is merged, a block has two stripes of K * 5 taps and two pointwise layers.
-    macs, previous, patch = 1000 * backbone.channels[-1], 3, 4 * 4
-    for side, depth, width, kernel in zip((56, 28, 14, 7), backbone.depths, backbone.channels, (51, 49, 47, 13)):
-        macs += side**2 * width * (previous * patch + depth * (2 * kernel * 5 + 8 * width))
-        previous, patch = width, 2 * 2
-    assert 0.6 * macs == pytest.approx(gmacs * 1e9, rel=tolerance)
 
 
 def test_forward_is_the_sum_of_three_normed_convolutions():
@@ -96,13 +62,6 @@ def test_options_take_effect():
 def test_wrong_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         SLaK(**arguments)
-
-
-@pytest.mark.parametrize('model', [small(), PeLK('atto')])
-def test_models_can_be_copied(model):
-    """As EMA does."""
-    twin = copy.deepcopy(model)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
 
 
 # ---- dense kernels: RepLK-51 of Table 1, K from 7 to 51 of Fig. 2

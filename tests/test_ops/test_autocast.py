@@ -1,7 +1,7 @@
 """Extreme but finite values in 16 bits: the operator overflows where the exact result does, and nowhere else.
 
 Of fp16 that is all numbers there are. bf16 has the range of fp32, in which the operator sums: a box of taps overflows
-above the largest number over K * K, far beyond what any picture becomes, so these are tested to 1e30.
+above the largest number over K * K, far beyond any image, so these are tested to 1e30.
 """
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
 
 DTYPES = (torch.float16, torch.bfloat16)
-BACKENDS = ('native', 'boxes', 'reference')
+BACKENDS = ('native', 'box_sums', 'reference')
 GRID = SharingGrid.from_kernel_size(51)
 SHAPE = (2, 3, 12, 15)
 NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ EXTREMES = {
     'checkerboard': lambda largest, smallest: checkerboard(largest),
     'huge-mean-tiny-deviation': lambda largest, smallest: largest / 4 * (1 + 1e-2 * NOISE),
     'denormal': lambda largest, smallest: smallest / 8 * NOISE,
-    'range-of-pictures': lambda largest, smallest: 255 * NOISE.sign(),
+    'range-of-images': lambda largest, smallest: 255 * NOISE.sign(),
 }
 
 

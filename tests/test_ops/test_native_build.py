@@ -6,7 +6,6 @@ import sys
 import warnings
 
 import pytest
-import torch
 
 from pelk_mm.ops.peripheral_conv2d import native_build
 
@@ -56,16 +55,6 @@ def test_compiler_errors_are_shown(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_key_depends_on_flags(tmp_path, monkeypatch):
-    monkeypatch.setenv('PELK_MM_CACHE', str(tmp_path))
-    monkeypatch.setenv('PELK_MM_CXXFLAGS', '-O1')
-    assert native_build._build(double=True) != native_build._build(double=True).with_name('other')
-    before = set(tmp_path.iterdir())
-    monkeypatch.setenv('PELK_MM_CXXFLAGS', '-O1 -DX')
-    native_build._build(double=True)
-    assert len(set(tmp_path.iterdir()) - before) == 1
-
-
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
     """A cache of its own, and next to nothing to compile."""
@@ -75,6 +64,21 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setenv('PELK_MM_CACHE', str(cache))
     monkeypatch.setenv('PELK_MM_CXXFLAGS', '-O0')
     return cache
+
+
+def test_flags_dtypes_and_every_source_make_libraries_of_their_own(quick, monkeypatch):
+    header = native_build.SOURCE.with_name('answer.h')
+    header.write_text('constexpr int ANSWER = 42;')
+    native_build.SOURCE.write_text('#include "answer.h"\nextern "C" int pelk() { return ANSWER; }')
+    first = native_build._build(double=False)
+    assert native_build._build(double=False) == first
+    header.write_text('constexpr int ANSWER = 43;')
+    changed = native_build._build(double=False)
+    assert [native_build.ctypes.CDLL(str(library)).pelk() for library in (first, changed)] == [42, 43]
+    native_build._build(double=True)
+    monkeypatch.setenv('PELK_MM_CXXFLAGS', '-O0 -DX')
+    native_build._build(double=True)
+    assert len(list(quick.iterdir())) == 4
 
 
 def damaged(content):
@@ -210,7 +214,7 @@ def test_scratch_memory_is_not_assumed_to_be_zero(tmp_path):
     """Every buffer filled with NaN first; also the narrowest vectors, which other processors have."""
     script = '''
 import torch
-from pelk_mm.testing.cases import CASES, PRECISION_CASES, expected, run
+from pelk_mm.testing.cases import CASES, expected, run
 from pelk_mm.testing.tolerances import assert_close
 for case in CASES:
     if case.mean == 0:
@@ -226,7 +230,41 @@ for case in CASES:
         assert result.returncode == 0, f'{flags}: {result.stderr}'
 
 
-@pytest.mark.parametrize('backend', ['native', 'boxes'])
+def test_without_memory_for_scratch_the_process_lives(tmp_path):
+    """An exception that left an OpenMP region would end it, whichever of the buffers of whichever thread is missing."""
+    script = '''
+import ctypes, torch
+from pelk_mm.ops.peripheral_conv2d import native
+from pelk_mm.ops.peripheral_conv2d.native_build import load_library
+from pelk_mm.testing.cases import Case, GRIDS
+torch.set_num_threads(3)
+for layout, dtype in (('contiguous', torch.float32), ('channels_last', torch.bfloat16), ('contiguous', torch.float64)):
+    left = ctypes.c_int64.in_dll(load_library(dtype == torch.float64), 'pelk_buffers_left')
+    grid = GRIDS['k13']
+    x, theta, bias, grad = Case('memory', (4, 24, 15, 17), grid, layout).make(dtype)
+    for call in (lambda: native.forward(x, theta, bias, grid), lambda: native.theta_grad(x, grad, grid)):
+        left.value = 1000
+        right = call()
+        used = 1000 - left.value
+        assert used >= 12
+        for number in range(used):
+            left.value = number
+            try:
+                call()
+            except MemoryError as error:
+                assert '(4, 24, 15, 17)' in str(error)
+            else:
+                raise AssertionError(f'{number} of {used} buffers were enough')
+        left.value = used
+        assert torch.equal(call(), right)
+'''
+    flags = '-O1 -DPELK_FAIL_ALLOCATIONS'
+    environment = {**os.environ, 'PELK_MM_CACHE': str(tmp_path), 'PELK_MM_CXXFLAGS': flags, 'OMP_NUM_THREADS': '3'}
+    result = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('backend', ['native', 'box_sums'])
 @pytest.mark.parametrize('shape, kernel', [((1, 8, 512, 512), 151), ((8, 46, 56, 56), 51), ((2, 374, 7, 7), 13)],
                          ids=str)
 def test_memory(backend, shape, kernel):
@@ -267,4 +305,3 @@ def test_the_failure_is_a_value(monkeypatch):
         assert len(caught) == 1
     finally:
         native_build.load_library.cache_clear()
-    assert torch.get_num_threads() > 0

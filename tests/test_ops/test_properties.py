@@ -1,7 +1,7 @@
 """Grids, expansion and the operator on inputs that nobody thought of.
 
-Whole numbers are computed with wherever possible: every sum of them is exact, in whatever order it is taken, so results
-are compared bit for bit. What a property holds for is drawn by hypothesis; the numbers in the tensors come from a seed.
+Integers are computed with wherever possible: every sum of them is exact, in any order, so results are compared bit for
+bit. Hypothesis draws the cases of a property; the numbers in the tensors come from a seed.
 """
 
 import copy
@@ -59,6 +59,18 @@ def test_a_half_grid_is_mirrored(half):
         assert grid.center == cells or grid.widths[middle.start - 1] > 1
     else:
         assert half[-1] > 1
+
+
+@given(half_grids(widest=30, longest=12).map(SharingGrid.from_half), st.integers(1, 60))
+def test_reachable_cells_and_pieces_are_those_of_the_taps(grid, size):
+    offsets = {difference for difference in range(1 - size, size)}
+    spans = [range(start, start + width) for start, width in zip(grid.starts, grid.widths)]
+    assert [*grid.reachable(size)] == [cell for cell, span in enumerate(spans) if offsets & {*span}]
+    taps = [(cell, start + tap) for cell, start, width in grid.pieces() for tap in range(width)]
+    assert taps == [(cell, tap) for cell, span in enumerate(spans) for tap in span]
+    assert all(width & (width - 1) == 0 for _, _, width in grid.pieces())
+    # No cell has two pieces of one width, so no other cut has fewer.
+    assert len({(cell, width) for cell, _, width in grid.pieces()}) == len(grid.pieces())
 
 
 @given(rules(largest=2001))
@@ -233,7 +245,7 @@ def cases(draw, batch: int = 0, work: int = 2**19) -> Case:
 
 
 def integer_inputs(case: Case, seed: int, dtype=torch.float64, grad_layout: str = 'contiguous') -> Inputs:
-    """As ``Case.make``, of whole numbers from -3 to 3, whose sums are exact in float32 as long as they are under 2**24.
+    """As ``Case.make``, of integers from -3 to 3, whose sums are exact in float32 as long as they are under 2**24.
 
     theta and bias are views, as they are when they come out of a larger parameter or a flip.
     """
@@ -263,7 +275,7 @@ def by_matrices(x: torch.Tensor, theta: torch.Tensor, grid: SharingGrid, bias: t
 
 
 def exact(inputs: Inputs, grid: SharingGrid) -> Results:
-    """What ``run`` should give, in fp64: :func:`by_matrices` and its gradients by autograd."""
+    """Results of ``run`` in fp64: :func:`by_matrices` and its gradients by autograd."""
     x, theta, bias, grad = (tensor.detach().double() for tensor in inputs)
     x, theta, bias = x.requires_grad_(), theta.requires_grad_(), bias.requires_grad_()
     output = by_matrices(x, theta, grid, bias)
@@ -445,6 +457,6 @@ def test_wrong_inputs_name_the_argument(case, data):
         ]))
     with pytest.raises((TypeError, ValueError)) as error:
         peripheral_conv2d(**{**arguments, name: value})
-    # The channels of theta and bias are counted against x, so a wrong x may be told by them.
-    told = (name, ) if name != 'x' else ('x', 'theta', 'bias')
-    assert str(error.value).startswith(tuple(f'{name} must' for name in told))
+    # The channels of theta and bias are counted against x, so a wrong x may be reported by their names.
+    reported = (name, ) if name != 'x' else ('x', 'theta', 'bias')
+    assert str(error.value).startswith(tuple(f'{name} must' for name in reported))

@@ -67,12 +67,21 @@ def test_expand_kernel_by_hand():
     assert torch.equal(expand_kernel(theta, grid), expected)
 
 
-def test_sum_over_cells_is_the_adjoint():
-    grid = SharingGrid.from_half([3, 2, 1, 1])
-    theta = torch.randn(2, 7, 7, dtype=torch.double)
-    kernel = torch.randn(2, 13, 13, dtype=torch.double)
-    right = (expand_kernel(theta, grid) * kernel).sum()
-    torch.testing.assert_close((theta * sum_over_cells(kernel, grid)).sum(), right)
+def test_cells_that_reach_a_map():
+    grid = SharingGrid.from_kernel_size(47)
+    assert [grid.reachable(size) for size in (64, 18)] == [range(13)] * 2
+    # 7 8 4 2 1 1 1: the outermost cells begin 17 positions away, the next ones 9.
+    assert [grid.reachable(size) for size in (17, 9, 1)] == [range(1, 12), range(2, 11), range(6, 7)]
+    assert SharingGrid.from_half([7]).reachable(1) == range(1)
+    with pytest.raises(ValueError, match='size must be at least 1, got 0'):
+        grid.reachable(0)
+
+
+def test_pieces_by_hand():
+    grid = SharingGrid.from_half([6, 1])
+    assert grid.pieces() == ((0, -6, 4), (0, -2, 2), (1, 0, 1), (2, 1, 4), (2, 5, 2))
+    assert grid.pieces(grid.reachable(1)) == ((1, 0, 1), )
+    assert grid.pieces(range(2, 3)) == grid.pieces()[3:]
 
 
 @pytest.mark.parametrize('call, words', [

@@ -16,7 +16,7 @@ from pelk_mm.models import PeLK
 from pelk_mm.ops import SharingGrid, expand_kernel, peripheral_conv2d
 
 GRID = SharingGrid.from_half([2, 1, 1])
-BACKENDS = ['native', 'boxes', 'reference', 'auto']
+BACKENDS = ['native', 'box_sums', 'reference', 'auto']
 
 
 def tensors(*batch):
@@ -118,7 +118,7 @@ def test_compiled_transforms(name):
     torch.testing.assert_close(own(*INPUTS), compiled(dense)(*INPUTS))
 
 
-@pytest.mark.parametrize('backend', ['native', 'boxes', 'auto'])
+@pytest.mark.parametrize('backend', ['native', 'box_sums', 'auto'])
 def test_gradcheck_in_forward_mode_and_batched(backend):
     inputs = [tensor.clone().requires_grad_() for tensor in INPUTS]
 
@@ -185,7 +185,8 @@ pwd.getpwuid = nobody
 import sys, torch
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
 x, theta = torch.randn(1, 2, 9, 9, requires_grad=True), torch.randn(2, 9, 9, requires_grad=True)
-out = [peripheral_conv2d(x, theta, SharingGrid.from_kernel_size(13), backend=name) for name in ('boxes', 'reference')]
+grid = SharingGrid.from_kernel_size(13)
+out = [peripheral_conv2d(x, theta, grid, backend=name) for name in ('box_sums', 'reference')]
 for y in out:
     y.square().sum().backward()
 torch.testing.assert_close(*out)

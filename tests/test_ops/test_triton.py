@@ -78,7 +78,7 @@ def test_tiles_splits_and_offsets(interpreter, case, variant):
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 @pytest.mark.parametrize('case', POISON_CASES, ids=by_id)
-def test_other_images_and_channels_do_not_notice(interpreter, case, value):
+def test_other_images_and_channels_are_unaffected(interpreter, case, value):
     inputs, others = poison(case.make(), value)
     right = expected(case.make(), case.grid)
     output, grad_x, grad_theta, _ = interpreter.submit(run, inputs, case.grid).result()
@@ -101,15 +101,6 @@ def test_offsets_beyond_32_bits_are_noticed():
     for stride, wide in ((2**31 - 2, False), (2**31 - 1, True)):
         x = torch.empty_strided((1, 1, 2, 2), (0, 0, stride, 1), device='meta')
         assert triton_backend._is_wide(x) == wide
-
-
-def test_only_cells_that_reach_the_map_are_used():
-    grid = GRIDS['k47']
-    assert triton_backend._reachable_cells(grid, 64) == (0, 13)
-    # 7 8 4 2 1 1 1: the outermost cells begin 17 rows away, the next ones 9.
-    assert triton_backend._reachable_cells(grid, 18) == (0, 13)
-    assert triton_backend._reachable_cells(grid, 17) == (1, 12)
-    assert triton_backend._reachable_cells(grid, 1) == (6, 7)
 
 
 def test_says_why_not():

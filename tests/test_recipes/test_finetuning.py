@@ -101,8 +101,12 @@ def test_values(name):
     loss = cfg.model.head.loss
     assert (loss.type, loss.label_smooth_val, cfg.model.head.num_classes) == ('LabelSmoothLoss', 0.1, 1000)
     assert cfg.load_from == f'work_dirs/{recipe.start}_in1k/epoch_300.pth'
-    averaging = dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')
-    assert cfg.get('custom_hooks', []) == [averaging] * recipe.averaged + [ZEROS] * (name in SPARSE)
+    raw = dict(type='pelk_mm.LoadWeightsHook', weights='raw')
+    averaging = dict(type='EMAHook', momentum=1e-4, update_buffers=True, priority='ABOVE_NORMAL')
+    windows = dict(type='pelk_mm.ResizePositionBiasHook')
+    hooks = [raw] * ('swin' not in name)
+    hooks += [averaging] * recipe.averaged + [ZEROS] * (name in SPARSE) + [windows] * ('swin' in name)
+    assert cfg.custom_hooks == hooks
 
 
 @CASES

@@ -18,11 +18,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pelk_mm import compat
+from pelk_mm.checkpoints.convert import BACKBONE_NAMES, convert_file
+from pelk_mm.checkpoints.entries import find_weights
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.deploy import load_trained
 from pelk_mm.engine import LoadWeightsHook, PretrainedBackbone
-from pelk_mm.engine.checkpoints import BACKBONE_NAMES, convert_file, find_weights, publish_file
 from pelk_mm.engine.hooks.preemption import EXIT_CODE
-from pelk_mm.engine.launch import configure_testing, run
+from pelk_mm.engine.launch import configure_testing, configure_training, run
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_NAMES = itertools.count()
@@ -220,6 +222,19 @@ def test_resuming_takes_both(tmp_path, trained):
             assert torch.equal(again[entry][name], value), (entry, name)
 
 
+def test_resuming_with_nothing_to_resume_starts_from_load_from(tmp_path, trained, states):
+    """A command of a cluster, which always has --resume, fine-tunes too."""
+    for epochs, first in ((1, True), (2, False)):
+        cfg = toy_config(tmp_path, [], load_from=trained[2])
+        cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs = 0.0 if first else 0.1, epochs
+        configure_training(cfg, resume='auto')
+        run(cfg, 'train')
+    first, second = (torch.load(tmp_path / f'epoch_{epoch}.pth', weights_only=False) for epoch in (1, 2))
+    assert torch.equal(first['state_dict']['head.weight'], torch.load(
+        trained[2], weights_only=False)['state_dict']['head.weight'])
+    assert (first['meta']['iter'], second['meta']['iter']) == (3, 6)
+
+
 # ---- backbones, converters, published and deployed files
 
 
@@ -244,6 +259,9 @@ def test_backbones_start_from_raw_weights(tmp_path, trained, states, names):
     assert_backbone(loaded_backbone(path), states['raw'])
     assert_backbone(loaded_backbone(path, weights='raw'), states['raw'])
     assert_backbone(loaded_backbone(path, weights='averaged'), states['averaged'])
+    entries = dict(zip(('raw', 'averaged'), names or ('ema_state_dict', 'state_dict')))
+    for kind, key in entries.items():
+        assert_backbone(loaded_backbone(path, key=key), states[kind])
     for weights in (None, 'raw', 'averaged'):
         target = str(tmp_path / f'{weights}.pth')
         convert_file(path, target, BACKBONE_NAMES, weights=weights)

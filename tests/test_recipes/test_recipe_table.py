@@ -248,11 +248,11 @@ def test_a_recipe_like_another():
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
-    ('optim_wrapper.optimizer.weight_decay', 0.06, 'weight decay: ours 0.05 / 0.06 / 0.05 / 0.05, theirs 0.05'),
-    ('model.backbone.drop_path_rate', 0.3, 'drop path: ours 0.1 / 0.3 / 0.5 / 0.1, theirs 0.1 / 0.4 / 0.5 / 0.1'),
-    ('model.backbone.small_kernel', None, 'beside the large one: ours 5 / none / 5 / 5, theirs 5'),
-    ('train_cfg.max_epochs', 299, 'epochs: ours 300 / 299 / 300 / 300, theirs 300'),
-    ('model.train_cfg.augments', [], 'CutMix: ours 1 / none / 1 / 1, theirs 1'),
+    ('optim_wrapper.optimizer.weight_decay', 0.06, 'weight decay: ours 0.05 / 0.06 / 0.05 / 0.05 / 0.05, theirs 0.05'),
+    ('model.backbone.drop_path_rate', 0.3, 'ours 0.1 / 0.3 / 0.5 / 0.1 / 0.5, theirs 0.1 / 0.4 / 0.5 / 0.1 / 0.5'),
+    ('model.backbone.small_kernel', None, 'beside the large one: ours 5 / none / 5 / 5 / 5, theirs 5'),
+    ('train_cfg.max_epochs', 299, 'epochs: ours 300 / 299 / 300 / 300 / 300, theirs 300'),
+    ('model.train_cfg.augments', [], 'CutMix: ours 1 / none / 1 / 1 / 1, theirs 1'),
 ])
 def test_a_changed_config_is_noticed(key, value, message):
     changed = copy.deepcopy(recipes.read('configs/imagenet/pelk-small_32xb128_in1k.py'))

@@ -15,8 +15,8 @@ from mmengine.fileio import load
 from mmengine.structures import PixelData
 
 from pelk_mm import layers
-from pelk_mm.deploy import OnnxModel, TestImages, merging
-from pelk_mm.deploy.predicting import predict
+from pelk_mm.deploy import EvalImages, OnnxModel, merge
+from pelk_mm.deploy.inference import predict
 from pelk_mm.engine import image_files
 from pelk_mm.engine.launch import configure_testing, load_config
 from pelk_mm.engine.launch import run as run_mmengine
@@ -56,39 +56,32 @@ def test_switching_is_proven_and_saved(task, tmp_path, images, run_tool):
     assert 'exists and is not overwritten' in printed
 
 
-def without_constant(monkeypatch):
-    switch = layers.DepthwiseBranches.switch_to_deploy
-    monkeypatch.setattr(layers.DepthwiseBranches, 'switch_to_deploy', lambda self, *sums: switch(self))
+def without_bias(fuse, *args):
+    weight, bias = fuse(*args)
+    return weight, torch.nn.Parameter(torch.zeros_like(bias))
 
 
-def without_shift(monkeypatch):
-
-    def forget(conv, bias):
-        conv.bias = torch.nn.Parameter(torch.zeros_like(bias))
-
-    monkeypatch.setattr('pelk_mm.layers.branches._add_bias', forget)
+def with_wrong_bias(fuse, *args):
+    fused = fuse(*args)
+    fused.bias.data *= 1.01
+    return fused
 
 
-def off_centre(monkeypatch):
-    pad = layers.branches._pad_center
-    monkeypatch.setattr('pelk_mm.layers.branches._pad_center', lambda *args: pad(*args).roll(1, -1))
+# A step of merging, and the same done wrongly.
+CORRUPTIONS = {
+    'no constant': (layers.ReparamDepthwiseConv, 'switch_to_deploy', lambda switch, branches, *sums: switch(branches)),
+    'no shift': (layers.branches, 'fuse_conv_bn_weights', without_bias),
+    'off centre': (layers.branches, '_pad_center', lambda pad, *args: pad(*args).roll(1, -1)),
+    'wrong head': (merge, 'fuse_conv_bn_eval', with_wrong_bias),
+}
 
 
-def wrong_head(monkeypatch):
-    fuse = merging.fuse_conv_bn_eval
-
-    def fuse_wrongly(conv, norm):
-        fused = fuse(conv, norm)
-        fused.bias.data *= 1.01
-        return fused
-
-    monkeypatch.setattr(merging, 'fuse_conv_bn_eval', fuse_wrongly)
-
-
-@pytest.mark.parametrize('corrupt', [without_constant, without_shift, off_centre, wrong_head])
-def test_a_corrupted_merge_exits_1_and_writes_nothing(corrupt, tmp_path, images, run_tool, monkeypatch):
+@pytest.mark.parametrize('corruption', CORRUPTIONS)
+def test_a_corrupted_merge_exits_1_and_writes_nothing(corruption, tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
-    corrupt(monkeypatch)
+    owner, name, wrong = CORRUPTIONS[corruption]
+    right = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: wrong(right, *args))
     out = tmp_path / 'deployed.pth'
     code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
     assert code == 1, printed
@@ -100,7 +93,7 @@ def test_a_corrupted_merge_exits_1_and_writes_nothing(corrupt, tmp_path, images,
 
 def test_a_layer_that_never_ran_is_not_proven(tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
-    monkeypatch.setattr(merging, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
+    monkeypatch.setattr(merge, '_mergeable', lambda backbone: ['stages.0.blocks.0.drop_path'])
     monkeypatch.setattr('mmseg.models.EncoderDecoder.encode_decode', lambda self, x, metas: x)
     out = tmp_path / 'deployed.pth'
     code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, out, '--images', images)
@@ -116,17 +109,26 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, images, run_tool):
         run_tool('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'out.pth', '--images', images)
 
 
-def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
-    """Through MMEngine's runner, as tools/test.py tests, on pictures sorted into folders."""
+def classifier_of_folders(folder, count, classes=CLASSES):
+    """A config whose test data are random images sorted into folders, and its files."""
     rng = np.random.default_rng(0)
     for name in CLASSES:
-        (tmp_path / 'pictures' / name).mkdir(parents=True)
-        for i in range(3):
-            cv2.imwrite(str(tmp_path / 'pictures' / name / f'{i}.png'), rng.integers(0, 255, (64, 64, 3), np.uint8))
+        (folder / 'images' / name).mkdir(parents=True)
+    for name in classes:
+        for i in range(count):
+            image = rng.integers(0, 255, (64, 64, 3), np.uint8)
+            cv2.imwrite(str(folder / 'images' / name / f'{i}.png'), image)
     cfg = tiny_config('classification')
-    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='pictures')
+    cfg.test_dataloader.dataset.update(data_root=str(folder), data_prefix='images')
     cfg.test_evaluator = dict(type='Accuracy', topk=(1, 2))
-    config, checkpoint = write_tiny_model('classification', tmp_path, cfg)
+    # Beside the model, as in the recipes.
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    return write_tiny_model('classification', folder, cfg)
+
+
+def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
+    """Through MMEngine's runner, as tools/test.py tests."""
+    config, checkpoint = classifier_of_folders(tmp_path, 3)
     code, printed = run_tool('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'deployed.pth')
     assert code == 0, printed
     metrics = []
@@ -140,27 +142,17 @@ def test_metrics_before_and_after_are_equal(tmp_path, run_tool):
 
 def test_tta_of_a_classifier_averages_both_flips(tmp_path):
     """Without tta_model and tta_pipeline in the config, by mmpretrain's default."""
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (tmp_path / 'pictures' / name).mkdir(parents=True)
-    image = rng.integers(0, 255, (64, 64, 3), np.uint8)
-    cv2.imwrite(str(tmp_path / 'pictures' / 'ant' / '0.png'), image)
-    cfg = tiny_config('classification')
-    cfg.test_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='pictures')
-    cfg.test_evaluator = dict(type='Accuracy')
-    # Beside the model, as in the recipes.
-    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
-    config, checkpoint = write_tiny_model('classification', tmp_path, cfg)
+    config, checkpoint = classifier_of_folders(tmp_path, 1, CLASSES[:1])
     scores = []
     for tta in (True, False):
         cfg = load_config(str(config), work_dir=str(tmp_path / str(tta)))
         configure_testing(cfg, str(checkpoint), str(tmp_path / f'{tta}.pkl'), tta=tta)
         run_mmengine(cfg, 'test')
         scores.append(load(tmp_path / f'{tta}.pkl')[0]['pred_score'])
+    flipped = torch.from_numpy(cv2.imread(str(tmp_path / 'images' / CLASSES[0] / '0.png'))[:, ::-1].copy())
     with torch.no_grad():
-        model = build_tiny_model(cfg)
-        flipped = model.test_step(dict(inputs=[torch.from_numpy(image[:, ::-1].copy()).permute(2, 0, 1)]))[0]
-    torch.testing.assert_close(scores[0], (scores[1] + flipped.pred_score) / 2)
+        sample = build_tiny_model(cfg).test_step(dict(inputs=[flipped.permute(2, 0, 1)]))[0]
+    torch.testing.assert_close(scores[0], (scores[1] + sample.pred_score) / 2)
     assert (scores[0] - scores[1]).abs().max() > 1e-3
 
 
@@ -195,16 +187,16 @@ def test_export_and_demo(task, tmp_path, images, run_tool, monkeypatch):
     assert 'exists and is not overwritten' in printed
 
     drawings = tmp_path / 'drawings'
-    looked_at, find_damage = [], image_files.find_damage
-    monkeypatch.setattr(image_files, 'find_damage', lambda path: looked_at.append(path) or find_damage(path))
+    checked, image_file_error = [], image_files.image_file_error
+    monkeypatch.setattr(image_files, 'image_file_error', lambda path: checked.append(path) or image_file_error(path))
     code, printed = run_tool('image_demo.py', images, out, '--out-dir', drawings)
     assert code == 0, printed
-    assert looked_at == [str(file) for file in sorted(images.iterdir())]
+    assert checked == [str(file) for file in sorted(images.iterdir())]
     assert sorted(file.name for file in drawings.iterdir()) == ['0.png', '1.png', '2.png']
     assert ('no boxes: the file holds the backbone alone' in printed) == (task == 'detection')
-    picture, drawn = (mmcv.imread(str(folder / '0.png')) for folder in (images, drawings))
+    image, drawn = (mmcv.imread(str(folder / '0.png')) for folder in (images, drawings))
     assert drawn.shape == (384, 480 * (5 if task == 'detection' else 1), 3)
-    assert np.abs(drawn[:, -480:] - mmcv.imresize(picture, (480, 384)).astype(int)).max() > 50
+    assert np.abs(drawn[:, -480:] - mmcv.imresize(image, (480, 384)).astype(int)).max() > 50
 
     code, printed = run_tool('image_demo.py', images / '0.png', config, checkpoint, '--out-dir', tmp_path / 'other',
                              '--score-thr', 0)
@@ -213,7 +205,7 @@ def test_export_and_demo(task, tmp_path, images, run_tool, monkeypatch):
     found = printed.partition('0.png: ')[2]
     assert any(name in found for name in CLASSES)
     if task == 'classification':
-        assert f'{CLASSES[OnnxModel(out).classify(picture).argmax()]} (' in found
+        assert f'{CLASSES[OnnxModel(out).classify(image).argmax()]} (' in found
 
 
 def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, images, run_tool):
@@ -231,9 +223,9 @@ def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, ima
     folder = tmp_path / 'four'
     folder.mkdir()
     for file in images.iterdir():
-        picture = cv2.imread(str(file))
-        cv2.imwrite(str(folder / file.name), np.dstack([picture, picture[..., :1]]))
-    batch = next(TestImages(cfg, 1, str(folder)).batches())
+        image = cv2.imread(str(file))
+        cv2.imwrite(str(folder / file.name), np.dstack([image, image[..., :1]]))
+    batch = next(EvalImages(cfg, 1, str(folder)).batches())
     # Half of the pixels are above it.
     cfg.model.decode_head.threshold = predict(build_tiny_model(cfg), batch)[0].seg_logits.data.median().item()
     config, checkpoint = write_tiny_model('segmentation', tmp_path, cfg)
@@ -260,7 +252,7 @@ def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, ima
 def test_a_file_that_decides_otherwise_is_not_equal(tmp_path, images, run_tool, monkeypatch):
     """Logits agree, and the labels that the file's head makes of them do not."""
     config, checkpoint = write_tiny_model('segmentation', tmp_path)
-    monkeypatch.setattr('pelk_mm.deploy.onnx_model.OnnxModel.predict_batch',
+    monkeypatch.setattr('pelk_mm.deploy.inference.OnnxModel.predict_batch',
                         lambda self, batch: [sample_of_class_0(sample) for sample in batch['data_samples']])
     code, printed = run_tool('model_converters/export.py', config, checkpoint, tmp_path / 'model.onnx', '--images',
                              images, '--timing-seconds', 0)

@@ -7,7 +7,8 @@ import torch
 
 from pelk_mm.analysis import build_model
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.tiny_models import randomise, write_pictures
+from pelk_mm.testing.random_weights import randomise
+from pelk_mm.testing.tiny_models import write_pictures
 
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 FCN = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'

@@ -104,7 +104,7 @@ def test_a_failure_stops_only_what_needs_it(sweep):
     assert ('test', '32xb128-120e') in ran
     assert len(ran) == 2 * 8 - 3
     assert 'replk-51-tiny_32xb128 is broken' in output.out
-    assert 'replk-51-tiny_upernet_8xb2-80k_ade20k-512x512 needs' in output.out
+    assert 'replk-51-tiny_upernet_8xb4-80k_ade20k-512x512 needs' in output.out
     assert output.out.count('not run') == 2
 
 

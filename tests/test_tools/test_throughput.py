@@ -38,7 +38,8 @@ def test_tf32_on_the_cpu(tool, option, monkeypatch, capsys):
 
 def test_tf32_is_on_where_it_is_timed(tool, monkeypatch):
     """Timed are fp32 and TF32; the switches are those of each while it runs, and as before afterwards."""
-    monkeypatch.setattr(sys, 'argv', 'throughput.py --device cuda --tf32 --models PeLK-T --dtypes fp32'.split())
+    options = ['--device', 'cuda', '--tf32', '--models', 'PeLK-T', '--dtypes', 'fp32']
+    monkeypatch.setattr(sys, 'argv', ['throughput.py', *options])
     args = tool['parse_args']()
     args.device = 'cpu'
     seen = {}

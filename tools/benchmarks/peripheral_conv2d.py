@@ -110,7 +110,7 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
     inputs = rotating(draw, args.device)
     x, theta, _ = inputs[0]
     # fp64 boxes on the CPU, themselves tested against the dense definition, which would take minutes here in fp64.
-    right = peripheral_conv2d(x.detach().cpu().double(), theta.detach().cpu().double(), grid, backend='boxes')
+    right = peripheral_conv2d(x.detach().cpu().double(), theta.detach().cpu().double(), grid, backend='box_sums')
     runs, errors, result = methods(x, theta, grid), {}, {}
     for name in list(runs):
         if name in DENSE and dense_seconds(name, shape, grid, args) > args.dense_limit:

@@ -1,6 +1,6 @@
 """Train and test the configs of a table one after another, and write the table with the paper's figures beside ours.
 
-Started again it goes on where it was stopped; what is finished is not done again. The table is a folder with a
+Started again, it goes on where it was stopped and skips what is finished. The table is a folder with a
 metafile.yml that names the configs, see configs/ablations/README.md.
 """
 
@@ -12,9 +12,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pelk_mm.analysis.sweep_table import SweepTable
-from pelk_mm.analysis.sweeps import Launcher, Trial, plan_sweep
 from pelk_mm.engine.steps import StepFailed, Steps, digest
+from pelk_mm.reports import Launcher, Trial, plan_sweep, save_sweep, sweep_markdown, sweep_table
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = Steps(ROOT, partial(print, flush=True))
@@ -63,7 +62,7 @@ def relative_to_root(path: Path) -> Path:
 
 
 def commands(trial: Trial, launcher: Launcher) -> list[tuple[str, list[str]]]:
-    """What is left to do for a trial, each with the name of its log."""
+    """Return the commands that are left for a trial, each with the name of its log."""
     if trial.result is not None:
         return []
     train = [] if trial.is_trained else [('train.log', trial.train_command(launcher))]
@@ -115,10 +114,11 @@ def main() -> None:
 
     data = 'digits' if args.digits else 'ours'
     title = f'{args.table.name} on the built-in data' if args.digits else args.table.name
-    table = SweepTable.from_trials(title, trials, data)
+    table = sweep_table(title, trials)
     folders = [trial.folder.name for trial in trials]
-    files = table.save(args.work_dir / f'{args.table.name}{"_digits" * args.digits}_{digest(folders)}')
-    print(f'\n{table.to_markdown()}\n')
+    folder = args.work_dir / f'{args.table.name}{"_digits" * args.digits}_{digest(folders)}'
+    files = save_sweep(table, trials, folder, data)
+    print(f'\n{sweep_markdown(table, data)}\n')
     if not args.collect:
         print(f'{(time.monotonic() - start) / 60:.1f} minutes')
     print('Written to', *files, sep='\n  ')

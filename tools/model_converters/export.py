@@ -15,11 +15,14 @@ import torch
 from mmengine.config import DictAction
 
 from pelk_mm.analysis.figures import save_json
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.entries import add_weights_option
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import (
     Agreement,
+    EvalImages,
     ImageModel,
     OnnxModel,
-    TestImages,
     capture,
     deploy,
     describe,
@@ -28,15 +31,12 @@ from pelk_mm.deploy import (
     save_package,
     stack_images,
     task_of,
-    verify_onnx,
-    verify_package,
+    verify_outputs,
     verify_predictions,
 )
-from pelk_mm.deploy.predictions import TIES
-from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option
+from pelk_mm.deploy.verify import TIES
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.benchmark import Timing, environment, time_paired
-from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
-    images = TestImages(cfg, 2, args.images)
+    images = EvalImages(cfg, 2, args.images)
     model, meta = load_trained(cfg, args.checkpoint, args.weights)
     if hasattr(model.backbone, 'switch_to_deploy') and not cfg.model.backbone.get('deploy'):
         model = deploy(model, cfg).model
@@ -107,8 +107,8 @@ def main() -> None:
         program = capture(ImageModel(model, task, form))
         save_onnx(program, file, reference.output_names(), describe(cfg, meta, reference.channels))
         save_package(program, package)
-        for path, verify in ((file, verify_onnx), (package, verify_package)):
-            agreements, size = verify(reference, path, inputs), path.stat().st_size
+        for path in (file, package):
+            agreements, size = verify_outputs(reference, path, inputs), path.stat().st_size
             print(f'{path}: {form} form, {size / 1e6:.2f} MB')
             print_agreements(agreements, args.tolerance)
             predictions = verify_predictions(model, task, path, images.batches())
@@ -142,7 +142,7 @@ def main() -> None:
         sys.exit(f'NOT equal within {args.tolerance:g}')
 
 
-def make_inputs(images: TestImages, shape: list[int] | None, channels: int) -> list[np.ndarray]:
+def make_inputs(images: EvalImages, shape: list[int] | None, channels: int) -> list[np.ndarray]:
     """One image at the first size, all of them at the second, as exported models take them."""
     height, width = shape or next(images.batches())['inputs'][0].shape[-2:]
     if min(height, width) < 64:
@@ -157,8 +157,8 @@ def print_window(model: Any) -> None:
     test_cfg = getattr(model, 'test_cfg', None) or {}
     if test_cfg.get('mode') == 'slide':
         print(f"test_cfg.mode='slide': the files compute one window of any size. OnnxModel and image_demo.py slide it "
-              f'as in testing, crop_size {tuple(test_cfg["crop_size"])} and stride {tuple(test_cfg["stride"])}; what '
-              'else runs them has to do the same, or predicts from the image at once, which gives other results.')
+              f'as in testing, crop_size {tuple(test_cfg["crop_size"])} and stride {tuple(test_cfg["stride"])}; any '
+              'other runtime has to do the same, or predicts from the image at once, which gives other results.')
 
 
 def print_agreements(agreements: Iterable[Agreement], tolerance: float) -> None:

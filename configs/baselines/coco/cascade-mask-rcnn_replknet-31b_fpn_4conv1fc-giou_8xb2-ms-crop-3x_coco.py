@@ -12,5 +12,5 @@ model = dict(
 # RepLKNet trains without layer-wise decay, and with every norm synchronised.
 optim_wrapper = dict(
     constructor='DefaultOptimWrapperConstructor',
-    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0))
+    paramwise_cfg=dict(_delete_=True, norm_decay_mult=0.0))
 sync_bn = 'torch'

@@ -6,5 +6,7 @@ _base_ = [
 ]
 model = dict(backbone=dict(img_size=384, stage_cfgs=dict(block_cfgs=dict(window_size=12))))
 train_dataloader = dict(drop_last=True)
+# From windows of 7 to windows of 12.
+custom_hooks = [dict(type='pelk_mm.ResizePositionBiasHook')]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='accuracy/top1'))
 load_from = 'work_dirs/swin-base_16xb64_in1k/epoch_300.pth'

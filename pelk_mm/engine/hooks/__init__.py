@@ -3,11 +3,11 @@ from .class_count import ClassCountHook
 from .dynamic_sparsity import DynamicSparsityHook
 from .finished_run import FinishedRunHook
 from .load_weights import LoadWeightsHook
+from .position_bias import ResizePositionBiasHook
 from .preemption import PreemptionHook
 from .previous_run import KeepPreviousRunHook
-from .whole_checkpoint import WholeCheckpointHook
 
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook', 'KeepPreviousRunHook',
-    'LoadWeightsHook', 'PreemptionHook', 'WholeCheckpointHook'
+    'LoadWeightsHook', 'PreemptionHook', 'ResizePositionBiasHook'
 ]

@@ -2,6 +2,8 @@
 
 A backend is a triple of functions on plain tensors, none of them differentiable by itself (the interface adds
 autograd): ``why_not`` says why it cannot run, or None; ``forward`` and ``theta_grad`` have the reference's signatures.
+A new one is a file and a line of ``BACKENDS``. On the CPU the automatic choice takes it once it has rows in
+``costs.CPU_COSTS``, elsewhere by its place in the table.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from . import boxes, native, reference, triton_backend
+from . import box_sums, native, reference, triton_backend
 from .costs import cheapest
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ class Backend:
     """One way to compute the peripheral convolution.
 
     Attributes:
-        name (str): What users pass as ``backend=``.
+        name (str): Name that users pass as ``backend=``.
         why_not (Callable): ``(x, grid) -> str | None``, the reason why it cannot run on these.
         forward (Callable): ``(x, theta, bias, grid) -> y``.
         theta_grad (Callable): ``(x, grad_output, grid) -> grad_theta``.
@@ -41,26 +43,44 @@ BACKENDS = {
     for backend in (
         Backend('native', native.why_not, native.forward, native.theta_grad),
         Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad),
-        Backend('boxes', boxes.why_not, boxes.forward, boxes.theta_grad),
+        Backend('box_sums', box_sums.why_not, box_sums.forward, box_sums.theta_grad),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
 }
 
 
+# Names of earlier versions.
+ALIASES = {'boxes': 'box_sums'}
+
+
+def resolve_name(name: str) -> str:
+    """Return ``'auto'`` or the name of ``BACKENDS`` that ``name`` stands for.
+
+    Raises:
+        ValueError: If there is no such backend.
+    """
+    resolved = ALIASES.get(name, name)
+    if resolved != 'auto' and resolved not in BACKENDS:
+        raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {name!r}')
+    return resolved
+
+
 def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Backend:
-    """The backend called ``name``, or with ``'auto'`` the one that is expected to be fastest for this call.
+    """Return the backend called ``name``, or with ``'auto'`` the one that is expected to be fastest for this call.
 
     On the CPU a measured cost model decides (``costs.py``), elsewhere the order of the table.
 
     Args:
-        name (str): A name of ``BACKENDS`` or ``'auto'``.
+        name (str): See :func:`resolve_name`.
         function (str): ``'forward'`` or ``'theta_grad'``; the gradient of x is a forward.
         x (Tensor): (N, C, H, W).
         grid (SharingGrid): The cells.
 
     Raises:
+        ValueError: If there is no such backend.
         RuntimeError: If the named backend cannot run on these tensors; the message says why.
     """
+    name = resolve_name(name)
     if name != 'auto':
         reason = BACKENDS[name].why_not(x, grid)
         if reason is not None:

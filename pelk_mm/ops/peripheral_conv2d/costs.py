@@ -1,15 +1,23 @@
-"""What a call costs on each backend: the small model behind the automatic choice.
+"""Estimated time of a call on each backend: the small model behind the automatic choice on the CPU.
 
-The estimate is ``call + expansion * taps + (planes * plane + elements * (element + unit * work)) / threads``
-nanoseconds, with ``taps`` those of the expanded kernels of all channels, which the dense path makes anew in each call
-whatever the batch, ``planes`` the number of channels of all images, ``elements`` that of outputs (rows padded to whole
-vectors where the backend does so) and ``work`` what it does for each of them: multiply-adds of the small matrix
-products for the box backends, taps inside the map for the dense one. ``tools/benchmarks/backend_costs.py`` measures and
-fits the constants and reports where the choice would lose to the dense path.
+    nanoseconds = call + expansion * taps + (plane * planes + element * elements + unit * elements * work) / threads
+
+| constant | regressor | of a call |
+|---|---|---|
+| call | 1 | |
+| expansion | taps | C * K * K: the dense path expands every kernel again in each call; 0 for the others |
+| plane | planes | N * C |
+| element | elements | N * C * H * W, rows padded to full vectors where the backend pads them |
+| unit | elements * work | work of an element: the taps inside the map (dense path), else the reachable k' * k' cells |
+
+``tools/benchmarks/backend_costs.py`` measures and fits the constants and reports where the choice loses to the dense
+path. A backend without constants is not chosen; it can be named.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from functools import lru_cache
 
 import torch
@@ -17,12 +25,14 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 
-# (backend, function, kind) -> nanoseconds (call, expansion, plane, element, unit); see kind().
+logger = logging.getLogger(__name__)
+
+# (backend, function, regime) -> nanoseconds (call, expansion, plane, element, unit); see regime().
 CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float, float]] = {
-    ('boxes', 'forward', 'channels_last'): (167000.0, 0.0, 347.0, 4.39, 0.256),
-    ('boxes', 'forward', 'planes'): (119000.0, 0.0, 582.0, 2.18, 0.215),
-    ('boxes', 'theta_grad', 'channels_last'): (181000.0, 0.0, 295.0, 6.99, 0.356),
-    ('boxes', 'theta_grad', 'planes'): (117000.0, 0.0, 593.0, 4.81, 0.304),
+    ('box_sums', 'forward', 'channels_last'): (167000.0, 0.0, 347.0, 4.39, 0.256),
+    ('box_sums', 'forward', 'planes'): (119000.0, 0.0, 582.0, 2.18, 0.215),
+    ('box_sums', 'theta_grad', 'channels_last'): (181000.0, 0.0, 295.0, 6.99, 0.356),
+    ('box_sums', 'theta_grad', 'planes'): (117000.0, 0.0, 593.0, 4.81, 0.304),
     ('native', 'forward', 'channels_last'): (14200.0, 0.0, 6.11, 1.68, 0.0254),
     ('native', 'forward', 'planes'): (19800.0, 0.0, 161.0, 0.74, 0.0224),
     ('native', 'theta_grad', 'channels_last'): (31300.0, 0.0, 426.0, 0.538, 0.0324),
@@ -43,10 +53,10 @@ CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float, float]] 
 
 
 def cheapest(backends: tuple[str, ...], function: str, x: Tensor, grid: SharingGrid) -> str:
-    """The backend that is expected to be fastest for a call on the CPU.
+    """Return the backend that is expected to be fastest for a call on the CPU.
 
     Args:
-        backends (tuple[str, ...]): The names to choose among.
+        backends (tuple[str, ...]): The names to choose among, at least one. One without constants is skipped.
         function (str): ``'forward'`` or ``'theta_grad'``.
         x (Tensor): (N, C, H, W).
         grid (SharingGrid): The cells.
@@ -58,13 +68,15 @@ def cheapest(backends: tuple[str, ...], function: str, x: Tensor, grid: SharingG
 def _cheapest(backends: tuple[str, ...], function: str, shape: tuple[int, ...], channels_last: bool, threads: int,
               grid: SharingGrid) -> str:
     costs = {name: cpu_cost(name, function, shape, channels_last, threads, grid) for name in backends}
+    for name in (name for name, cost in costs.items() if cost == math.inf):
+        logger.debug('peripheral_conv2d: backend %r is not used: it has no row in CPU_COSTS', name)
     if 'reference' in costs:
-        costs['reference'] *= _DENSE_HANDICAP
+        costs['reference'] *= _DENSE_ADVANTAGE
     return min(costs, key=costs.__getitem__)
 
 
-# The estimates are good to some 25 %: in doubt the dense path is taken, so that nobody pays for a wrong guess.
-_DENSE_HANDICAP = 0.75
+# Estimates are good to about 25 %; on near-ties take the dense path.
+_DENSE_ADVANTAGE = 0.75
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -74,22 +86,25 @@ def is_channels_last(x: Tensor) -> bool:
 
 def cpu_cost(backend: str, function: str, shape: tuple[int, ...], channels_last: bool, threads: int,
              grid: SharingGrid) -> float:
-    """Estimated nanoseconds of a call with so many threads; arguments as :func:`cheapest`, of a tensor's properties."""
-    constants = CPU_COSTS[backend, function, kind(backend, channels_last, grid)]
-    return sum(constant * term for constant, term in zip(constants, terms(backend, function, shape, threads, grid)))
+    """Estimate the nanoseconds of a call, infinite without constants; arguments as :func:`cheapest`, of a tensor."""
+    constants = CPU_COSTS.get((backend, function, regime(backend, channels_last, grid)))
+    if constants is None:
+        return math.inf
+    values = regressors(backend, function, shape, threads, grid)
+    return sum(constant * value for constant, value in zip(constants, values))
 
 
-def terms(backend: str, function: str, shape: tuple[int, ...], threads: int,
-          grid: SharingGrid) -> tuple[float, float, float, float, float]:
-    """What the five constants of a call are multiplied with, see the head of this file."""
+def regressors(backend: str, function: str, shape: tuple[int, ...], threads: int,
+               grid: SharingGrid) -> tuple[float, float, float, float, float]:
+    """Return the regressors of the five constants, see the head of this file."""
     elements = num_elements(backend, shape)
     taps = shape[1] * grid.kernel_size**2 if backend == 'reference' else 0
     work = work_per_element(backend, function, shape, grid)
     return 1, taps, shape[0] * shape[1] / threads, elements / threads, elements * work / threads
 
 
-def kind(backend: str, channels_last: bool, grid: SharingGrid) -> str:
-    """The regime of a call: its layout, and for the dense path what code oneDNN has for the kernel's size."""
+def regime(backend: str, channels_last: bool, grid: SharingGrid) -> str:
+    """Return the calls that share constants: by layout, on the dense path also by oneDNN's code for the kernel size."""
     layout = 'channels_last' if channels_last else 'planes'
     if backend != 'reference':
         return layout
@@ -104,23 +119,20 @@ _LARGEST_FAST_KERNEL = dict(planes=13, channels_last=31)
 
 
 def num_elements(backend: str, shape: tuple[int, ...]) -> int:
-    """Outputs, with rows padded to whole vectors where the backend does so."""
+    """Count the outputs, with rows padded to full vectors where the backend pads them."""
     batch, channels, height, width = shape
     return batch * channels * height * (-(-width // 16) * 16 if backend == 'native' else width)
 
 
 def work_per_element(backend: str, function: str, shape: tuple[int, ...], grid: SharingGrid) -> float:
-    """Multiply-adds or taps for each output, see the head of this file."""
+    """Count the multiply-adds of an output, see the head of this file."""
     height, width = shape[-2:]
     if backend == 'reference' and function == 'theta_grad':
         # Unlike the forward, oneDNN's gradient does not skip the taps that lie outside.
         return grid.kernel_size**2
     if backend == 'reference':
         return _taps_inside(grid.kernel_size, height) * _taps_inside(grid.kernel_size, width)
-    cells = 1
-    for size in (height, width):
-        cells *= sum(start < size and start + taps > 1 - size for start, taps in zip(grid.starts, grid.widths))
-    return cells
+    return len(grid.reachable(height)) * len(grid.reachable(width))
 
 
 def _taps_inside(kernel_size: int, size: int) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid, check_theta
 from . import operators, reference
-from .backends import BACKENDS
+from .backends import BACKENDS, resolve_name
 
 BACKEND_VARIABLE = 'PELK_MM_BACKEND'
 
@@ -46,9 +46,7 @@ def peripheral_conv2d(x: Tensor,
     _refuse_torchscript_export()
     x, theta, bias = _autocast(x, theta, bias)
     _check(x, theta, grid, bias)
-    backend = backend or os.environ.get(BACKEND_VARIABLE) or 'auto'
-    if backend != 'auto' and backend not in BACKENDS:
-        raise ValueError(f'backend must be "auto" or one of {sorted(BACKENDS)}, got {backend!r}')
+    backend = resolve_name(backend or os.environ.get(BACKEND_VARIABLE) or 'auto')
     if backend == 'reference':
         with operators.own_precision(x):
             return reference.forward(x, theta, bias, grid)
@@ -74,7 +72,7 @@ def _autocast(x: Tensor, theta: Tensor, bias: Tensor | None) -> tuple[Tensor, Te
     if not operators.in_autocast(x):
         return x, theta, bias
     dtype = torch.get_autocast_dtype(x.device.type)
-    # As for F.conv2d: fp64 is left alone.
+    # As for F.conv2d: fp64 stays.
     castable = (torch.float32, torch.float16, torch.bfloat16)
 
     def cast(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fused CPU backend: ``native.cpp``, called through ctypes."""
+"""The fused CPU backend: ``csrc/native.cpp``, called through ctypes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _NAMES = {
 
 
 def why_not(x: Tensor, grid: SharingGrid) -> str | None:
+    """Return why the library cannot run on x (N, C, H, W), or None if it can."""
     if x.device.type != 'cpu':
         return f'it runs on the CPU, x is on {x.device}'
     library = load_library(x.dtype == torch.float64)
@@ -27,6 +28,7 @@ def why_not(x: Tensor, grid: SharingGrid) -> str | None:
 
 
 def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) -> Tensor:
+    """(N, C, H, W) -> (N, C, H, W), dtype and strides of ``x``. Raises MemoryError without room for scratch memory."""
     out = torch.empty_like(x)
     if out.numel():
         theta, bias = _compute(theta), None if bias is None else _compute(bias)
@@ -36,6 +38,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
+    """Gradient (C, k', k') of the stored kernel, dtype of ``x``. Raises MemoryError as :func:`forward`."""
     cells = grid.num_cells
     out = torch.zeros(x.shape[1], cells, cells, dtype=torch.float64)
     if x.numel():
@@ -53,8 +56,12 @@ def _call(function: str, x: Tensor, *args) -> None:
     *pointers, grid = args
     library = load_library(x.dtype == torch.float64)
     values = [value if isinstance(value, ctypes.Array) else ctypes.c_void_p(value) for value in pointers]
-    getattr(library, f'pelk_{function}_{_NAMES[x.dtype]}')(*values, _longs(x.shape), ctypes.c_int64(grid.num_cells),
-                                                           _longs(grid.widths), ctypes.c_int(torch.get_num_threads()))
+    run = getattr(library, f'pelk_{function}_{_NAMES[x.dtype]}')
+    failed = run(*values, _longs(x.shape), ctypes.c_int64(grid.num_cells), _longs(grid.widths),
+                 ctypes.c_int(torch.get_num_threads()))
+    if failed:
+        raise MemoryError('the native backend of peripheral_conv2d found no memory for its scratch buffers, x has '
+                          f'shape {tuple(x.shape)}')
 
 
 def _longs(values: Sequence[int]) -> ctypes.Array:

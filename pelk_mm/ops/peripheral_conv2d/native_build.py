@@ -1,4 +1,4 @@
-"""Builds ``native.cpp`` at first use, with the compiler that is there, into a cache on disk.
+"""Builds ``csrc/native.cpp`` at first use, with the compiler that is there, into a cache on disk.
 
 No torch header is needed, so a build takes a few seconds, and nothing has to be compiled at install time.
 """
@@ -24,7 +24,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name('native.cpp')
+SOURCE = Path(__file__).parent / 'csrc' / 'native.cpp'
 CACHE_VARIABLE = 'PELK_MM_CACHE'
 FLAGS_VARIABLE = 'PELK_MM_CXXFLAGS'
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -35,9 +35,9 @@ class BuildError(RuntimeError):
 
 
 def cache_dirs() -> list[Path]:
-    """Where built libraries are kept, in the order of preference.
+    """Return the folders of built libraries, in the order of preference.
 
-    ``$PELK_MM_CACHE``; without it ``pelk_mm`` in the user's cache folder, and where there is none that can be written,
+    ``$PELK_MM_CACHE``; without it ``pelk_mm`` in the user's cache folder, and where that cannot be written,
     a folder of the user's own among temporary files.
 
     Raises:
@@ -69,10 +69,10 @@ def _temporary_dir() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler as a command: ``$CXX``, or the first of c++, g++, clang++ on the path.
+    """Return the C++ compiler as a command: ``$CXX``, or the first of c++, g++, clang++ on the path.
 
     Raises:
-        BuildError: If there is none, or ``$CXX`` is no command.
+        BuildError: If there is no compiler, or ``$CXX`` is no command.
     """
     command = _words('CXX')
     if command:
@@ -115,7 +115,7 @@ def _build(double: bool) -> Path:
     machine_flag = '-march=native' if platform.machine() in ('x86_64', 'AMD64') else '-mcpu=native'
     flags = ['-O3', machine_flag, '-std=c++17', '-fPIC', '-shared', *_openmp_flags()]
     flags += ['-DPELK_DOUBLE'] * double + _words(FLAGS_VARIABLE)
-    key = '\n'.join([SOURCE.read_text('utf-8'), *compiler, _compiler_version(compiler), *flags, _cpu(), 'with digest'])
+    key = '\n'.join([*_sources(), *compiler, _compiler_version(compiler), *flags, _cpu(), 'with digest'])
     digest = hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:16]
     name = f'native-{"fp64" if double else "fp32"}-{digest}.so'
     folders = cache_dirs()
@@ -130,6 +130,11 @@ def _build(double: bool) -> Path:
             errors.append(f'{folder}: {error}')
     raise BuildError(f'no folder for the compiled library can be used; set {CACHE_VARIABLE} to one that can be '
                      f'written. {"; ".join(errors)}')
+
+
+def _sources() -> list[str]:
+    """The source and the headers beside it, each behind its name."""
+    return [f'{file.name}\n{file.read_text("utf-8")}' for file in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
 
 
 def _compile(folder: Path, name: str, command: list[str], flags: list[str]) -> Path:
@@ -189,7 +194,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess:
 
 
 def _cpu() -> str:
-    """What ``-march=native`` depends on: the processor's features."""
+    """Return the processor's features, on which ``-march=native`` depends."""
     try:
         lines = Path('/proc/cpuinfo').read_text(errors='replace').splitlines()
     except OSError:

@@ -90,7 +90,7 @@ def _theta_grad_fake(x, grad_output, half, backend):
 
 
 class _Derivative(_SingleLevelFunction):
-    """What PyTorch's own operators are in C++: a node of the graph for the innermost transform, whichever that is."""
+    """A node of the graph for the innermost transform, as PyTorch's own operators make it in C++."""
 
     apply: Any
     operator: Any

@@ -67,11 +67,11 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
     x = _with_unit_stride(x)
     align = _alignment(out, x)
     tile, blocks = _forward_tile(batch, channels, height, width, align)
-    first, last = _reachable_cells(grid, height)
+    cells = grid.reachable(height)
     with torch.cuda.device_of(x):
         _kernels().forward_kernel[blocks](
             x, theta.contiguous(), out if bias is None else bias.contiguous(), out, _table(grid, x.device),
-            batch, channels, height, width, *x.stride()[:3], grid.num_cells, grid.kernel_size, first, last,
+            batch, channels, height, width, *x.stride()[:3], grid.num_cells, grid.kernel_size, cells.start, cells.stop,
             BIAS=bias is not None, ALIGN=align, WIDE=_is_wide(x) or _is_wide(out), G=tile.G, BK=tile.BK, BN=tile.BN,
             num_warps=tile.warps)  # yapf: disable
     return out
@@ -85,15 +85,15 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
         return x.new_zeros(channels, cells, cells)
     x, grad_output = _with_unit_stride(x), _with_unit_stride(grad_output)
     tile, (splits, _, tasks) = _theta_grad_tile(batch, channels, height, width, grid)
-    first, last = _reachable_cells(grid, height)
-    shares = splits * (tasks // (last - first))
+    used = grid.reachable(height)
+    shares = splits * (tasks // len(used))
     partial = torch.zeros(shares, channels, cells, cells, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         _kernels().theta_grad_kernel[(splits, channels, tasks)](
             x, grad_output, partial, _table(grid, x.device), batch, channels, height, width, *x.stride()[:3],
-            *grad_output.stride()[:3], cells, grid.kernel_size, first, last, ALIGN=_alignment(x, grad_output),
-            WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK, BN=tile.BN, MAX_CELLS=MAX_CELLS,
-            num_warps=tile.warps)  # yapf: disable
+            *grad_output.stride()[:3], cells, grid.kernel_size, used.start, used.stop,
+            ALIGN=_alignment(x, grad_output), WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK,
+            BN=tile.BN, MAX_CELLS=MAX_CELLS, num_warps=tile.warps)  # yapf: disable
     return partial.sum(0).to(x.dtype)
 
 
@@ -118,8 +118,7 @@ def fit_registers(tile: Tile, align: int) -> Tile:
 def _theta_grad_tile(batch: int, channels: int, height: int, width: int,
                      grid: SharingGrid) -> tuple[Tile, tuple[int, int, int]]:
     tile = _for_width(THETA_GRAD_TILES, width)
-    first, last = _reachable_cells(grid, height)
-    tasks = (last - first) * -(-width // tile.BN)
+    tasks = len(grid.reachable(height)) * -(-width // tile.BN)
     row_tiles = -(-batch * -(-height // 2) // tile.G)
     splits = max(1, min(row_tiles, _THETA_GRAD_PROGRAMS // (channels * tasks)))
     return tile, (splits, channels, tasks)
@@ -127,15 +126,6 @@ def _theta_grad_tile(batch: int, channels: int, height: int, width: int,
 
 def _for_width(tiles: dict[int, Tile], width: int) -> Tile:
     return next((tile for limit, tile in tiles.items() if width <= limit), tiles[max(tiles)])
-
-
-def _reachable_cells(grid: SharingGrid, height: int) -> tuple[int, int]:
-    """First and one past the last cell of rows that reaches from one row of the map to another."""
-    reachable = [
-        index for index, (start, width) in enumerate(zip(grid.starts, grid.widths))
-        if start < height and start + width > 1 - height
-    ]
-    return reachable[0], reachable[-1] + 1
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:

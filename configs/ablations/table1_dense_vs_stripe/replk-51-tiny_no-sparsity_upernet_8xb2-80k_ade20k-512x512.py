@@ -1,8 +1,0 @@
-# Without sparsity, at ConvNeXt's widths.
-_base_ = './replk-51-tiny_upernet_8xb2-80k_ade20k-512x512.py'
-
-model = dict(
-    backbone=dict(width_factor=1.0),
-    decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
-custom_hooks = []

@@ -1,0 +1,3 @@
+"""The former place of :mod:`pelk_mm.reports`."""
+
+from ..reports import *  # noqa: F403

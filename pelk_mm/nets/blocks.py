@@ -1,0 +1,88 @@
+"""Block and stage of every large-kernel network here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.utils.checkpoint as cp
+from torch import Tensor, nn
+
+from ..layers import DropPath, count_statistics_once
+
+
+class LargeKernelBlock(nn.Module):
+    """Token mixer -> norm -> 1x1 (x ffn_ratio) -> act -> 1x1 -> layer scale -> drop path -> + input.
+
+    Args:
+        channels (int): C.
+        mixer (nn.Module): Maps (N, C, H, W) to the same shape; may take the stage's cell sums as second argument.
+        ffn_ratio (float): Expansion of the pointwise layers.
+        norm_layer (Callable[[int], nn.Module]): Makes the norm between mixer and pointwise layers.
+        act_layer (Callable[[], nn.Module]): Makes the activation between the pointwise layers.
+        drop_path_rate (float): Probability of dropping the residual branch of a sample.
+        layer_scale_init_value (float): Initial layer scale; 0 leaves it out.
+        with_cp (bool): Recompute the block in the backward pass to save memory.
+    """
+
+    def __init__(self, channels: int, mixer: nn.Module, ffn_ratio: float, norm_layer: Callable[[int], nn.Module],
+                 act_layer: Callable[[], nn.Module], drop_path_rate: float, layer_scale_init_value: float,
+                 with_cp: bool) -> None:
+        super().__init__()
+        hidden = int(channels * ffn_ratio)
+        self.mixer = mixer
+        self.norm = norm_layer(channels)
+        self.pointwise_conv1 = nn.Linear(channels, hidden)
+        self.act = act_layer()
+        self.pointwise_conv2 = nn.Linear(hidden, channels)
+        self.gamma = nn.Parameter(
+            torch.full((channels, ), float(layer_scale_init_value))) if layer_scale_init_value > 0 else None
+        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor, position_cell_sums: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        if self.with_cp and x.requires_grad:
+            return cp.checkpoint(self._forward, x, position_cell_sums, use_reentrant=False)
+        return self._forward(x, position_cell_sums)
+
+    @count_statistics_once
+    def _forward(self, x: Tensor, position_cell_sums: Tensor | None) -> Tensor:
+        mixed = self.mixer(x) if position_cell_sums is None else self.mixer(x, position_cell_sums)
+        out = self.norm(mixed).permute(0, 2, 3, 1)
+        out = self.pointwise_conv2(self.act(self.pointwise_conv1(out)))
+        if self.gamma is not None:
+            out = out * self.gamma
+        return x + self.drop_path(out.permute(0, 3, 1, 2))
+
+
+class LargeKernelStage(nn.Module):
+    """Blocks of one resolution and the positional embedding that they share.
+
+    Args:
+        blocks (Sequence[LargeKernelBlock]): The blocks, first to last.
+        position_embedding (nn.Module, optional): Called once per forward; its result goes to every mixer.
+    """
+
+    def __init__(self, blocks: Sequence[LargeKernelBlock], position_embedding: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.position_embedding = position_embedding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        position_cell_sums = self._position_cell_sums()
+        for block in self.blocks:
+            x = block(x, position_cell_sums)
+        return x
+
+    def switch_to_deploy(self) -> None:
+        """Merge every mixer that can be merged, and the embedding into their biases."""
+        position_cell_sums = self._position_cell_sums()
+        for module in list(self.blocks.modules()):
+            if hasattr(module, 'switch_to_deploy'):
+                module.switch_to_deploy(position_cell_sums)
+        self.position_embedding = None
+
+    def _position_cell_sums(self) -> Tensor | None:
+        return None if self.position_embedding is None else self.position_embedding()

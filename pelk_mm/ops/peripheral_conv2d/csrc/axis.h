@@ -1,0 +1,45 @@
+// One axis of the sharing grid.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+struct Piece { int64_t offset; int level; int64_t cell; };   // 2**level taps from `offset`
+
+// The cells that reach the map at all, in order, and their cut into boxes of powers of two.
+struct Axis {
+    std::vector<int64_t> start, width, index;   // per reachable cell; `index` is its place in the grid
+    std::vector<Piece> pieces;                   // sorted by level
+    std::vector<int64_t> widths;                 // distinct widths, powers of two first, ascending, without gaps
+    std::vector<int> slot;                       // per cell: its width's place in `widths`
+    int levels = 0;                              // highest level of a piece
+
+    Axis(const int64_t* all_widths, int64_t cells, int64_t size) {
+        int64_t tap = 0;
+        for (int64_t i = 0; i < cells; ++i) tap += all_widths[i];
+        tap = -(tap / 2);
+        for (int64_t i = 0; i < cells; tap += all_widths[i++]) {
+            if (tap >= size || tap + all_widths[i] - 1 <= -size) continue;
+            int64_t offset = tap, rest = all_widths[i];
+            for (int level = 62; level >= 0; --level)
+                if (rest >> level & 1) {
+                    pieces.push_back({offset, level, int64_t(start.size())});
+                    offset += int64_t(1) << level;
+                    levels = std::max(levels, level);
+                }
+            start.push_back(tap), width.push_back(all_widths[i]), index.push_back(i);
+        }
+        std::stable_sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.level < b.level; });
+        for (int level = 0; level <= levels; ++level) widths.push_back(int64_t(1) << level);
+        for (int64_t w : width) {
+            auto found = std::find(widths.begin(), widths.end(), w);
+            slot.push_back(int(found - widths.begin()));
+            if (found == widths.end()) widths.push_back(w);
+        }
+    }
+    int64_t cells() const { return int64_t(start.size()); }
+    int64_t first() const { return start.front(); }
+    int64_t last() const { return start.back(); }
+    int64_t end(int64_t cell) const { return start[cell] + width[cell]; }
+};
