@@ -356,7 +356,7 @@ def test_what_our_tools_add_is_in_the_config():
     add_own_parts(cfg, 'train')
     assert cfg.runner_type == 'pelk_mm.CheckedRunner'
     assert hook_types(cfg) == [f'pelk_mm.{name}' for name in own]
-    assert cfg.default_hooks.checkpoint.type == 'pelk_mm.WholeCheckpointHook'
+    assert cfg.default_hooks.checkpoint.type == 'pelk_mm.AtomicCheckpointHook'
     once = cfg.copy().to_dict()
     add_own_parts(cfg, 'train')
     assert cfg.to_dict() == once
