@@ -32,12 +32,15 @@ def test_without_openmmlab():
     found = imports(['mmengine', 'mmcv', 'mmseg', 'mmdet', 'mmpretrain'], [
         'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.nets', 'pelk_mm.mmcv_ops', 'pelk_mm.models',
         'pelk_mm.engine', 'pelk_mm.datasets', 'pelk_mm.analysis', 'pelk_mm.reports', 'pelk_mm.deploy', 'pelk_mm.compat',
-        'pelk_mm.registry', 'pelk_mm.doctors.environment', 'pelk_mm.doctors.checkpoint', 'pelk_mm.models.backbones'
+        'pelk_mm.registry', 'pelk_mm.checkpoints', 'pelk_mm.diagnostics.environment', 'pelk_mm.diagnostics.checkpoint',
+        'pelk_mm.models.backbones'
     ])
     assert [name for name, text in found.items() if text == 'works'] == [
-        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.nets', 'pelk_mm.mmcv_ops', 'pelk_mm.doctors.environment'
+        'pelk_mm', 'pelk_mm.ops', 'pelk_mm.layers', 'pelk_mm.nets', 'pelk_mm.mmcv_ops',
+        'pelk_mm.diagnostics.environment'
     ]
-    for name in ('engine', 'datasets', 'analysis', 'reports', 'deploy', 'compat', 'registry', 'doctors.checkpoint'):
+    for name in ('engine', 'datasets', 'analysis', 'reports', 'deploy', 'compat', 'registry', 'checkpoints',
+                 'diagnostics.checkpoint'):
         assert found[f'pelk_mm.{name}'] == f'pelk_mm.{name} needs mmengine{STACK}'
     for name in ('models', 'models.backbones'):
         assert found[f'pelk_mm.{name}'] == f'pelk_mm.models needs mmengine{STACK}{PLAIN}'

@@ -18,9 +18,11 @@ BELOW = {
     'nets': {'layers', 'module_names', 'nets', 'ops'},
     'models': {'install_hints', 'layers', 'models', 'nets', 'registry'},
     'datasets': {'datasets', 'image_decoding', 'image_names', 'install_hints', 'registry'},
-    'engine': {'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry', 'whole_files'},
-    'deploy': {'analysis', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops', 'whole_files'},
-    'reports': {'analysis', 'compat', 'engine', 'install_hints', 'reports', 'whole_files'},
+    'checkpoints': {'checkpoints', 'install_hints', 'module_names', 'registry'},
+    'engine': {'checkpoints', 'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry'},
+    'deploy': {'analysis', 'checkpoints', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops'},
+    'reports': {'analysis', 'checkpoints', 'compat', 'engine', 'install_hints', 'reports'},
+    'diagnostics': {'analysis', 'checkpoints', 'diagnostics', 'engine', 'install_hints', 'mmcv_ops', 'ops'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
 }
 
@@ -93,6 +95,8 @@ def test_every_file_keeps_the_rules(file):
     ('models/a.py', 'from mmseg.registry import MODELS', 'in configs only'),
     ('models/a.py', 'from ..engine import hooks', 'may not import'),
     ('engine/hooks/a.py', 'from pelk_mm.models import PeLK', 'may not import'),
+    ('checkpoints/a.py', 'from ..engine import launch', 'may not import'),
+    ('checkpoints/a.py', 'from ..analysis import build_model', 'may not import'),
     ('ops/fast.py', 'import triton.language as tl', 'may import triton'),
     ('ops/fast_triton.py', 'import triton, mmcv', 'torch only'),
     ('reports/a.py', 'from ..deploy import merge', 'may not import'),

@@ -10,9 +10,11 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from pelk_mm.engine.checkpoints import BACKBONE_NAMES, publish_file, rename, safe_load
+from pelk_mm.checkpoints.convert import BACKBONE_NAMES, rename
+from pelk_mm.checkpoints.loading import safe_load
+from pelk_mm.checkpoints.pretrained import PretrainedBackbone
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.engine.finiteness import non_finite_names, trace
-from pelk_mm.engine.pretrained import PretrainedBackbone
 from pelk_mm.engine.sparsity import clean_parameters, find_sparse_parameters
 from pelk_mm.models import PeLK
 from pelk_mm.module_names import clean_name

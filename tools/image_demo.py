@@ -9,12 +9,12 @@ import mmcv
 from mmengine.config import DictAction
 from rich.progress import track
 
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import list_images
 from pelk_mm.deploy.demo import ModelDemo, OnnxDemo
-from pelk_mm.engine.checkpoints import add_trust_option
-from pelk_mm.engine.image_files import find_damage
+from pelk_mm.engine.image_files import image_file_error
 from pelk_mm.engine.launch import load_config
-from pelk_mm.whole_files import refuse_existing
 
 # Images that OpenCV writes in 8 bits and every viewer shows.
 WRITTEN = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -55,7 +55,7 @@ def main() -> None:
         load_config(args.model, args.cfg_options), args.checkpoint, args.device, args.score_thr)
     # All of them before the first is drawn.
     for file in files if demo.pipeline.plain_files and not is_video else ():
-        if damage := find_damage(str(file)):
+        if damage := image_file_error(str(file)):
             parser.error(f'inputs: {file} {damage}')
     out_dir.mkdir(parents=True, exist_ok=True)
     if is_video:

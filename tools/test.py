@@ -4,7 +4,7 @@ import argparse
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from pelk_mm.engine.checkpoints import add_weights_option
+from pelk_mm.checkpoints.entries import add_weights_option
 from pelk_mm.engine.launch import configure_testing, load_config, parse_args, run
 
 

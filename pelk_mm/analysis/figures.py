@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..whole_files import refuse_existing, write_whole
+from ..checkpoints.atomic import atomic_write, refuse_existing
 
 # Readable in print and with every kind of colour vision: blue, orange, green (Okabe and Ito).
 COLORS = ('#0072B2', '#E69F00', '#009E73')
@@ -42,4 +42,4 @@ def save_json(numbers: Mapping, path: Path) -> None:
         FileExistsError: If the file exists.
     """
     refuse_existing(path)
-    write_whole((json.dumps(numbers, indent=1) + '\n').encode(), str(path))
+    atomic_write((json.dumps(numbers, indent=1) + '\n').encode(), str(path))

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pelk_mm.engine.pretrained import PretrainedBackbone
+from pelk_mm.checkpoints.pretrained import PretrainedBackbone
 
 # What initialisers fill weights with, needless where there are no values.
 _FILLS = frozenset(
@@ -35,6 +35,9 @@ class WeightsOnMeta(TorchFunctionMode):
             kwargs['device'] = 'meta'
         elif func in _FILLS and args[0].is_meta:
             return args[0]
+        elif len({value.is_meta for value in args if isinstance(value, torch.Tensor)}) == 2:
+            # Statistics of norms, which have values, with weights, which have none: folding a norm on construction.
+            args = tuple(value.to('meta') if isinstance(value, torch.Tensor) else value for value in args)
         return func(*args, **kwargs)
 
 
@@ -108,7 +111,7 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
             with quiet(MMLogger.get_current_instance()):
                 backbone.init_weights()
     if checkpoint is not None:
-        _load_whole(backbone, checkpoint)
+        _load_complete(backbone, checkpoint)
     return model.to(device)
 
 
@@ -135,15 +138,9 @@ def _forget_pretrained(model: dict) -> None:
             part['init_cfg'] = None
 
 
-def _load_whole(backbone: nn.Module, checkpoint: str) -> None:
-    missing: list[str] = []
-    handle = backbone.register_load_state_dict_post_hook(lambda _, keys: missing.extend(keys.missing_keys))
-    try:
-        PretrainedBackbone(checkpoint)(backbone)
-    finally:
-        handle.remove()
-    if missing:
-        count = len(backbone.state_dict())
+def _load_complete(backbone: nn.Module, checkpoint: str) -> None:
+    match = PretrainedBackbone(checkpoint)(backbone)
+    if match is not None and match.missing:
         raise ValueError(f'checkpoint {checkpoint} must have every weight of {type(backbone).__name__}, it has '
-                         f'{count - len(missing)} of {count}, and not, for example, {", ".join(missing[:3])}: use the '
-                         'config that it was trained with')
+                         f'{len(match.matched)} of {len(match.own)}, and not, for example, '
+                         f'{", ".join(match.missing[:3])}: use the config that it was trained with')

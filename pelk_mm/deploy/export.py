@@ -22,8 +22,8 @@ from torch.export import Dim, ExportedProgram
 from .. import __version__
 from ..analysis.inputs import count_channels, normalisation, swaps_colours
 from ..analysis.model_building import quiet
+from ..checkpoints.atomic import atomic_write, refuse_existing
 from ..layers import PeripheralConv2d
-from ..whole_files import refuse_existing, write_whole
 from .onnx_ops import translations
 
 KERNEL_FORMS = ('fast', 'dense')
@@ -259,7 +259,7 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         result.save(str(path))
     else:
-        write_whole(result.model_proto.SerializeToString(), str(path))
+        atomic_write(result.model_proto.SerializeToString(), str(path))
 
 
 def save_package(program: ExportedProgram, path: str | Path) -> None:
@@ -274,7 +274,7 @@ def save_package(program: ExportedProgram, path: str | Path) -> None:
     refuse_existing(path)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    write_whole(buffer.getbuffer(), str(path))
+    atomic_write(buffer.getbuffer(), str(path))
 
 
 def get_test_pipeline(cfg: Config) -> list[dict]:

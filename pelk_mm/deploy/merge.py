@@ -16,8 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .. import __version__
 from ..analysis import build_model
-from ..engine.checkpoints import load_weights_and_meta, save_whole
-from ..whole_files import refuse_existing, write_whole
+from ..checkpoints.atomic import atomic_save, atomic_write, refuse_existing
+from ..checkpoints.entries import load_weights_and_meta
 
 # Settings for training only. Hooks of the config average or mask weights.
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'custom_hooks',
@@ -83,9 +83,9 @@ def save_deployment(deployment: Deployment, meta: Mapping[str, Any], path: str |
     config, text = path.with_suffix('.py'), deployment.cfg.pretty_text
     refuse_existing(path, config)
     meta = dict(meta, cfg=text, pelk_mm_version=__version__)
-    save_whole(dict(meta=meta, state_dict=deployment.model.state_dict()), path)
-    # Last, as it takes no time: an end while the weights are written leaves neither.
-    write_whole(text.encode(), str(config))
+    atomic_save(dict(meta=meta, state_dict=deployment.model.state_dict()), path)
+    # Last, as it takes no time: a process that is killed while the weights are written leaves neither.
+    atomic_write(text.encode(), config)
 
 
 def deploy(model: nn.Module, cfg: Config) -> Deployment:

@@ -4,6 +4,8 @@ from ..install_hints import require
 
 require('mmengine', 'mmcv', by='pelk_mm.engine')
 
+from ..checkpoints.hook import AtomicCheckpointHook
+from ..checkpoints.pretrained import PretrainedBackbone
 from .hooks import (
     CheckFiniteHook,
     ClassCountHook,
@@ -12,15 +14,16 @@ from .hooks import (
     LoadWeightsHook,
     PreemptionHook,
     ResizePositionBiasHook,
-    WholeCheckpointHook,
 )
 from .loops import ResumableEpochBasedTrainLoop, ResumableIterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
-from .pretrained import PretrainedBackbone
 from .sharding import wrap_types
 
+# The name of 0.1.0.
+WholeCheckpointHook = AtomicCheckpointHook
+
 __all__ = [
-    'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
+    'AtomicCheckpointHook', 'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook',
     'LayerDecayOptimWrapperConstructor', 'LoadWeightsHook', 'PreemptionHook', 'PretrainedBackbone',
     'ResizePositionBiasHook', 'ResumableEpochBasedTrainLoop', 'ResumableIterBasedTrainLoop', 'WholeCheckpointHook',
     'wrap_types'

@@ -99,7 +99,7 @@ def look_for_files(dataset: Any) -> None:
                                     f'data_root, data_prefix and the suffixes of the data set, or {advice(dataset)}. '
                                     f'{off_switch("missing_files")}')
         if empty:
-            raise ImageFileError(f'{where} {len(empty)} are empty, the first is {empty[0]}. {_cure(empty[0])}. '
+            raise ImageFileError(f'{where} {len(empty)} are empty, the first is {empty[0]}. {_fix(empty[0])}. '
                                  f'{off_switch("missing_files")}')
 
 
@@ -125,22 +125,22 @@ def read_image(path: str, check: bool = True) -> np.ndarray:
 
     Args:
         path (str): The file.
-        check (bool): Look first whether it is whole; without need if :func:`find_damage` did. Defaults to True.
+        check (bool): Call :func:`image_file_error` first. Defaults to True.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImageFileError: If it is no whole image.
     """
     from mmcv.image import imread
-    damage = find_damage(path) if check else ''
+    damage = image_file_error(path) if check else None
     image = None if damage else imread(path)
     if image is None:
-        raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_cure(path)}')
+        raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_fix(path)}')
     return image
 
 
-def find_damage(path: str, before_loading: bool = False) -> str:
-    """Return what is wrong with an image file, in words; '' if nothing is seen.
+def image_file_error(path: str, before_loading: bool = False) -> str | None:
+    """Return what is wrong with an image file, in words; None if nothing is seen.
 
     Its first and last bytes are read; only if these look wrong, all of it is decoded.
 
@@ -162,9 +162,9 @@ def find_damage(path: str, before_loading: bool = False) -> str:
         return 'is a pointer of Git LFS, not the file itself (git lfs pull)'
     complete = _ends_as_it_should(head, tail, size)
     if complete or complete is None and before_loading:
-        return ''
+        return None
     error = decoding_error(path, other_decoders=not before_loading)
-    return error and f'is damaged or no image ({size} bytes; {error})'
+    return f'is damaged or no image ({size} bytes; {error})' if error else None
 
 
 def _ends_as_it_should(head: bytes, tail: bytes, size: int) -> bool | None:
@@ -250,9 +250,9 @@ class _CheckedLoading(_CheckedStep):
         local = self.damage and reads_local_file(step, path)
         ignore = getattr(step, 'ignore_empty', False)
         try:
-            damage = find_damage(path, before_loading=True) if local else ''
+            damage = image_file_error(path, before_loading=True) if local else None
             if damage and not ignore:
-                raise ImageFileError(f'{self.key}: {path} {damage}. {_cure(path)}. {off_switch("damaged_images")}')
+                raise ImageFileError(f'{self.key}: {path} {damage}. {_fix(path)}. {off_switch("damaged_images")}')
             loaded = None if damage else step(results)
         except ImageFileError:
             raise
@@ -270,13 +270,13 @@ class _CheckedLoading(_CheckedStep):
 
 def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
     """Why a loader failed, with a remedy."""
-    if damage := find_damage(path) if local else '':
-        return f'{damage}. {_cure(path)}'
+    if damage := image_file_error(path) if local else None:
+        return f'{damage}. {_fix(path)}'
     failure = f'cannot be loaded by {type(step).__name__} ({type(error).__name__}: {error})'
     if type(error).__name__ == 'DecompressionBombError':
         return (f"{failure}. Set imdecode_backend='cv2' in this transform, or PIL.Image.MAX_IMAGE_PIXELS = None in a "
                 'module of custom_imports')
-    return f'{failure}. {_cure(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
+    return f'{failure}. {_fix(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
@@ -305,6 +305,6 @@ def _describe(config: Any) -> str:
     return f'{getattr(kind, "__name__", kind)} ({", ".join(given)})'
 
 
-def _cure(path: str) -> str:
+def _fix(path: str) -> str:
     folder = shlex.quote(os.path.dirname(path) or '.')
     return f'Get it again, or take it out of the data set; {CHECK_TOOL} images --root {folder} finds all such files'

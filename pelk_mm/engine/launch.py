@@ -23,9 +23,9 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
+from ..checkpoints.loading import add_trust_option
+from ..checkpoints.resume import check_undamaged, find_last_checkpoint
 from .annotation_files import check_annotation_files
-from .checkpoint_files import check_whole, find_last_whole_checkpoint
-from .checkpoints import add_trust_option
 from .data_checks import enabled_checks
 from .feature_misfits import explaining_misfits
 from .hooks import CheckFiniteHook, ClassCountHook, FinishedRunHook, LoadWeightsHook, PreemptionHook
@@ -186,11 +186,11 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
         if 'annotation_files' in checks:
             check_annotation_files(cfg, ('train', 'val') if mode == 'train' else ('test', ))
         if resumed and os.path.isfile(resumed):
-            check_whole(resumed)
+            check_undamaged(resumed)
     if launcher != 'none':
         prepare_processes(cfg, launcher)
     if mode == 'train':
-        use_whole_checkpoint_hook(cfg)
+        use_atomic_checkpoint_hook(cfg)
         if not cfg.get('resume'):
             keep_previous_run(cfg)
     with naming_the_port():
@@ -209,7 +209,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     runner.build_dataloader = partial(
         build_checked_dataloader, runner.build_dataloader, checks=checks, ignored=ignored)
     if mode == 'train' and cfg.get('resume') and not resumed:
-        _resume_from_whole_checkpoint(runner, cfg.get('start_from'))
+        _resume_from_last_checkpoint(runner, cfg.get('start_from'))
     if runner._load_from:
         check_file_everywhere('--resume' if runner._resume else 'load_from', runner._load_from)
     result = None
@@ -234,8 +234,8 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     return result if mode == 'test' else None
 
 
-def use_whole_checkpoint_hook(cfg: Config) -> None:
-    """Let :class:`pelk_mm.engine.WholeCheckpointHook` stand in for MMEngine's ``CheckpointHook``.
+def use_atomic_checkpoint_hook(cfg: Config) -> None:
+    """Let :class:`pelk_mm.engine.AtomicCheckpointHook` stand in for MMEngine's ``CheckpointHook``.
 
     Args:
         cfg (Config): Changed in place. ``default_hooks.checkpoint`` stays if it is None, or a hook of another type.
@@ -243,7 +243,7 @@ def use_whole_checkpoint_hook(cfg: Config) -> None:
     hooks = cfg.get('default_hooks') or {}
     hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
     if hook is not None and hook.get('type', 'CheckpointHook') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-        cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.WholeCheckpointHook'))
+        cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.AtomicCheckpointHook'))
 
 
 def keep_previous_run(cfg: Config) -> None:
@@ -286,9 +286,9 @@ def _test_one_set_of_weights(runner: Runner) -> None:
             hook.evaluate_on_origin = False
 
 
-def _resume_from_whole_checkpoint(runner: Runner, start_from: str | None) -> None:
-    """MMEngine by itself takes what ``last_checkpoint`` names, whole or not, each process for itself."""
-    found = [find_last_whole_checkpoint(runner.work_dir) if dist.is_main_process() else None]
+def _resume_from_last_checkpoint(runner: Runner, start_from: str | None) -> None:
+    """MMEngine by itself takes what ``last_checkpoint`` names, damaged or not, each process for itself."""
+    found = [find_last_checkpoint(runner.work_dir) if dist.is_main_process() else None]
     dist.broadcast_object_list(found)
     runner._load_from, runner._resume = found[0] or start_from, found[0] is not None
 
@@ -296,8 +296,8 @@ def _resume_from_whole_checkpoint(runner: Runner, start_from: str | None) -> Non
 def _disk_full_message(error: OSError, work_dir: str) -> str:
     folder = os.path.dirname(error.filename) if error.filename else work_dir
     free = shutil.disk_usage(folder or '.').free / 2**20
-    last = find_last_whole_checkpoint(work_dir)
-    kept = f'The last checkpoint, {last}, is whole' if last else 'There is no checkpoint yet'
+    last = find_last_checkpoint(work_dir)
+    kept = f'The last checkpoint, {last}, is undamaged' if last else 'There is no checkpoint yet'
     return (f'{error.strerror}. {error.filename or "A file of this training"} could not be written; {free:.1f} MiB are '
             f'free in {folder}. {kept}. Make room, and go on with --resume')
 

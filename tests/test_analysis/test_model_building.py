@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pelk_mm.analysis import build_with_weights
+from pelk_mm.analysis import build_model, build_with_weights
 
 BACKBONE = dict(type='pelk_mm.PeLK', arch=dict(depths=(1, 1), channels=(8, 8), kernel_sizes=(7, 5)))
 
@@ -30,6 +30,16 @@ def test_random_weights_depend_on_the_seed_alone():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize('backbone', ['pelk_mm.PeLK', 'pelk_mm.SLaK'])
+@pytest.mark.parametrize('deploy', [False, True])
+def test_on_meta_shapes_are_those_of_the_real_model(backbone, deploy):
+    """Also of the deployed form, whose constructor folds norms."""
+    cfg = config(type=backbone, deploy=deploy, arch=dict(BACKBONE['arch'], kernel_sizes=(9, 7)))
+    meta, real = (build_model(cfg, device).state_dict() for device in ('meta', 'cpu'))
+    assert {name: value.shape for name, value in meta.items()} == {name: value.shape for name, value in real.items()}
+    assert all(value.is_meta for value in meta.values())
 
 
 def test_a_checkpoint_is_loaded(tmp_path):

@@ -11,8 +11,9 @@ from mmengine.config import Config
 from torch import nn
 
 from pelk_mm.analysis import build_model
+from pelk_mm.checkpoints.entries import load_weights_and_meta
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.deploy import EvalImages, compare, deploy, load_trained, save_deployment
-from pelk_mm.engine.checkpoints import load_weights_and_meta, publish_file
 from pelk_mm.layers import KernelPositionEmbedding, ReparamDepthwiseConv
 from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pictures
 
@@ -128,7 +129,7 @@ def cfg():
     ([ONE], 'must hold a dict of tensors, .* got a list'),
     (dict(model=dict(a=ONE)), r"must be a checkpoint with a state_dict, it has \['model'\]"),
     (dict(state_dict=[ONE]), 'must be a checkpoint with a state_dict'),
-    (dict(state_dict={1: ONE}), 'must have names alone in its state_dict, got 1'),
+    (dict(state_dict={1: ONE}), 'must have only names in its state_dict, got 1'),
     (dict(state_dict={}, meta='digits'), 'must have a dict as its meta data, got a str'),
 ])
 def test_files_that_hold_no_trained_model_are_named(content, message, cfg, tmp_path):

@@ -20,7 +20,7 @@ from PIL import Image
 from pelk_mm.datasets.check import check_images
 from pelk_mm.engine.annotation_files import check_annotation_files
 from pelk_mm.engine.data_checks import DATA_CHECKS, ImageFileError, enabled_checks
-from pelk_mm.engine.image_files import build_checked_dataloader, find_damage, read_image
+from pelk_mm.engine.image_files import build_checked_dataloader, image_file_error, read_image
 from pelk_mm.engine.launch import load_config, run
 from pelk_mm.engine.loaders import is_local
 from pelk_mm.image_decoding import decoding_error
@@ -305,7 +305,7 @@ def test_float32_tiff(tmp_path, channels):
     path = str(tmp_path / 'a.tif')
     array = RNG.random((40, 48, channels), dtype=np.float32)
     assert cv2.imwrite(path, array, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
-    assert find_damage(path) == ''
+    assert image_file_error(path) is None
     assert check_images(tmp_path)[0].found == '1 of 1 images are whole'
     steps = [dict(LOAD[0], color_type='unchanged'), LOAD[1], PACK]
     write(tmp_path, [IDS])
@@ -327,11 +327,13 @@ def test_more_pixels_than_pillow_allows(tmp_path, monkeypatch, kind, suffix):
     path.write_bytes(content + bytes(20))
     with pytest.raises(Image.DecompressionBombError):
         Image.open(path)
-    assert find_damage(str(path)) == find_damage(str(path), before_loading=True) == decoding_error(path) == ''
+    assert image_file_error(str(path)) is None
+    assert image_file_error(str(path), before_loading=True) is None
+    assert decoding_error(path) == ''
     assert read_image(str(path)).shape == (40, 48, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
     path.write_bytes(content[:len(content) // 2])
-    assert 'is damaged or no image' in find_damage(str(path))
+    assert 'is damaged or no image' in image_file_error(str(path))
 
 
 def test_label_maps_beyond_the_limit_say_how_to_lift_it(tmp_path, monkeypatch):

@@ -21,9 +21,9 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.compat import setup
 from pelk_mm.engine import DynamicSparsityHook
-from pelk_mm.engine.checkpoints import publish_file
 from pelk_mm.engine.loops import SeededDataset, SeededIndex
 from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.processes import run_ranks

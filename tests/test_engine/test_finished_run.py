@@ -20,7 +20,7 @@ class Count(Hook):
 
 def messages_of(make_runner, tmp_path, loop, checkpoint, file, **kwargs):
     """The messages when training goes on from a file, and the number of steps that it makes."""
-    checkpoint, count, messages = dict(type='pelk_mm.WholeCheckpointHook', **checkpoint), Count(), []
+    checkpoint, count, messages = dict(type='pelk_mm.AtomicCheckpointHook', **checkpoint), Count(), []
     make_runner(tmp_path, loop, checkpoint).train()
     hooks = [FinishedRunHook(), count]
     runner = make_runner(tmp_path, loop, checkpoint, hooks, load_from=str(tmp_path / file), resume=True, **kwargs)

@@ -21,7 +21,7 @@ from pelk_mm.engine.image_files import (
     build_checked_dataloader,
     check_pipeline,
     check_when_loading,
-    find_damage,
+    image_file_error,
     look_for_files,
     read_image,
 )
@@ -50,7 +50,7 @@ def cut(path, share=0.6):
 
 def test_a_file_that_was_looked_at_is_only_read(tmp_path, monkeypatch):
     file = picture(tmp_path / 'a.png')
-    monkeypatch.setattr(image_files, 'find_damage', None)
+    monkeypatch.setattr(image_files, 'image_file_error', None)
     assert read_image(str(file), check=False).shape == (40, 48, 3)
     file.write_bytes(b'no image')
     with pytest.raises(ImageFileError, match=r'a\.png is damaged or no image'):
@@ -61,13 +61,13 @@ def test_a_file_that_was_looked_at_is_only_read(tmp_path, monkeypatch):
 def test_whole_files_pass_and_cut_ones_do_not(tmp_path, suffix):
     file = picture(tmp_path / f'a.{suffix}')
     size = file.stat().st_size
-    assert find_damage(str(file)) == ''
+    assert image_file_error(str(file)) is None
     assert read_image(str(file)).shape == (40, 48, 3)
     for share in (0.01, 0.3, 0.9):
         picture(file)
         cut(file, share)
-        assert 'is damaged or no image (' in find_damage(str(file))
-        assert f'({int(share * size)} bytes; ' in find_damage(str(file))
+        assert 'is damaged or no image (' in image_file_error(str(file))
+        assert f'({int(share * size)} bytes; ' in image_file_error(str(file))
         with pytest.raises(ImageFileError, match=rf'{file} is damaged .* images --root {tmp_path} finds'):
             read_image(str(file))
 
@@ -75,12 +75,11 @@ def test_whole_files_pass_and_cut_ones_do_not(tmp_path, suffix):
 @pytest.mark.parametrize(('content', 'words'), [(b'', 'is empty'),
                                                 (b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
                                                 (b'<!DOCTYPE html>', 'is damaged or no image (15 bytes; '),
-                                                (b'\xff\xd8 but no picture \xff\xd9', '')])
-def test_what_is_no_image(tmp_path, content, words):
+                                                (b'\xff\xd8 but no picture \xff\xd9', None)])
+def test_non_images_are_rejected(tmp_path, content, words):
     (tmp_path / 'a.jpg').write_bytes(content)
-    damage = find_damage(str(tmp_path / 'a.jpg'))
-    assert words in damage
-    assert bool(words) == bool(damage)
+    damage = image_file_error(str(tmp_path / 'a.jpg'))
+    assert damage is None if words is None else words in damage
     with pytest.raises(ImageFileError, match=r'a\.jpg is '):
         read_image(str(tmp_path / 'a.jpg'))
 
@@ -89,7 +88,7 @@ def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(tmp_path):
     """Cameras write such files; they are whole, which only decoding them tells."""
     file = picture(tmp_path / 'a.jpg')
     file.write_bytes(file.read_bytes() + bytes(100))
-    assert find_damage(str(file)) == ''
+    assert image_file_error(str(file)) is None
 
 
 def test_opencv_still_decodes_half_a_jpeg_without_a_word(tmp_path):

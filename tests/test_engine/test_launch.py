@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
-from pelk_mm.compat import load_safely
+from pelk_mm.checkpoints.loading import safe_load
 from pelk_mm.engine.launch import configure_testing, configure_training, keep_previous_run, load_config
 from pelk_mm.engine.processes import prepare_cpu_processes
 from pelk_mm.testing.processes import free_port
@@ -96,7 +96,7 @@ def launch(root, folder, *command: str, **variables) -> str:
 
 
 def weights(path) -> dict:
-    return load_safely(str(path), 'cpu')['state_dict']
+    return safe_load(str(path), 'cpu')['state_dict']
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy):

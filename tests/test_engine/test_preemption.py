@@ -10,12 +10,12 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
-from pelk_mm.compat import load_safely
+from pelk_mm.checkpoints.loading import safe_load
 from pelk_mm.engine import PreemptionHook
 from pelk_mm.engine.hooks import preemption
 from pelk_mm.testing.equality import assert_same
 
-CHECKPOINT = dict(type='pelk_mm.WholeCheckpointHook', interval=2)
+CHECKPOINT = dict(type='pelk_mm.AtomicCheckpointHook', interval=2)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def stop(runner) -> tuple:
 
 def state(path) -> dict:
     """Every tensor of a checkpoint that matters to training."""
-    content = load_safely(str(path), 'cpu')
+    content = safe_load(str(path), 'cpu')
     tensors = dict(content['state_dict'], **content.get('ema_state_dict', {}))
     for index, entry in content['optimizer']['state'].items():
         tensors.update({f'{index}.{name}': value for name, value in entry.items()})
@@ -81,7 +81,7 @@ def test_flexible_runner_stores_where_it_stopped(make_runner, tmp_path, method, 
     hooks = [PreemptionHook(), Send(method, count)]
     runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3]), cls=FlexibleRunner)
     assert stop(runner)[1] == saved
-    meta = load_safely(str(tmp_path / saved), 'cpu')['meta']
+    meta = safe_load(str(tmp_path / saved), 'cpu')['meta']
     assert (meta['epoch'], meta['iter']) == (1, step)
 
 

@@ -81,7 +81,7 @@ def test_counts_grow_with_the_last_stage():
 
 
 def test_pretrained_backbone_does_not_complain_of_stages_left_out(tmp_path, caplog):
-    from pelk_mm.engine.pretrained import PretrainedBackbone
+    from pelk_mm.checkpoints.pretrained import PretrainedBackbone
     full = PeLK(ARCH, out_indices=(0, 1, 2, 3))
     path = tmp_path / 'full.pth'
     torch.save(dict(state_dict={f'backbone.{name}': value for name, value in full.state_dict().items()}), path)

@@ -18,9 +18,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from pelk_mm import compat
+from pelk_mm.checkpoints.convert import BACKBONE_NAMES, convert_file
+from pelk_mm.checkpoints.entries import find_weights
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.deploy import load_trained
 from pelk_mm.engine import LoadWeightsHook, PretrainedBackbone
-from pelk_mm.engine.checkpoints import BACKBONE_NAMES, convert_file, find_weights, publish_file
 from pelk_mm.engine.hooks.preemption import EXIT_CODE
 from pelk_mm.engine.launch import configure_testing, configure_training, run
 
@@ -257,6 +259,9 @@ def test_backbones_start_from_raw_weights(tmp_path, trained, states, names):
     assert_backbone(loaded_backbone(path), states['raw'])
     assert_backbone(loaded_backbone(path, weights='raw'), states['raw'])
     assert_backbone(loaded_backbone(path, weights='averaged'), states['averaged'])
+    entries = dict(zip(('raw', 'averaged'), names or ('ema_state_dict', 'state_dict')))
+    for kind, key in entries.items():
+        assert_backbone(loaded_backbone(path, key=key), states[kind])
     for weights in (None, 'raw', 'averaged'):
         target = str(tmp_path / f'{weights}.pth')
         convert_file(path, target, BACKBONE_NAMES, weights=weights)

@@ -6,8 +6,8 @@ import json
 import pytest
 from mmengine.config import Config
 
-from pelk_mm.reports.kernel_gain import Point, draw_gain, find_points, gains, parameter_multiples
 from pelk_mm.reports import find_runs
+from pelk_mm.reports.kernel_gain import Point, draw_gain, find_points, gains, parameter_multiples
 
 TOOL = 'analysis_tools/kernel_scaling.py'
 FIG2, TABLE1 = 'configs/ablations/fig2_kernel_size', 'configs/ablations/table1_dense_vs_stripe'

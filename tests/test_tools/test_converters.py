@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pelk_mm.engine.checkpoints import CONVNEXT_NAMES, rename
+from pelk_mm.checkpoints.convert import CONVNEXT_NAMES, convert_file, rename
 from pelk_mm.models import SLaK
 from pelk_mm.version import __version__
 
@@ -186,6 +186,18 @@ def test_backbone_is_taken_out_of_a_classifier(tmp_path, convert):
     weights = torch.load(tmp_path / 'backbone.pth', weights_only=True)['state_dict']
     model.backbone.load_state_dict(weights, strict=True)
     assert 'not converted, left out: head.fc.weight' in done
+
+
+def test_key_and_weights_exclude_each_other(tmp_path, run_tool):
+    torch.save(dict(model=released_slak()), tmp_path / 'slak.pth')
+    arguments = tmp_path / 'slak.pth', tmp_path / 'new.pth'
+    code, printed = run_tool('model_converters/slak_to_pelk_mm.py', *arguments, '--key', 'model', '--weights', 'raw')
+    assert code == 2
+    message = "key names an entry and {0}weights finds it: give one of them, got 'model' and 'raw'"
+    assert f'--{message.format("--")}' in printed
+    with pytest.raises(ValueError, match=f'^{message.format("")}$'):
+        convert_file(*map(str, arguments), CONVNEXT_NAMES, key='model', weights='raw')
+    assert not arguments[1].exists()
 
 
 def test_two_names_must_not_become_one():

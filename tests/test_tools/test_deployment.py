@@ -187,8 +187,8 @@ def test_export_and_demo(task, tmp_path, images, run_tool, monkeypatch):
     assert 'exists and is not overwritten' in printed
 
     drawings = tmp_path / 'drawings'
-    checked, find_damage = [], image_files.find_damage
-    monkeypatch.setattr(image_files, 'find_damage', lambda path: checked.append(path) or find_damage(path))
+    checked, image_file_error = [], image_files.image_file_error
+    monkeypatch.setattr(image_files, 'image_file_error', lambda path: checked.append(path) or image_file_error(path))
     code, printed = run_tool('image_demo.py', images, out, '--out-dir', drawings)
     assert code == 0, printed
     assert checked == [str(file) for file in sorted(images.iterdir())]

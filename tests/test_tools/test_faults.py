@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from mmengine.device import get_device
 
-from pelk_mm.compat import load_safely
-from pelk_mm.engine.checkpoint_files import find_damage
+from pelk_mm.checkpoints.loading import checkpoint_error, safe_load
 from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.processes import free_port
 
@@ -120,8 +119,8 @@ def checkpoints(work_dir) -> dict:
 
 
 def assert_same_state(path, other) -> None:
-    assert find_damage(path) is None
-    one, other = (load_safely(str(file), 'cpu') for file in (path, other))
+    assert checkpoint_error(path) is None
+    one, other = (safe_load(str(file), 'cpu') for file in (path, other))
     assert one['meta']['iter'] == other['meta']['iter']
     for entry in ('state_dict', 'optimizer', 'param_schedulers', 'dynamic_sparsity'):
         assert_same(one[entry], other[entry], entry)
@@ -192,7 +191,7 @@ def test_killed_twenty_times_training_ends_as_if_it_had_not_been(start, tmp_path
         parts = {path: path.read_bytes() for path in tmp_path.glob('*.partial_*')}
         assert parts.items() >= parts_before.items()
         assert len(parts) - len(parts_before) >= bool(fault)
-        saved = {path for path in checkpoints(tmp_path).values() if find_damage(path) is None}
+        saved = {path for path in checkpoints(tmp_path).values() if checkpoint_error(path) is None}
         assert saved >= whole_before
         assert len(saved) == len(checkpoints(tmp_path))
         whole_before, parts_before = saved, parts
@@ -217,7 +216,7 @@ def test_a_checkpoint_that_last_checkpoint_does_not_name_yet_is_found(start, tmp
     assert training.resumed_at == 15
 
 
-def test_a_half_written_file_is_named_skipped_and_kept(start, tmp_path, whole):
+def test_a_half_written_file_is_reported_skipped_and_kept(start, tmp_path, whole):
     for iteration in (10, 15, 20):
         (tmp_path / f'iter_{iteration}.pth').write_bytes((whole / f'iter_{iteration}.pth').read_bytes())
     # As MMEngine by itself leaves it; and one byte that a disk or a copy got wrong.
@@ -245,7 +244,7 @@ def test_a_half_written_file_is_named_skipped_and_kept(start, tmp_path, whole):
         assert_same_state(tmp_path / f'iter_{iteration}.pth', whole / f'iter_{iteration}.pth')
 
 
-def test_a_full_disk_ends_with_the_cure_and_the_last_checkpoint_whole(start, tmp_path, whole):
+def test_a_full_disk_is_reported_with_the_last_undamaged_checkpoint(start, tmp_path, whole):
     limit = (whole / 'iter_15.pth').stat().st_size * 2 // 3
     training = start(tmp_path, file_limit=limit)
     assert training.end() == 1
@@ -257,8 +256,8 @@ def test_a_full_disk_ends_with_the_cure_and_the_last_checkpoint_whole(start, tmp
     assert training.end() == 1
     last = training.lines[-1]
     assert last.startswith(f'OSError: [Errno 27] File too large. {tmp_path}/iter_15.pth could not be written; ')
-    assert re.search(rf'; [\d.]+ MiB are free in {tmp_path}\. The last checkpoint, {tmp_path}/iter_12.pth, is whole\. '
-                     'Make room, and go on with --resume', last)
+    assert re.search(rf'; [\d.]+ MiB are free in {tmp_path}\. The last checkpoint, {tmp_path}/iter_12.pth, is '
+                     r'undamaged\. Make room, and go on with --resume', last)
     assert sorted(checkpoints(tmp_path)) == [5, 10, 12]
     assert not list(tmp_path.glob('*.partial_*'))
 
@@ -318,4 +317,4 @@ def test_a_process_that_fails_ends_the_other_and_its_error_comes_first_and_last(
     assert re.search(r'rank +: 1 ', root_cause)
     assert 'ValueError: the fault that was asked for' in root_cause
     assert sorted(checkpoints(tmp_path)) == [5]
-    assert find_damage(tmp_path / 'iter_5.pth') is None
+    assert checkpoint_error(tmp_path / 'iter_5.pth') is None

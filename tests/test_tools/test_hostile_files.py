@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from pelk_mm import compat
+from pelk_mm.checkpoints import loading
 from pelk_mm.deploy import OnnxModel
 from pelk_mm.testing.tiny_models import tiny_config, write_pictures, write_tiny_model
 from pelk_mm.testing.toy_files import write_onnx_stub, write_toy_module
@@ -76,7 +77,7 @@ def place(tmp_path, monkeypatch):
     toy['custom_imports']['imports'] += ['pelk_mm.models', 'pelk_mm.engine']
     toy['train_cfg'] = dict(by_epoch=True, max_epochs=2)
     monkeypatch.syspath_prepend(tmp_path / 'toys')
-    monkeypatch.setattr(compat, '_trusted', set())
+    monkeypatch.setattr(loading, '_trusted', set())
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'images').mkdir()
     write_pictures(tmp_path / 'images', 1)
@@ -139,7 +140,7 @@ WAYS = {
     'slak_to_pelk_mm': ('model_converters/slak_to_pelk_mm.py', 'bad.pth', 'out.pth'),
     'check_checkpoint': ('misc/check_checkpoint.py', 'bad.pth', 'tiny.py'),
 }
-# Where the file is read by MMEngine, by PretrainedBackbone, by safe_load, and by the doctor.
+# Where the file is read by MMEngine, by PretrainedBackbone, by safe_load, and by the diagnosis.
 READERS = ('resume', 'init_cfg', 'publish_model', 'check_checkpoint')
 
 
@@ -237,7 +238,7 @@ def test_what_is_downloaded_does_not_run(place, plant, monkeypatch):
 @pytest.mark.parametrize('way', ['test', 'publish_model'])
 def test_code_runs_only_for_a_named_file_and_loudly(place, plant, said, way, monkeypatch):
     logged = []
-    monkeypatch.setattr(compat, 'print_log', lambda text, logger, level: logged.append((level, text)))
+    monkeypatch.setattr(loading, 'print_log', lambda text, logger, level: logged.append((level, text)))
     proof = plant('zip')
     shutil.copy('bad.pth', 'other.pth')
     message = said(*WAYS[way], '--trust-checkpoint', 'other.pth')
@@ -257,7 +258,7 @@ def test_a_trusted_file_must_exist(place, said):
 
 
 def test_a_good_file_is_loaded_quietly_though_trusted(place, said, monkeypatch):
-    monkeypatch.setattr(compat, 'print_log', None)
+    monkeypatch.setattr(loading, 'print_log', None)
     message = said('model_converters/publish_model.py', 'tiny.pth', 'out.pth', '--trust-checkpoint', 'tiny.pth')
     assert 'written' in message
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mmengine.config import Config, DictAction
 
-from pelk_mm.engine.checkpoints import publish_file
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.engine.launch import load_config, run
 from pelk_mm.reports import Problem, Row, Table, Value, to_csv, to_html, to_markdown
 from pelk_mm.testing.toy_files import write_toy_module

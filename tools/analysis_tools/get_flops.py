@@ -12,9 +12,9 @@ from mmengine.config import DictAction
 from pelk_mm.analysis import build_model, count_complexity, default_shape
 from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.analysis.figures import save_figure
+from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.engine.launch import read_config
 from pelk_mm.ops.peripheral_conv2d.backends import ALIASES, BACKENDS
-from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:

@@ -15,11 +15,11 @@ from pathlib import Path
 from pelk_mm import compat
 from pelk_mm.analysis import build_model
 from pelk_mm.analysis.figures import save_figure
-from pelk_mm.reports.kernel_gain import FORMS, draw_gain, find_points, gains, parameter_multiples
 from pelk_mm.analysis.kernel_scaling import draw_scaling, scale_kernels
-from pelk_mm.reports import find_runs
+from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.engine.launch import read_config
-from pelk_mm.whole_files import refuse_existing
+from pelk_mm.reports import find_runs
+from pelk_mm.reports.kernel_gain import FORMS, draw_gain, find_points, gains, parameter_multiples
 
 ROOT = Path(__file__).resolve().parents[2]
 CONVNEXT_TINY = 'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py'

@@ -14,10 +14,10 @@ from pelk_mm.analysis import build_with_weights
 from pelk_mm.analysis.erf import draw_receptive_fields, find_images, load_images, measure_receptive_field
 from pelk_mm.analysis.figures import save_figure, save_json
 from pelk_mm.analysis.inputs import count_channels
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import image_loader
-from pelk_mm.engine.checkpoints import add_trust_option
 from pelk_mm.engine.launch import load_config
-from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:

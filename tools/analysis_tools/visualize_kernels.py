@@ -11,9 +11,9 @@ from mmengine.config import DictAction
 from pelk_mm.analysis import build_with_weights
 from pelk_mm.analysis.figures import save_figure, save_json
 from pelk_mm.analysis.kernels import collect_kernels, draw_kernels, draw_sharing_grids
-from pelk_mm.engine.checkpoints import add_trust_option
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.engine.launch import load_config
-from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Tell what this Python environment consists of and what is wrong with it; exit code 1 if something would break.
+"""Report what this Python environment consists of and what is wrong with it; exit code 1 if something would break.
 
 Versions of the stack, mmcv's compiled ops, CUDA, Triton, the C++ compiler, and the backends of the peripheral
 convolution. Takes about as long as to import everything.
@@ -7,15 +7,15 @@ convolution. Takes about as long as to import everything.
 import argparse
 import sys
 
-from pelk_mm.doctors.environment import examine_environment
-from pelk_mm.doctors.finding import has_fault, to_text
+from pelk_mm.diagnostics.environment import examine_environment
+from pelk_mm.diagnostics.finding import has_error, to_text
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     findings = examine_environment()
     print(to_text(findings))
-    if has_fault(findings):
+    if has_error(findings):
         sys.exit(1)
 
 

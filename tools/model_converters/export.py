@@ -15,6 +15,9 @@ import torch
 from mmengine.config import DictAction
 
 from pelk_mm.analysis.figures import save_json
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.entries import add_weights_option
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import (
     Agreement,
     EvalImages,
@@ -32,10 +35,8 @@ from pelk_mm.deploy import (
     verify_predictions,
 )
 from pelk_mm.deploy.verify import TIES
-from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.benchmark import Timing, environment, time_paired
-from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,8 +1,10 @@
-"""Make a training checkpoint ready to publish: weights and meta data alone, with a hash in the name of the file."""
+"""Make a training checkpoint ready to publish: only weights and meta data, with a hash in the file name."""
 
 import argparse
 
-from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option, publish_file
+from pelk_mm.checkpoints.entries import add_weights_option
+from pelk_mm.checkpoints.loading import add_trust_option
+from pelk_mm.checkpoints.publish import publish_file
 
 
 def main() -> None:

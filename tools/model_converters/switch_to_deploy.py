@@ -14,11 +14,12 @@ from mmengine.config import DictAction
 from rich.progress import track
 
 from pelk_mm.analysis.figures import save_json
+from pelk_mm.checkpoints.atomic import refuse_existing
+from pelk_mm.checkpoints.entries import add_weights_option
+from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import Difference, EvalImages, Predictions, compare, deploy, load_trained, save_deployment
 from pelk_mm.deploy.verify import TIES
-from pelk_mm.engine.checkpoints import add_trust_option, add_weights_option
 from pelk_mm.engine.launch import load_config
-from pelk_mm.whole_files import refuse_existing
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,9 +5,8 @@ from .finished_run import FinishedRunHook
 from .load_weights import LoadWeightsHook
 from .position_bias import ResizePositionBiasHook
 from .preemption import PreemptionHook
-from .whole_checkpoint import WholeCheckpointHook
 
 __all__ = [
     'CheckFiniteHook', 'ClassCountHook', 'DynamicSparsityHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
-    'ResizePositionBiasHook', 'WholeCheckpointHook'
+    'ResizePositionBiasHook'
 ]

@@ -7,14 +7,14 @@ from mmengine.runner import BaseLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
-from ..checkpoints import WEIGHTS, find_weights
+from ...checkpoints.entries import check_choice, find_weights
 
 
 @HOOKS.register_module()
 class LoadWeightsHook(Hook):
     """Chooses the weights that ``load_from`` loads from a checkpoint of training with EMA, which holds two sets.
 
-    Resumed training needs both, and is left alone. All other loading takes one set, and MMEngine's EMAHook, if there is
+    Resumed training needs both, and gets both. All other loading takes one set, and MMEngine's EMAHook, if there is
     one, starts its average from it; heads whose shapes differ are left out, as without EMA. Our tools add this hook to
     every training.
 
@@ -36,8 +36,7 @@ class LoadWeightsHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, weights: str | None = None, mode: str = 'train') -> None:
-        if weights not in (None, *WEIGHTS):
-            raise ValueError(f'weights must be None or one of {WEIGHTS}, got {weights!r}')
+        check_choice(weights)
         if mode not in ('train', 'test'):
             raise ValueError(f"mode must be 'train' or 'test', got {mode!r}")
         self.weights = weights

@@ -19,7 +19,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
 
-from pelk_mm import whole_files
+from pelk_mm.checkpoints import atomic
 
 FAULT, *ARGUMENTS = os.environ.get('FAULT', '').split(':')
 if os.environ.get('RANK', '0') != os.environ.get('FAULT_RANK', '0'):
@@ -55,7 +55,7 @@ class FaultyFile:
 
 
 if FAULT in ('write', 'pointer'):
-    whole_files.open = FaultyFile
+    atomic.open = FaultyFile
 
 
 @DATASETS.register_module()

@@ -13,7 +13,8 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 
-from pelk_mm.engine.checkpoints import BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES, convert_file, publish_file, rename
+from pelk_mm.checkpoints.convert import BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES, convert_file, rename
+from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.testing.strategies import damaged
 
 NAMES = (BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES)
@@ -29,7 +30,7 @@ GOOD = dict(
     meta=dict(epoch=1, cfg='a = 1', dataset_meta=dict(classes=('a', 'b'))),
     state_dict={f'backbone.norm{i}.weight': torch.arange(8.) for i in range(3)},
     message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1])), runtime_info=dict(best=np.float64(0.5))))
-WHOLE = (saved(GOOD), saved(GOOD, _use_new_zipfile_serialization=False))
+SOUND = (saved(GOOD), saved(GOOD, _use_new_zipfile_serialization=False))
 
 # What weights_only lets through, of any depth.
 PLAIN = st.recursive(
@@ -68,12 +69,12 @@ def convert_and_publish(folder, content: bytes, key=None) -> int:
                  lambda: publish_file(str(source), str(target))):
         try:
             work()
-            done, told = done + 1, ''
+            done, message = done + 1, ''
         except ValueError as error:
-            told = str(error)
+            message = str(error)
         # Of two tensors that would get one name no file needs to be named.
-        assert not told or str(source) in told or 'two tensors would become' in told
-        assert not told or {file.name for file in folder.iterdir()} == {'source.pth'}
+        assert not message or str(source) in message or 'two tensors would become' in message
+        assert not message or {file.name for file in folder.iterdir()} == {'source.pth'}
         for file in folder.iterdir():
             if file != source:
                 assert isinstance(torch.load(file, weights_only=False)['state_dict'], dict)
@@ -81,8 +82,8 @@ def convert_and_publish(folder, content: bytes, key=None) -> int:
     return done
 
 
-def test_whole_files_are_converted(folder):
-    for content in WHOLE:
+def test_sound_files_are_converted(folder):
+    for content in SOUND:
         assert convert_and_publish(folder, content) == 4
 
 
@@ -91,7 +92,7 @@ def test_random_bytes(folder, content):
     assert convert_and_publish(folder, content) == 0
 
 
-@given(st.sampled_from(WHOLE).flatmap(damaged))
+@given(st.sampled_from(SOUND).flatmap(damaged))
 def test_damaged_files(folder, content):
     convert_and_publish(folder, content)
 
@@ -118,7 +119,7 @@ def test_renaming_loses_no_tensor(drawn, names):
 
 
 def test_a_published_file_can_be_published_again(folder):
-    (folder / 'source.pth').write_bytes(WHOLE[0])
+    (folder / 'source.pth').write_bytes(SOUND[0])
     first, *_ = publish_file(str(folder / 'source.pth'), str(folder / 'a.pth'))
     again, *_ = publish_file(str(first), str(folder / 'b.pth'))
     assert torch.load(again, weights_only=True)['meta'] == torch.load(first, weights_only=True)['meta']

@@ -1,4 +1,4 @@
-"""The checkpoint doctor: every planted fault is found, and the cure that it names works."""
+"""Diagnosis of a checkpoint: every planted error is found, and the fix that it names works."""
 
 import os
 import re
@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
 from pelk_mm.analysis.model_building import build_model
-from pelk_mm.doctors.checkpoint import examine_checkpoint
-from pelk_mm.doctors.finding import has_fault
+from pelk_mm.diagnostics.checkpoint import examine_checkpoint
+from pelk_mm.diagnostics.finding import has_error
 from pelk_mm.engine.sparsity import pack_mask
 
 BACKBONE = dict(type='pelk_mm.PeLK', arch=dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 16), kernel_sizes=(9, 9, 9, 9)))
@@ -21,13 +21,11 @@ CONFIG = Config(
         default_scope='mmpretrain',
         model=dict(
             type='ImageClassifier', backbone=BACKBONE, head=dict(type='LinearClsHead', num_classes=3, in_channels=16))))
-SLAK = Config(
-    dict(
-        default_scope='mmpretrain',
-        model=dict(
-            type='ImageClassifier',
-            backbone=dict(BACKBONE, type='pelk_mm.SLaK'),
-            head=dict(type='LinearClsHead', num_classes=3, in_channels=16))))
+SLAK = Config(CONFIG.to_dict())
+SLAK.model.backbone.type = 'pelk_mm.SLaK'
+
+# The content of a tensor, to find it in the file.
+FILLED = bytearray(range(64))
 
 
 @pytest.fixture(scope='module')
@@ -57,11 +55,11 @@ def only(findings, subject):
 
 
 @pytest.fixture
-def run_cure(run_tool, tmp_path):
-    """Runs the first line of a cure, a command, as the shell would split it; returns the file that it makes."""
+def run_fix(run_tool, tmp_path):
+    """Runs the first line of a fix, a command, as the shell would split it; returns the file that it makes."""
 
-    def run(cure):
-        python, *arguments = shlex.split(cure.splitlines()[0])
+    def run(fix):
+        python, *arguments = shlex.split(fix.splitlines()[0])
         assert python == 'python'
         if arguments[0] == '-c':
             exec(arguments[1], {})
@@ -76,7 +74,7 @@ def run_cure(run_tool, tmp_path):
     return run
 
 
-def test_a_good_checkpoint(save, weights):
+def test_everything_in_a_good_checkpoint_is_described(save, weights):
     masks = {'backbone.stages.0.blocks.0.pointwise_conv1.weight': None}
     name, = masks
     mask = torch.zeros(weights[name].shape, dtype=torch.bool)
@@ -94,7 +92,7 @@ def test_a_good_checkpoint(save, weights):
             dynamic_sparsity=dict(
                 step=70, prune_rate=0.25, masks={name: dict(bits=pack_mask(mask), shape=list(mask.shape))})))
     findings = examine_checkpoint(path, CONFIG)
-    assert not has_fault(findings)
+    assert not has_error(findings)
     assert only(findings, 'meta').text == 'experiment_name fine, epoch 7, iter 70, seed 5, 3 classes, with its config'
     values = sum(value.numel() for value in weights.values())
     assert f'{len(weights)} tensors of {values / 1e6:.3f} M values in state_dict' in only(findings, 'weights').text
@@ -120,76 +118,65 @@ def test_code_is_refused_and_not_run(tmp_path, save):
     for zipped in (True, False):
         path = save(dict(state_dict={'a.weight': torch.ones(2)}, extra=Code()), _use_new_zipfile_serialization=zipped)
         finding, = examine_checkpoint(path)
-        assert finding.level == 'fault'
+        assert finding.level == 'error'
         assert 'refused: to load it would call posix.system. Nothing of it was run' in finding.text
-        assert 'state_dict alone' in finding.cure
+        assert 'only the state_dict' in finding.fix
         assert not proof.exists()
     # The trap works: whoever loads it unsafely is caught.
     torch.load(path, weights_only=False)
     assert proof.exists()
 
 
-@pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('share', [0.0, 0.01, 0.5, 0.99])
-def test_truncated(save, weights, share, zipped):
-    path = save(dict(state_dict=weights), _use_new_zipfile_serialization=zipped)
-    content = path.read_bytes()
-    path.write_bytes(content[:int(share * len(content))])
+def changed(name, offset=0):
+    """Flips the last bit of a byte, counted from a signature of the zip format."""
+
+    def change(content):
+        content = bytearray(content)
+        content[content.index(name) + offset] ^= 1
+        return content
+
+    return change
+
+
+AGAIN = 'Copy or download it again'
+CUT = {share: lambda content, share=share: content[:int(share * len(content))] for share in (0.01, 0.5, 0.99)}
+BROKEN = [
+    *((change, zipped, 'is truncated', AGAIN) for change in CUT.values() for zipped in (True, False)),
+    (lambda content: b'', True, 'is empty', AGAIN),
+    (changed(bytes(FILLED)), True, r'is damaged: model/data/\d+ in it has a wrong checksum$', AGAIN),
+    # The flags of the first file in the table of contents: the bit that stands for encryption.
+    (changed(b'PK\x01\x02', 8), True, r'model.pth is damaged: a header in it is wrong \(', AGAIN),
+    (lambda content: b'version https://git-lfs.github.com/spec/v1\noid', True, 'pointer of Git LFS', 'git lfs pull'),
+    (lambda content: b'<!DOCTYPE html>\n<p>404', True, 'error page', AGAIN),
+    (lambda content: b'\x00\x01 something else', True, 'not a checkpoint of PyTorch', 'that torch.save wrote'),
+]
+
+
+@pytest.mark.parametrize(('change', 'zipped', 'text', 'fix'), BROKEN)
+def test_broken_files_are_named_for_what_they_are(save, weights, change, zipped, text, fix):
+    state = dict(weights, filled=torch.frombuffer(FILLED, dtype=torch.uint8))
+    path = save(dict(state_dict=state), _use_new_zipfile_serialization=zipped)
+    path.write_bytes(change(path.read_bytes()))
     finding, = examine_checkpoint(path)
-    assert finding.level == 'fault'
-    assert re.search('is empty' if not share else 'is truncated', finding.text)
-    assert 'Copy or download it again' in finding.cure
-
-
-def test_damaged(save, weights):
-    path = save(dict(state_dict=weights))
-    content = bytearray(path.read_bytes())
-    position = content.find(next(value for value in weights.values() if value.ndim == 4).numpy().tobytes())
-    content[position] ^= 1
-    path.write_bytes(content)
-    finding, = examine_checkpoint(path)
-    assert re.search(r'is damaged: model/data/\d+ in it has a wrong checksum$', finding.text)
-    assert 'Copy or download it again' in finding.cure
-
-
-def test_a_flipped_bit_that_stands_for_encryption(save, weights):
-    path = save(dict(state_dict=weights))
-    content = bytearray(path.read_bytes())
-    # The flags of the first file in the table of contents.
-    content[content.index(b'PK\x01\x02') + 8] ^= 1
-    path.write_bytes(content)
-    finding, = examine_checkpoint(path)
-    assert finding.level == 'fault'
-    assert finding.text.startswith(f'{path} is damaged: a header in it is wrong (')
-
-
-@pytest.mark.parametrize(('content', 'text', 'cure'), [
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'pointer of Git LFS', 'git lfs pull'),
-    (b'<!DOCTYPE html>\n<p>404', 'error page', 'download it again'),
-    (b'\x00\x01 something else', 'not a checkpoint of PyTorch', 'that torch.save wrote'),
-])
-def test_not_a_checkpoint(tmp_path, content, text, cure):
-    (tmp_path / 'model.pth').write_bytes(content)
-    finding, = examine_checkpoint(tmp_path / 'model.pth')
-    assert finding.level == 'fault'
-    assert text in finding.text
-    assert cure in finding.cure
+    assert finding.level == 'error'
+    assert re.search(text, finding.text)
+    assert fix in finding.fix
 
 
 @pytest.mark.parametrize(('prefix', 'old', 'new'), [('net.backbone.', 'net.', ''),
                                                     ('encoder.', 'encoder.', 'backbone.'), ('', '', 'backbone.')])
-def test_wrong_prefix(save, weights, run_cure, prefix, old, new):
+def test_a_wrong_prefix_is_named_with_a_command_that_fixes_it(save, weights, run_fix, prefix, old, new):
     path = save(dict(state_dict={name.replace('backbone.', prefix, 1): value for name, value in weights.items()}))
     findings = examine_checkpoint(path, CONFIG)
     finding = only(findings, 'names')
-    assert finding.level == 'fault'
+    assert finding.level == 'error'
     assert f'the prefix is {old!r}, the model has {new!r}' in finding.text
-    cured = examine_checkpoint(run_cure(finding.cure), CONFIG)
-    assert not has_fault(cured)
+    fixed = examine_checkpoint(run_fix(finding.fix), CONFIG)
+    assert not has_error(fixed)
     # The head too, which had its right name.
     assert f'100.0 % of the values of the model are in the checkpoint, {len(weights)} of {len(weights)}' in only(
-        cured, 'model').text
-    assert not [finding for finding in cured if finding.subject in ('missing', 'not used')]
+        fixed, 'model').text
+    assert not [finding for finding in fixed if finding.subject in ('missing', 'not used')]
 
 
 def test_a_smaller_variant_is_not_taken_for_another_prefix(save, weights):
@@ -198,26 +185,26 @@ def test_a_smaller_variant_is_not_taken_for_another_prefix(save, weights):
     larger.model.backbone.arch.update(depths=(3, 1, 1, 1), channels=(16, 16, 16, 16))
     findings = examine_checkpoint(save(dict(state_dict=weights)), larger)
     assert 'names' not in [finding.subject for finding in findings]
-    assert 'take the config that it was trained with' in only(findings, 'shapes').cure
+    assert 'take the config that it was trained with' in only(findings, 'shapes').fix
 
 
 def test_a_wrapped_model_is_fine(save, weights):
     path = save(dict(state_dict={f'module.{name}': value for name, value in weights.items()}))
-    assert not has_fault(examine_checkpoint(path, CONFIG))
+    assert not has_error(examine_checkpoint(path, CONFIG))
 
 
 @pytest.mark.parametrize('key', ['ema_state_dict', 'model_ema'])
-def test_only_averaged_weights(save, weights, run_cure, key):
+def test_only_averaged_weights_are_an_error(save, weights, run_fix, key):
     path = save({key: dict({f'module.{name}': value for name, value in weights.items()}, steps=torch.tensor(9))})
     findings = examine_checkpoint(path, CONFIG)
     finding = only(findings, 'EMA')
-    assert finding.level == 'fault'
+    assert finding.level == 'error'
     assert f'only averaged weights are there, in {key}' in finding.text
-    assert f'key={key!r}' in finding.cure
-    assert not has_fault(examine_checkpoint(run_cure(finding.cure), CONFIG))
+    assert f'key={key!r}' in finding.fix
+    assert not has_error(examine_checkpoint(run_fix(finding.fix), CONFIG))
 
 
-def test_names_of_a_release(save, run_cure):
+def test_names_of_a_release_are_recognised(save, run_fix):
     model = build_model(SLAK, 'cpu').state_dict()
     released = {}
     for name, value in model.items():
@@ -231,42 +218,48 @@ def test_names_of_a_release(save, run_cure):
     finding = only(examine_checkpoint(save(dict(model=released)), SLAK), 'names')
     assert "the names are those of SLaK's release" in finding.text
     assert f'100.0 % of the values of the model are in the checkpoint, {len(model)} of {len(model)}' in finding.text
-    assert finding.cure.startswith('python tools/model_converters/slak_to_pelk_mm.py ')
-    assert not has_fault(examine_checkpoint(run_cure(finding.cure), SLAK))
+    assert finding.fix.startswith('python tools/model_converters/slak_to_pelk_mm.py ')
+    assert not has_error(examine_checkpoint(run_fix(finding.fix), SLAK))
 
 
-def test_another_variant(save, weights):
+def test_shapes_of_another_variant_are_listed(save, weights):
     state = dict(weights, **{'head.fc.weight': torch.rand(7, 16), 'head.fc.bias': torch.rand(7)})
     finding = only(examine_checkpoint(save(dict(state_dict=state)), CONFIG), 'shapes')
-    assert '2 tensors have other shapes: head.fc.weight (7, 16), model (3, 16)' in finding.text
-    assert 'num_classes' in finding.cure
+    assert '2 tensors have other shapes: head.fc.weight (7, 16) in the checkpoint, (3, 16) in the model' in finding.text
+    assert 'num_classes' in finding.fix
 
 
-def test_one_renamed_tensor(save, weights):
+def test_one_renamed_tensor_is_guessed(save, weights):
     state = dict(weights)
     state['backbone.norm3.gain'] = state.pop('backbone.norm3.weight')
     finding = only(examine_checkpoint(save(dict(state_dict=state)), CONFIG), 'missing')
-    assert finding.cure == 'Likely renamed: backbone.norm3.gain -> backbone.norm3.weight'
+    assert finding.fix == 'Likely renamed: backbone.norm3.gain -> backbone.norm3.weight'
     findings = examine_checkpoint(save(dict(state_dict=weights)), SLAK)
-    assert 'num_batches_tracked ->' not in only(findings, 'missing').cure
+    assert 'num_batches_tracked ->' not in only(findings, 'missing').fix
 
 
-def test_deployed_form(save):
+@pytest.mark.parametrize('classes', [3, 5])
+def test_the_other_form_is_recognised(save, weights, classes):
+    """Also where the head is another one."""
     model = build_model(CONFIG, 'cpu')
     model.backbone.switch_to_deploy()
-    finding = only(examine_checkpoint(save(dict(state_dict=model.state_dict())), CONFIG), 'form')
-    assert finding.level == 'fault'
-    assert 'deployed form' in finding.text
+    deployed, config = model.state_dict(), Config(CONFIG.to_dict())
+    config.model.head.num_classes = classes
+    finding = only(examine_checkpoint(save(dict(state_dict=deployed)), config), 'form')
+    assert finding.level == 'error'
+    assert 'holds the deployed form' in finding.text
+    config.model.backbone.deploy = True
+    assert 'holds the training form' in only(examine_checkpoint(save(dict(state_dict=weights)), config), 'form').text
 
 
 def test_a_pretrained_backbone_is_worth_a_note(save, weights):
     state = {name: value for name, value in weights.items() if not name.startswith('head.')}
     findings = examine_checkpoint(save(dict(state_dict=state)), CONFIG)
-    assert not has_fault(findings)
-    assert 'init_cfg.checkpoint' in only(findings, 'pretrained').cure
+    assert not has_error(findings)
+    assert 'init_cfg.checkpoint' in only(findings, 'pretrained').fix
 
 
-def test_not_finite_and_masks_that_do_not_fit(save, weights):
+def test_non_finite_values_and_misfit_masks_are_errors(save, weights):
     name = 'backbone.stages.0.blocks.0.pointwise_conv1.weight'
     mask = torch.zeros(weights[name].shape, dtype=torch.bool)
     state = dict(weights, **{'head.fc.bias': torch.tensor([0, float('nan'), 0])})
@@ -277,7 +270,7 @@ def test_not_finite_and_masks_that_do_not_fit(save, weights):
         findings, 'masks').text
 
 
-def test_the_tool(save, weights, tmp_path, run_tool):
+def test_the_tool_prints_findings_and_exits_with_1_on_errors(save, weights, tmp_path, run_tool):
     path = save(dict(state_dict=weights))
     config = tmp_path / 'config.py'
     CONFIG.dump(config)
@@ -287,6 +280,6 @@ def test_the_tool(save, weights, tmp_path, run_tool):
     assert '100.0 % of the values' in printed
     code, printed = run_tool(tool, path, config, '--cfg-options', 'model.head.num_classes=4')
     assert code == 1
-    assert 'FAULT shapes' in printed
+    assert 'ERROR shapes' in printed
     with pytest.raises(FileNotFoundError, match='checkpoint: no such file'):
         run_tool(tool, tmp_path / 'nothing.pth')

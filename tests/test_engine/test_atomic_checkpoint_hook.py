@@ -6,7 +6,9 @@ import pytest
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from pelk_mm.engine.launch import use_whole_checkpoint_hook
+from pelk_mm.engine import AtomicCheckpointHook
+from pelk_mm.engine.launch import use_atomic_checkpoint_hook
+from pelk_mm.registry import HOOKS
 
 SCORES = dict(a=[1, 3, 2], b=[5, 4, 3])
 SETTINGS = {
@@ -38,7 +40,7 @@ def names(folder) -> list:
 @pytest.mark.parametrize('settings', SETTINGS.values(), ids=SETTINGS)
 def test_in_the_end_the_files_are_mmengines(make_runner, tmp_path, settings):
     results = []
-    for kind in ('CheckpointHook', 'pelk_mm.WholeCheckpointHook'):
+    for kind in ('CheckpointHook', 'pelk_mm.AtomicCheckpointHook'):
         work_dir = tmp_path / kind
         loop = 'pelk_mm.ResumableEpochBasedTrainLoop'
         if not settings.get('by_epoch', True):
@@ -54,7 +56,7 @@ def test_in_the_end_the_files_are_mmengines(make_runner, tmp_path, settings):
 
 
 def test_the_one_that_is_kept_is_there_while_the_next_is_written(make_runner, tmp_path):
-    for kind, seen in (('CheckpointHook', []), ('pelk_mm.WholeCheckpointHook', ['epoch_1.pth'])):
+    for kind, seen in (('CheckpointHook', []), ('pelk_mm.AtomicCheckpointHook', ['epoch_1.pth'])):
         watch = Watch()
         make_runner(tmp_path / kind, checkpoint=dict(type=kind, interval=1, max_keep_ckpts=1), hooks=[watch]).train()
         assert watch.seen[:2] == [([], None), (seen, 'epoch_1.pth')]
@@ -65,22 +67,26 @@ def test_the_one_that_is_kept_is_there_while_the_next_is_written(make_runner, tm
 def test_the_best_is_there_while_the_next_best_is_written(make_runner, tmp_path, save_best):
     watch = Watch()
     checkpoint = dict(
-        type='pelk_mm.WholeCheckpointHook', interval=1, max_keep_ckpts=1, save_best=save_best, rule='greater')
+        type='pelk_mm.AtomicCheckpointHook', interval=1, max_keep_ckpts=1, save_best=save_best, rule='greater')
     make_runner(tmp_path, checkpoint=checkpoint, hooks=[watch], scores=SCORES).train()
     assert 'best_a_epoch_1.pth' in next(found for found, pointer in watch.seen if pointer == 'epoch_2.pth')
     assert [name for name in names(tmp_path) if '_a_' in name] == ['best_a_epoch_2.pth']
     assert all(any(name.startswith('epoch') for name in found) for found, pointer in watch.seen[1:])
 
 
+def test_configs_of_0_1_0_find_it():
+    assert HOOKS.get('pelk_mm.WholeCheckpointHook') is HOOKS.get('pelk_mm.AtomicCheckpointHook') is AtomicCheckpointHook
+
+
 def test_every_training_of_ours_uses_it():
     cfg = Config()
-    use_whole_checkpoint_hook(cfg)
-    assert cfg.default_hooks == dict(checkpoint=dict(type='pelk_mm.WholeCheckpointHook', interval=1))
+    use_atomic_checkpoint_hook(cfg)
+    assert cfg.default_hooks == dict(checkpoint=dict(type='pelk_mm.AtomicCheckpointHook', interval=1))
     cfg = Config(dict(default_hooks=dict(logger=dict(interval=2), checkpoint=dict(max_keep_ckpts=1))))
-    use_whole_checkpoint_hook(cfg)
-    assert cfg.default_hooks.checkpoint == dict(type='pelk_mm.WholeCheckpointHook', max_keep_ckpts=1)
+    use_atomic_checkpoint_hook(cfg)
+    assert cfg.default_hooks.checkpoint == dict(type='pelk_mm.AtomicCheckpointHook', max_keep_ckpts=1)
     assert cfg.default_hooks.logger == dict(interval=2)
     for kept in (None, dict(type='MyCheckpointHook')):
         cfg = Config(dict(default_hooks=dict(checkpoint=kept)))
-        use_whole_checkpoint_hook(cfg)
+        use_atomic_checkpoint_hook(cfg)
         assert cfg.default_hooks.checkpoint == kept

@@ -1,18 +1,23 @@
-"""Files that appear whole or not at all."""
+"""Write files that are complete or absent."""
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
-# What a writer that was killed leaves: '<file>.partial_1', '<file>.partial_2', ...
+import torch
+
+# The suffix of incomplete files, which a killed writer leaves: '<file>.partial_1', '<file>.partial_2', ...
 PARTIAL = '.partial_'
 
 
 def refuse_existing(*paths: str | Path, instead: str = 'name') -> None:
-    """Raise before any work if a file to write is there already.
+    """Raise before any work if a file to write exists.
 
     Args:
         *paths (str | Path): The files.
@@ -26,18 +31,18 @@ def refuse_existing(*paths: str | Path, instead: str = 'name') -> None:
             raise FileExistsError(f'{path} exists and is not overwritten: choose another {instead}')
 
 
-def write_whole(content: bytes | memoryview, path: str) -> None:
-    """Write a file beside ``path`` that takes its place once it is on the disk.
+def atomic_write(content: bytes | memoryview, path: str | Path) -> None:
+    """Write a file beside ``path``, sync it to the disk, then rename it to ``path``. Missing folders are made.
 
-    A process that is killed meanwhile leaves what had the name before, and the part that it has written under a name of
-    its own. After an error not even that is left.
+    If the process is killed, the previous file stays, and the incomplete one keeps a name of its own. After an error
+    the incomplete one is removed.
 
     Args:
-        content (bytes | memoryview): All of it.
-        path (str): The file. If it is a link, the file that it leads to.
+        content (bytes | memoryview): The complete content.
+        path (str | Path): The file. If it is a link, its target is replaced.
 
     Raises:
-        OSError: If it cannot be written; with the name of the file, which the system does not tell in every case.
+        OSError: If it cannot be written; always with the name of the file, which some system calls leave out.
     """
     path = os.path.realpath(path)
     try:
@@ -57,8 +62,24 @@ def write_whole(content: bytes | memoryview, path: str) -> None:
     _sync_folder(os.path.dirname(path))
 
 
+def atomic_save(content: Mapping[str, Any], path: str | Path) -> None:
+    """Call ``torch.save`` and write the result by :func:`atomic_write`.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    atomic_write(serialize(content), path)
+
+
+def serialize(content: Mapping[str, Any]) -> memoryview:
+    """Return the bytes that ``torch.save`` writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
 def set_aside(path: str, suffix: str) -> str:
-    """Rename a file to ``<path><suffix><number>``, a name that is free, and return that name."""
+    """Rename a file to ``<path><suffix><number>``, the first free name, and return that name."""
     target = _free_name(path + suffix)
     os.rename(path, target)
     return target
@@ -69,7 +90,7 @@ def _free_name(stem: str) -> str:
 
 
 def _sync_folder(folder: str) -> None:
-    """Bring the names in a folder to the disk; not every file system knows how."""
+    """Sync the names in a folder to the disk; not every file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

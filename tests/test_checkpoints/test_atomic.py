@@ -1,17 +1,17 @@
-"""A file is there whole, or what was there before is."""
+"""A file is complete, or the previous one stays."""
 
 import errno
 import os
 
 import pytest
 
-from pelk_mm.whole_files import refuse_existing, set_aside, write_whole
+from pelk_mm.checkpoints.atomic import atomic_write, refuse_existing, set_aside
 
 
-def test_the_file_is_replaced_and_nothing_else_is_left(tmp_path):
+def test_only_the_new_file_is_left(tmp_path):
     path = tmp_path / 'new folder' / 'file'
     for content in (b'old', b'new'):
-        write_whole(content, str(path))
+        atomic_write(content, str(path))
         assert path.read_bytes() == content
     assert os.listdir(path.parent) == ['file']
     umask = os.umask(0)
@@ -20,7 +20,7 @@ def test_the_file_is_replaced_and_nothing_else_is_left(tmp_path):
 
 
 @pytest.mark.parametrize('function', ['fsync', 'replace'])
-def test_after_an_error_the_old_file_is_there_and_no_part_of_the_new(tmp_path, monkeypatch, function):
+def test_after_an_error_only_the_old_file_is_left(tmp_path, monkeypatch, function):
     def fail(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
@@ -28,22 +28,22 @@ def test_after_an_error_the_old_file_is_there_and_no_part_of_the_new(tmp_path, m
     path.write_bytes(b'old')
     monkeypatch.setattr(os, function, fail)
     with pytest.raises(OSError, match='No space left on device') as error:
-        write_whole(b'new', str(path))
+        atomic_write(b'new', str(path))
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == b'old'
     assert os.listdir(tmp_path) == ['file']
 
 
-def test_what_other_processes_left_stays(tmp_path):
+def test_incomplete_files_of_other_processes_stay(tmp_path):
     (tmp_path / 'file.partial_1').write_bytes(b'half')
-    write_whole(b'new', str(tmp_path / 'file'))
+    atomic_write(b'new', str(tmp_path / 'file'))
     assert (tmp_path / 'file.partial_1').read_bytes() == b'half'
     assert (tmp_path / 'file').read_bytes() == b'new'
 
 
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / 'link').symlink_to('file')
-    write_whole(b'new', str(tmp_path / 'link'))
+    atomic_write(b'new', str(tmp_path / 'link'))
     assert (tmp_path / 'link').is_symlink()
     assert (tmp_path / 'file').read_bytes() == b'new'
 

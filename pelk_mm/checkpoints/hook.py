@@ -1,4 +1,4 @@
-"""Checkpoints that replace others only once they are whole."""
+"""Save checkpoints without removing the previous one first."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mmengine.runner import Runner
 
 from pelk_mm.registry import HOOKS
 
-from ...whole_files import set_aside
-from ..checkpoint_files import find_damage
+from .atomic import set_aside
+from .loading import checkpoint_error
 
 
-@HOOKS.register_module()
-class WholeCheckpointHook(CheckpointHook):
-    """MMEngine's ``CheckpointHook`` that removes nothing before what replaces it is on the disk.
+# The second name is that of 0.1.0.
+@HOOKS.register_module(name=['AtomicCheckpointHook', 'WholeCheckpointHook'])
+class AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, except that a checkpoint is removed only when its replacement is on the disk.
 
     MMEngine removes a checkpoint that is outdated, and the best one so far, before it writes the new one: a process
     that is killed meanwhile, or a disk that is full, can leave none. It rewrites ``last_checkpoint`` in place. Here the
@@ -29,7 +30,7 @@ class WholeCheckpointHook(CheckpointHook):
     Arguments are those of ``CheckpointHook``.
 
     Examples:
-        >>> default_hooks = dict(checkpoint=dict(type='pelk_mm.WholeCheckpointHook', interval=1, max_keep_ckpts=3))
+        >>> default_hooks = dict(checkpoint=dict(type='pelk_mm.AtomicCheckpointHook', interval=1, max_keep_ckpts=3))
     """
 
     last_ckpt: str | None
@@ -39,7 +40,10 @@ class WholeCheckpointHook(CheckpointHook):
         outdated = self._keep(runner, step)
         path = self.path_of(step)
         if is_main_process() and path != self.last_ckpt and osp.isfile(path):
-            self._set_aside_damaged(runner, path)
+            damage = checkpoint_error(path)
+            if damage is not None:
+                runner.logger.warning(f'{path} is damaged, {damage}: it is now {set_aside(path, ".damaged_")}, as the '
+                                      'checkpoint of that name is about to be written')
         self.last_ckpt = path
         runner.message_hub.update_info('last_ckpt', path)
         runner.save_checkpoint(
@@ -70,11 +74,11 @@ class WholeCheckpointHook(CheckpointHook):
                 self._remove(path)
 
     def path_of(self, step: int | str) -> str:
-        """The checkpoint of an epoch or iteration."""
+        """Return the checkpoint of an epoch or iteration."""
         return str(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step)))
 
     def _keep(self, runner: Runner, step: int | str) -> list[int | str]:
-        """Note a checkpoint as one of those that are kept, and return those that no longer are."""
+        """Add a step to those that are kept, and return those that no longer are."""
         if self.max_keep_ckpts <= 0 or step in self.keep_ckpt_ids:
             return []
         outdated = [self.keep_ckpt_ids.popleft()] if len(self.keep_ckpt_ids) == self.max_keep_ckpts else []
@@ -89,15 +93,9 @@ class WholeCheckpointHook(CheckpointHook):
             # DeepSpeed's checkpoints are folders.
             self.file_backend.rmtree(path)
 
-    def _set_aside_damaged(self, runner: Runner, path: str) -> None:
-        damage = find_damage(path)
-        if damage is not None:
-            runner.logger.warning(f'{path} is damaged, {damage}: it is now {set_aside(path, ".damaged_")}, as the '
-                                  'checkpoint of that name is about to be written')
-
 
 class _RemovesLater:
-    """A file backend that only notes what it is to remove."""
+    """A file backend that only records the paths to remove."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend

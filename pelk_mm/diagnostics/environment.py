@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from importlib import metadata
@@ -20,7 +20,7 @@ from typing import Any
 
 from ..install_hints import install_line
 from . import probes
-from .finding import Finding
+from .finding import Finding, error, note, ok
 
 # The two known stacks: by import name, how the package is distributed in either.
 STACKS = {
@@ -48,7 +48,7 @@ _BUILD_OPS = ('pip uninstall -y {mmcv}, pip install {pin} and ' + _STAND_IN + ',
 
 # What imports raise, as a regular expression, and what to do. ``{name}`` is what the first group matched, ``{setup}``
 # sets up everything.
-CURES = (
+FIXES = (
     (r"No module named 'mmcv\._ext'", _STAND_IN),
     (r'mmcv/_ext.*|_ext\.\S*: undefined symbol', 'mmcv was compiled with another PyTorch: ' + _BUILD_OPS),
     (r'torchvision::nms does not exist|torchvision.*undefined symbol', '{torchvision}'),
@@ -89,7 +89,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def run_probes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Run probes, one after the other; a crash of their process is told as an error, and the next ones still run."""
+    """Run probes one by one; a crash of their process is reported as an error, and the next ones still run."""
     results: dict[str, dict[str, Any]] = {}
     while len(results) < len(names):
         with ProcessPoolExecutor(1, get_context('spawn'), probes.be_quiet) as process:
@@ -102,9 +102,12 @@ def run_probes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def judge(versions: Mapping[str, str], results: Mapping[str, Mapping[str, Any]], python: tuple[int,
-                                                                                               int]) -> list[Finding]:
-    """What versions and the results of probes mean.
+def judge(
+    versions: Mapping[str, str],
+    results: Mapping[str, Mapping[str, Any]],
+    python: tuple[int, int],
+) -> list[Finding]:
+    """Turn versions and the results of probes into findings.
 
     Args:
         versions (Mapping[str, str]): From :func:`installed_versions`.
@@ -118,23 +121,15 @@ def judge(versions: Mapping[str, str], results: Mapping[str, Mapping[str, Any]],
     findings += [
         _imported(name, result, versions) for name, result in results.items() if name not in ('devices', 'backends')
     ]
-    findings += _combinations(versions) + _builds(results)
+    findings += [*_combinations(versions), *_builds(results)]
     devices = results.get('devices', {})
     if devices and 'error' not in devices:
         findings += _devices(devices, results.get('mmcv.ops', {}), versions)
-    compiler = shlex.split(os.environ.get('CXX',
-                                          '')) or [name for name in ('c++', 'g++', 'clang++') if shutil.which(name)]
-    if compiler and shutil.which(compiler[0]):
-        findings.append(Finding('ok', 'compiler', shlex.join(compiler[:1])))
-    else:
-        findings.append(
-            Finding('note', 'compiler', 'no C++ compiler: the native CPU backend cannot be built, slower ones '
-                    'are used', 'apt-get install g++, or set CXX'))
-    backends = results.get('backends', {})
-    for device, reasons in backends.get('reasons', {}).items():
+    findings.append(_compiler())
+    for device, reasons in results.get('backends', {}).get('reasons', {}).items():
         findings.append(_backends(device, reasons))
     findings += [
-        Finding('fault', name, results[name]['error']) for name in ('devices', 'backends')
+        error(name, results[name]['error']) for name in ('devices', 'backends')
         if 'error' in results.get(name, {}) and 'error' not in results.get('torch', {})
     ]
     return findings
@@ -143,24 +138,24 @@ def judge(versions: Mapping[str, str], results: Mapping[str, Mapping[str, Any]],
 def _python(version: tuple[int, int]) -> Finding:
     text = '{}.{}'.format(*version)
     if version < (3, 10):
-        return Finding('fault', 'Python', f'{text}, 3.10 or later is needed', 'Make an environment with Python 3.11')
+        return error('Python', f'{text}, 3.10 or later is needed', 'Make an environment with Python 3.11')
     if version > (3, 13):
-        return Finding('note', 'Python', f'{text}; tested are 3.10 to 3.13')
-    return Finding('ok', 'Python', f'{text}, {sys.executable}')
+        return note('Python', f'{text}; tested are 3.10 to 3.13')
+    return ok('Python', f'{text}, {sys.executable}')
 
 
 def _imported(name: str, result: Mapping[str, Any], versions: Mapping[str, str]) -> Finding:
     if 'error' not in result:
-        return Finding('ok', name, result['version'] or 'works')
-    error = ' '.join(result['error'].split())
+        return ok(name, result['version'] or 'works')
+    text = ' '.join(result['error'].split())
     stack = _stack(versions)
-    for pattern, cure in CURES:
-        match = re.search(pattern, error)
+    for pattern, fix in FIXES:
+        match = re.search(pattern, text)
         if match:
             mmcv = STACKS[stack]['mmcv']
             pin = f'{mmcv}=={versions[mmcv]}' if mmcv in versions else mmcv
             missing = match.group(1) if match.re.groups else None
-            cure = cure.format(
+            fix = fix.format(
                 setup=_setup(stack),
                 stack=stack,
                 install=install_line(missing or ''),
@@ -169,68 +164,57 @@ def _imported(name: str, result: Mapping[str, Any], versions: Mapping[str, str])
                 pin=pin)
             break
     else:
-        cure = f'In a new environment: {_setup(stack)}'
-    return Finding('fault', name, error[:300], cure)
+        fix = f'In a new environment: {_setup(stack)}'
+    return error(name, text[:300], fix)
 
 
-def _combinations(versions: Mapping[str, str]) -> list[Finding]:
+def _combinations(versions: Mapping[str, str]) -> Iterator[Finding]:
     """Known-bad combinations, whether or not an import fails of them."""
-    findings = []
     twice = [(name, STACKS['openmmlab'][module]) for module, name in STACKS['onedl'].items()
              if name in versions and STACKS['openmmlab'][module] in versions]
     for name, other in twice:
-        findings.append(
-            Finding('fault', 'two stacks', f'{name} and {other} are both installed, over one another',
-                    f'pip uninstall -y {name} {other}, and install one of them again: pip install {name}'))
+        yield error('two stacks', f'{name} and {other} are both installed, over one another',
+                    f'pip uninstall -y {name} {other}, and install one of them again: pip install {name}')
     for rival in RIVALS:
         if rival in versions:
-            findings.append(
-                Finding('fault', 'mmcv', f'{rival} brings the module mmcv too, and lacks what is needed here',
-                        f'pip uninstall -y {rival}, and install mmcv again: pip install --force-reinstall --no-deps '
-                    f'{STACKS[_stack(versions)]["mmcv"]}'))
+            yield error(
+                'mmcv', f'{rival} brings the module mmcv too, and lacks what is needed here',
+                f'pip uninstall -y {rival}, and install mmcv again: pip install --force-reinstall --no-deps '
+                f'{STACKS[_stack(versions)]["mmcv"]}')
     stacks = {stack for stack, names in STACKS.items() if any(name in versions for name in names.values())}
     if len(stacks) > 1 and not twice:
-        findings.append(
-            Finding(
-                'fault', 'two stacks',
-                'packages of both stacks are mixed: ' + ', '.join(name for names in STACKS.values()
-                                                                  for name in names.values() if name in versions),
-                f'Take one, in a new environment: {_setup("onedl")}'))
+        yield error(
+            'two stacks',
+            'packages of both stacks are mixed: ' + ', '.join(name for names in STACKS.values()
+                                                              for name in names.values() if name in versions),
+            f'Take one, in a new environment: {_setup("onedl")}')
     torch, torchvision = versions.get('torch'), versions.get('torchvision')
     if torch and _numbers(torch) < (2, 8):
-        findings.append(Finding('fault', 'torch', f'{torch}, 2.8 or later is needed', TORCH_PAIR))
+        yield error('torch', f'{torch}, 2.8 or later is needed', TORCH_PAIR)
     if torch and torchvision and _numbers(torch) >= (2, 0) and not _fits(torch, torchvision):
-        findings.append(
-            Finding('fault', 'torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions)))
+        yield error('torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions))
     if versions.get('mmengine') and _numbers(versions.get('setuptools', '0')) >= (82, 0):
-        findings.append(
-            Finding(
-                'fault', 'setuptools', f'{versions["setuptools"]} dropped pkg_resources, which mmengine '
-                f'{versions["mmengine"]} imports', 'pip install setuptools==81.0.0'))
+        yield error(
+            'setuptools', f'{versions["setuptools"]} dropped pkg_resources, which mmengine '
+            f'{versions["mmengine"]} imports', 'pip install setuptools==81.0.0')
     if versions.get('mmengine') and torch and _numbers(torch) >= (2, 6):
-        findings.append(
-            Finding(
-                'note', 'resuming', f'mmengine {versions["mmengine"]} cannot resume with torch >= 2.6 by '
-                "itself; this repository's tools can, scripts of your own after pelk_mm.compat.setup()"))
-    return findings
+        yield note(
+            'resuming', f'mmengine {versions["mmengine"]} cannot resume with torch >= 2.6 by '
+            "itself; this repository's tools can, scripts of your own after pelk_mm.compat.setup()")
 
 
-def _builds(results: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """PyTorch and torchvision must be built for the same CUDA; versions tell it behind a plus."""
+def _builds(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Check that PyTorch and torchvision are built for the same CUDA; versions have it behind a plus."""
     torch, torchvision = (results.get(name, {}).get('version', '') for name in ('torch', 'torchvision'))
     if '+' in torch and '+' in torchvision and torch.partition('+')[2] != torchvision.partition('+')[2]:
-        return [
-            Finding('fault', 'torchvision', f'{torchvision} is built for another CUDA than torch {torch}',
+        yield error('torchvision', f'{torchvision} is built for another CUDA than torch {torch}',
                     'pip install --force-reinstall -r requirements/torch.txt')
-        ]
-    return []
 
 
-def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mapping[str, str]) -> list[Finding]:
-    findings = []
+def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mapping[str, str]) -> Iterator[Finding]:
     built_for = devices['built_for']
     if devices['names']:
-        findings.append(Finding('ok', 'CUDA', f'{built_for}, ' + ', '.join(devices['names'])))
+        yield ok('CUDA', f'{built_for}, ' + ', '.join(devices['names']))
         for name, capability in zip(devices['names'], devices['capabilities']):
             # Binaries run on later minor versions of the same major one.
             majors = [
@@ -239,41 +223,43 @@ def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mappi
                 and int(re.sub(r'\D', '', architecture)) <= 10 * capability[0] + capability[1]
             ]
             if not majors:
-                findings.append(
-                    Finding(
-                        'fault', 'CUDA',
-                        f'this PyTorch has no kernels for {name} (sm_{capability[0]}{capability[1]}), only '
-                        f'{", ".join(devices["architectures"])}', 'Install a PyTorch built for it, see pytorch.org'))
+                yield error(
+                    'CUDA', f'this PyTorch has no kernels for {name} (sm_{capability[0]}{capability[1]}), only '
+                    f'{", ".join(devices["architectures"])}', 'Install a PyTorch built for it, see pytorch.org')
         if ops and 'error' not in ops and not re.search(r'\d', str(ops.get('cuda'))):
-            findings.append(
-                Finding('fault', 'mmcv.ops', 'compiled for the CPU only: detection fails on the GPU',
-                        'PELK_MM_MMCV_OPS=torchvision in the environment of our tools, or mmcv without operators: '
-                        f'pip install --force-reinstall --no-deps --no-cache-dir {STACKS[_stack(versions)]["mmcv"]}'))
+            yield error(
+                'mmcv.ops', 'compiled for the CPU only: detection fails on the GPU',
+                'PELK_MM_MMCV_OPS=torchvision in the environment of our tools, or mmcv without operators: '
+                f'pip install --force-reinstall --no-deps --no-cache-dir {STACKS[_stack(versions)]["mmcv"]}')
         if 'triton' not in versions:
-            findings.append(
-                Finding('note', 'triton', 'not installed: the op runs without its GPU kernels',
-                        'pip install triton, in the version that torch asks for'))
+            yield note('triton', 'not installed: the op runs without its GPU kernels',
+                       'pip install triton, in the version that torch asks for')
     elif devices['hidden']:
-        findings.append(Finding('ok', 'CUDA', 'GPUs are hidden by CUDA_VISIBLE_DEVICES'))
+        yield ok('CUDA', 'GPUs are hidden by CUDA_VISIBLE_DEVICES')
     elif devices['driver'] and built_for:
-        findings.append(
-            Finding('fault', 'CUDA', f'a driver is there, but PyTorch for CUDA {built_for} sees no GPU',
-                    'Look at nvidia-smi: the driver may be too old for this CUDA.'))
+        yield error('CUDA', f'a driver is there, but PyTorch for CUDA {built_for} sees no GPU',
+                    'Look at nvidia-smi: the driver may be too old for this CUDA.')
     elif devices['driver']:
-        findings.append(
-            Finding('fault', 'CUDA', 'a driver is there, but this PyTorch is built for the CPU alone',
-                    _REINSTALL_TORCH))
+        yield error('CUDA', 'a driver is there, but this PyTorch is built for the CPU only', _REINSTALL_TORCH)
     else:
-        findings.append(Finding('ok', 'CUDA', f'no GPU; {devices["threads"]} CPU threads'))
+        yield ok('CUDA', f'no GPU; {devices["threads"]} CPU threads')
     if 'triton' in versions:
-        findings.append(Finding('ok', 'triton', versions['triton']))
-    return findings
+        yield ok('triton', versions['triton'])
+
+
+def _compiler() -> Finding:
+    commands = shlex.split(os.environ.get('CXX', ''))
+    commands = commands or [name for name in ('c++', 'g++', 'clang++') if shutil.which(name)]
+    if commands and shutil.which(commands[0]):
+        return ok('compiler', commands[0])
+    return note('compiler', 'no C++ compiler: the native CPU backend cannot be built, slower ones are used',
+                'apt-get install g++, or set CXX')
 
 
 def _backends(device: str, reasons: Mapping[str, str | None]) -> Finding:
     usable = [name for name, reason in reasons.items() if reason is None]
     others = '; '.join(f'not {name}: {" ".join(reason.split())[:160]}' for name, reason in reasons.items() if reason)
-    return Finding('ok', f'op on {device}', ', '.join(usable) + (f' ({others})' if others else ''))
+    return ok(f'op on {device}', ', '.join(usable) + (f' ({others})' if others else ''))
 
 
 def _fitting_torchvision(versions: Mapping[str, str]) -> str:
@@ -283,7 +269,7 @@ def _fitting_torchvision(versions: Mapping[str, str]) -> str:
 
 
 def _torchvision_for(torch: str) -> str:
-    """The versions of torchvision for a PyTorch 2: one each, until 0.29 took every later PyTorch."""
+    """Return the versions of torchvision for a PyTorch 2: one each, until 0.29 took every later PyTorch."""
     minor = _numbers(torch)[1] + 15
     return f'==0.{minor}.*' if minor < 29 else '>=0.29'
 
@@ -294,7 +280,7 @@ def _fits(torch: str, torchvision: str) -> bool:
 
 
 def _setup(stack: str) -> str:
-    """The command that sets up a stack: a script in a clone of the repository, pip for who installed a wheel."""
+    """Return the command that sets up a stack: a script in a clone of the repository, pip for who installed a wheel."""
     if _SETUP_SCRIPT.is_file():
         return f'bash {_SETUP_SCRIPT}, and use its Python: source .venv/bin/activate'
     return f'pip install "pelk-mm[{stack}]"'

@@ -1,4 +1,4 @@
-"""What the parts of an environment say for themselves. Run in a process of their own, as a bad one may crash it.
+"""Probes of the parts of an environment, each run in a process of its own, as a bad part may crash it.
 
 Every probe returns plain values; what it raises is part of the diagnosis.
 """

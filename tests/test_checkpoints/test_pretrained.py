@@ -1,4 +1,4 @@
-"""Pretrained backbones: what is found, counted, refused, and what has the last word."""
+"""Pretrained backbones are found in a checkpoint, counted, loaded last, or refused."""
 
 import logging
 import os
@@ -77,22 +77,8 @@ def test_prefix_is_found(classifier, save, log, prefix, entry):
         assert '2 keys are in the checkpoint, but not in the model, and not used: head.fc.bias, head.fc.weight' in log()
 
 
-def test_raw_weights_unless_asked_otherwise(classifier, save, log):
-    """MMEngine's EMAHook saves the averaged weights as state_dict and the raw ones, under module., beside them."""
-    raw = {f'module.{key}': value + 1 for key, value in classifier.items()}
-    checkpoint = save(dict(state_dict=classifier, ema_state_dict=dict(raw, steps=torch.tensor(7))))
-    for arguments, state, prefix in ((dict(), raw, 'module.backbone.'), (dict(weights='raw'), raw, 'module.backbone.'),
-                                     (dict(weights='averaged'), classifier, 'backbone.'),
-                                     (dict(key='state_dict'), classifier, 'backbone.'),
-                                     (dict(key='ema_state_dict'), raw, 'module.backbone.')):
-        backbone = dense_backbone(checkpoint=checkpoint, **arguments)
-        backbone.init_weights()
-        assert_loaded(backbone, state, prefix)
-    assert f'keys loaded from {checkpoint!r} (ema_state_dict)' in log()
-
-
 @pytest.mark.parametrize('allowed', [False, True])
-def test_training_checkpoint_is_plain_data(classifier, save, allowed, no_safe_globals):
+def test_log_history_is_loaded_and_code_refused(classifier, save, allowed, no_safe_globals):
     """The log history of MMEngine's checkpoints does no harm, whether it was allowed before or not; other code does."""
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     content = dict(state_dict=classifier, message_hub=dict(loss=history, best=np.float64(0.5), count=np.int64(3)))
@@ -104,12 +90,12 @@ def test_training_checkpoint_is_plain_data(classifier, save, allowed, no_safe_gl
     assert_loaded(backbone, classifier)
     # os.system stands for any code that loading would run.
     content['meta'] = os.system
-    with pytest.raises(ValueError, match='holds more than tensors.*save its state_dict'):
+    with pytest.raises(ValueError, match='holds more than tensors.*save only its state_dict'):
         dense_backbone(checkpoint=save(content)).init_weights()
 
 
 def test_loaded_weights_have_the_last_word(classifier, save):
-    """A child's own initialisation, and the whole model's, come before."""
+    """A child's own initialisation, and the model's, come before."""
     backbone = dense_backbone(checkpoint=save(classifier))
     for block in (stage.blocks[0] for stage in backbone.stages):
         block.init_cfg = dict(type='Constant', layer='Linear', val=7.0)
@@ -117,7 +103,7 @@ def test_loaded_weights_have_the_last_word(classifier, save):
     assert_loaded(backbone, classifier)
 
 
-def test_without_a_checkpoint(log):
+def test_training_from_scratch_is_logged(log):
     backbone = dense_backbone(checkpoint=None)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone.init_weights()
@@ -134,12 +120,12 @@ def refused(error, match, **init_cfg):
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     checkpoint = str(tmp_path / 'nowhere.pth')
     refused(FileNotFoundError, 'nowhere.pth.*does not exist. Train the classifier', checkpoint=checkpoint)
 
 
-def test_nothing_matches(classifier, save):
+def test_a_checkpoint_of_another_model_is_refused(classifier, save):
     checkpoint = save(dict(state_dict={'conv1.weight': torch.rand(1), 'fc.bias': torch.rand(1)}))
     refused(ValueError, r"none of the \d+ keys of PeLK.*no 'downsample_layers.0.0.weight'.*conv1.weight, fc.bias",
             checkpoint=checkpoint)
@@ -149,7 +135,7 @@ def test_nothing_matches(classifier, save):
     refused(ValueError, r"key must be an entry.*got 'ema'.*\['state_dict'\]", checkpoint=checkpoint, key='ema')
 
 
-def test_two_backbones_in_one_checkpoint(classifier, save):
+def test_two_backbones_in_one_checkpoint_need_a_prefix(classifier, save):
     teacher = {key.replace('backbone', 'teacher'): value + 1 for key, value in classifier.items()}
     checkpoint = save({**classifier, **teacher})
     refused(ValueError, "'backbone.' and 'teacher.': say by init_cfg.prefix", checkpoint=checkpoint)
@@ -158,11 +144,11 @@ def test_two_backbones_in_one_checkpoint(classifier, save):
     assert_loaded(backbone, teacher, 'teacher.')
 
 
-def test_other_kernels(save, log):
+def test_other_kernels_are_refused_or_skipped(save, log):
     other = PeLK(dict(ARCH, kernel_sizes=(13, 9, 9, 9)))
     state = other.state_dict()
     checkpoint = save(state)
-    message = r'saved by another variant.*2 of \d+ tensors.*\(3, 1, 9, 9\) in the checkpoint, \(3, 1, 7, 7\) here'
+    message = r'another variant.*2 of \d+ tensors.*\(3, 1, 9, 9\) in the checkpoint, \(3, 1, 7, 7\) in the model'
     refused(ValueError, message, checkpoint=checkpoint)
     backbone = dense_backbone(checkpoint=checkpoint, skip_mismatched=True)
     backbone.init_weights()
@@ -172,7 +158,7 @@ def test_other_kernels(save, log):
     assert embedding in log()
 
 
-def test_deployed_form(save):
+def test_the_other_form_is_refused(save):
     deployed = PeLK(ARCH).eval()
     deployed.switch_to_deploy()
     refused(ValueError, 'has the deployed form of PeLK.*4 convolutions.*large.bias: load the checkpoint that training',
@@ -185,8 +171,8 @@ def test_deployed_form(save):
     assert_loaded(copy, deployed.state_dict(), '')
 
 
-def test_any_module(save):
-    """It loads into whatever has parameters."""
+def test_any_module_can_be_loaded(save):
+    """Not only a backbone."""
     source = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     target = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     PretrainedBackbone(save({f'features.{key}': value for key, value in source.state_dict().items()}))(target)

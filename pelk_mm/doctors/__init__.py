@@ -1,1 +1,0 @@
-"""What is wrong with a checkpoint or an environment, and the cure."""
