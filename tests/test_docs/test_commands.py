@@ -49,7 +49,7 @@ def options_of(tool: Path) -> frozenset:
     if 'pelk_mm.engine.launch import' in sources[0] and 'parse_args(parser)' in sources[0]:
         sources.append((ROOT / 'pelk_mm/engine/launch.py').read_text(encoding='utf-8'))
     if 'convert_main(' in sources[0]:
-        sources.append((ROOT / 'pelk_mm/engine/checkpoints.py').read_text(encoding='utf-8'))
+        sources.append((ROOT / 'pelk_mm/checkpoints/convert.py').read_text(encoding='utf-8'))
     return frozenset(
         argument.value for source in sources for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument'
