@@ -73,7 +73,7 @@ def test_key_and_weights_together_are_refused(trained, tmp_path, run_tool):
     code, output = run_tool('model_converters/classifier_to_backbone.py', trained[1], tmp_path / 'backbone.pth',
                             '--key', 'state_dict', '--weights', 'raw')
     assert code == 2
-    assert 'give one, got state_dict and raw' in output
+    assert "give one of them, got 'state_dict' and 'raw'" in output
     assert not (tmp_path / 'backbone.pth').exists()
 
 
