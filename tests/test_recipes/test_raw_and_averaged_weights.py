@@ -13,7 +13,7 @@ from mmengine.fileio import load
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
-from mmengine.registry import HOOKS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -46,7 +46,8 @@ class AveragedToy(BaseModel):
         return [dict(score=score) for score in scores.mean(1).tolist()]
 
 
-class Images(Dataset):
+@DATASETS.register_module()
+class AveragedImages(Dataset):
 
     def __init__(self):
         self.images = torch.randn(12, 3, 5, 5, generator=torch.Generator().manual_seed(0)) + 1
@@ -76,7 +77,7 @@ def imagenet_ema_hook(**changes):
 
 
 def toy_config(work_dir, hooks, classes=3, **changes):
-    data = dict(batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'), dataset=dict(type=Images))
+    data = dict(batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'), dataset=dict(type='AveragedImages'))
     evaluation = dict(data, sampler=dict(type='DefaultSampler', shuffle=False))
     return Config(
         dict(
@@ -129,7 +130,7 @@ def score_of(state):
     model = AveragedToy().eval()
     model.load_state_dict(state)
     with torch.no_grad():
-        scores = [sample['score'] for sample in model(Images().images, None)]
+        scores = [sample['score'] for sample in model(AveragedImages().images, None)]
     return sum(scores) / len(scores)
 
 
