@@ -77,7 +77,8 @@ def imagenet_ema_hook(**changes):
 
 
 def toy_config(work_dir, hooks, classes=3, **changes):
-    data = dict(batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'), dataset=dict(type='AveragedImages'))
+    images = dict(type='AveragedImages')
+    data = dict(batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'), dataset=images)
     evaluation = dict(data, sampler=dict(type='DefaultSampler', shuffle=False))
     return Config(
         dict(
