@@ -64,7 +64,7 @@ def look_up(cfg: Mapping, path: str) -> Any:
             scope, ``[0]`` the first. What is not set is the default of the class that ``type`` names.
 
     Returns:
-        Any: The value, None if there is none, or a list if several entries have different ones.
+        Any: The value, None if absent, or a list if several entries have different ones.
     """
     found: list = []
     for value in _values(cfg, re.findall(r'[^.\[\]]+|\[\w+\]', path)):

@@ -128,7 +128,7 @@ def load_weights_and_meta(source: str,
             which holds the averaged ones where EMAHook was used.
 
     Returns:
-        tuple[Mapping[str, Any], dict[str, Any], list[str]]: The weights; the meta data, empty if there is none, to
+        tuple[Mapping[str, Any], dict[str, Any], list[str]]: The weights; the meta data, empty if absent, to
         which an entry ``weights`` is added where EMAHook was used; and the names of the other entries, sorted.
 
     Raises:

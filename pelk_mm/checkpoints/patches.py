@@ -58,7 +58,7 @@ def never_run_saved_configs() -> None:
     """Take ``meta['config']`` out of the checkpoints that MMEngine loads.
 
     For every MMEngine: resuming runs that text as Python code, to compare numbers of GPUs. MMCV 1 saved it; MMEngine
-    saves ``meta['cfg']``, which it leaves alone.
+    saves ``meta['cfg']``, which it does not change.
     """
     upstream = CheckpointLoader.load_checkpoint.__func__
     if hasattr(upstream, '__wrapped__'):

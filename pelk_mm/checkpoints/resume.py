@@ -66,7 +66,7 @@ def find_last_checkpoint(work_dir: str | Path) -> str | None:
 
 
 def _read_pointer(pointer: Path) -> str:
-    """Read which checkpoint ``last_checkpoint`` names, in the work directory if that was moved; '' if there is none."""
+    """Read which checkpoint ``last_checkpoint`` names, in the work directory if that was moved; '' without one."""
     text = pointer.read_text(errors='replace').strip() if pointer.is_file() else ''
     if not text or '://' in text or os.path.exists(text):
         return text

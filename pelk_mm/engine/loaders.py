@@ -64,7 +64,7 @@ def find_loader(dataset: Any, key: str) -> tuple[Callable | None, list[Any]]:
         key (str): ``'img_path'`` or ``'seg_map_path'``.
 
     Returns:
-        tuple: The transform and those that follow it. None and nothing, if there is none, if it is not known how it
+        tuple: The transform and those that follow it. None and nothing, if none loads, if it is not known how it
         reads, or if something that is not known comes before it. For a data set without transforms, whose files are
         meant for somebody else, a stand-in that reads as MMEngine does by default.
     """

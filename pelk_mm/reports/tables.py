@@ -55,7 +55,7 @@ class Row:
         status (str): ``'run'``; ``'changed'``: run with other settings than the config of that name has now;
             ``'unfinished'``, ``'not run'`` or ``'no config'``.
         remark (str): Details of the status.
-        config (str): Path of the config in the repository, '' if there is none.
+        config (str): Path of the config in the repository, '' if absent.
         hash (str): Digest of the config that was run.
         command (str): Runs it (again).
         environment (str): Versions, devices and processes of its runs.

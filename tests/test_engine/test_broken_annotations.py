@@ -50,7 +50,7 @@ def file(tmp_path_factory):
 
 
 def check(file, content: bytes, **options) -> str:
-    """The error, '' if there is none."""
+    """The error, '' if absent."""
     file.write_bytes(content)
     try:
         check_coco_file(str(file), classes=('cat', 'dog'), **options)
