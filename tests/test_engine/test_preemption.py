@@ -1,6 +1,8 @@
 """SIGTERM in this process: what is saved where, and that training goes on from it exactly."""
 
+import multiprocessing
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -105,6 +107,22 @@ def test_validation_is_left_with_the_trained_weights_not_their_average(make_runn
     expected = state(tmp_path / 'whole/epoch_1.pth')
     assert not torch.equal(expected['layer.weight'], expected['module.layer.weight'])
     assert_same(state(tmp_path / saved), expected)
+
+
+def test_loaders_of_a_validation_outlive_a_signal_to_the_whole_process_group(make_runner, tmp_path):
+
+    class SendToWorkers(Hook):
+
+        def before_val_iter(self, runner, batch_idx, data_batch=None):
+            workers = multiprocessing.active_children()
+            if batch_idx == 1:
+                assert len(workers) == 2
+                subprocess.run(['kill', '-TERM', *(str(worker.pid) for worker in workers)], check=True)
+
+    hooks = [PreemptionHook(), SendToWorkers(), Send('before_val_iter', 5)]
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3]))
+    runner._val_dataloader.update(num_workers=2)
+    assert stop(runner)[1] == 'epoch_1.pth'
 
 
 def test_gradients_that_wait_for_the_optimiser_are_not_lost(make_runner, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
+from ..loader_workers import let_workers_outlive_one_signal
 from ..polling import Poll, max_over_processes
 from .check_finite import CheckFiniteHook
 
@@ -25,8 +25,6 @@ EXIT_CODE = 75
 
 # torchrun hands on a SIGTERM that its processes may get from the cluster as well: both are the same request.
 SAME_REQUEST_SECONDS = 5.0
-
-_LOOK_FOR_PARENT_SECONDS = 5.0
 
 
 @HOOKS.register_module()
@@ -76,8 +74,7 @@ class PreemptionHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Let the workers that load data outlive the signal."""
         self._poll.restart()
-        loader = runner.train_dataloader
-        loader.worker_init_fn = partial(_outlive_one_signal, loader.worker_init_fn)
+        let_workers_outlive_one_signal(runner.train_dataloader)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Stop here, if any process was asked to."""
@@ -89,6 +86,7 @@ class PreemptionHook(Hook):
         self._val_passes = 0
         self._val_poll = self._new_poll()
         if self._training:
+            let_workers_outlive_one_signal(runner.val_dataloader)
             self._common_val_iters = -int(max_over_processes(-len(runner.val_dataloader))[0])
 
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -180,31 +178,3 @@ class PreemptionHook(Hook):
             return (f"{hook.last_ckpt} is saved, but MMEngine's loop will start its epoch again; "
                     'pelk_mm.ResumableEpochBasedTrainLoop would go on in it.')
         return f'{hook.last_ckpt} is saved.'
-
-
-def _outlive_one_signal(init: Callable[[int], None] | None, worker: int) -> None:
-    """Start a data loading worker that goes on loading when its whole process group is asked to end.
-
-    The training process itself asks once, when it ends, and waits for the worker.
-    """
-    # The handler of a signal is not told who sent it. Only Linux and the like tell a thread that waits for it.
-    if hasattr(signal, 'sigtimedwait'):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_by_signal, args=(os.getppid(), ), daemon=True).start()
-    if init is not None:
-        init(worker)
-
-
-def _end_by_signal(parent: int) -> None:
-    """End this process by the first SIGTERM of its parent, by the second of anybody else, or once the parent is gone.
-
-    A worker whose parent was killed may wait forever for somebody to take what it has loaded.
-    """
-    was_asked = False
-    while os.getppid() == parent:
-        info = signal.sigtimedwait({signal.SIGTERM}, _LOOK_FOR_PARENT_SECONDS)
-        if info is not None:
-            if was_asked or info.si_pid == parent:
-                break
-            was_asked = True
-    os._exit(0)

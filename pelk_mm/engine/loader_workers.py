@@ -1,0 +1,72 @@
+"""Processes that load data, when a cluster asks a whole process group to end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from torch.utils.data import DataLoader
+
+_LOOK_FOR_PARENT_SECONDS = 5.0
+
+
+def let_workers_outlive_one_signal(loader: DataLoader) -> None:
+    """Let the workers of a loader go on loading when SIGTERM is sent to their whole process group.
+
+    The process that they load for asks them itself, once, when it ends, and waits for them. Does nothing where the
+    system cannot tell who has sent a signal (macOS, Windows).
+
+    Args:
+        loader (DataLoader): Changed in place, the first time. Workers that it has started already stay as they are.
+    """
+    # The handler of a signal is not told who sent it. Only Linux and the like tell a thread that waits for it.
+    if not getattr(loader, 'num_workers', 0) or not hasattr(signal, 'sigtimedwait'):
+        return
+    if isinstance(loader.worker_init_fn, partial) and loader.worker_init_fn.func is _start_worker:
+        return
+    context = loader.multiprocessing_context
+    if (context or multiprocessing).get_start_method() == 'fork':
+        loader.multiprocessing_context = _deaf_at_the_start()
+    loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+
+
+def _deaf_at_the_start() -> multiprocessing.context.BaseContext:
+    """A context whose processes start with SIGTERM blocked, so that none ends one before it can tell who sent it."""
+    fork = multiprocessing.get_context('fork')
+
+    class Process(fork.Process):
+
+        def start(self) -> None:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            try:
+                super().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    return type('Context', (type(fork), ), dict(Process=Process))()
+
+
+def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_by_signal, args=(os.getppid(), ), daemon=True).start()
+    if init is not None:
+        init(worker)
+
+
+def _end_by_signal(parent: int) -> None:
+    """End this process by the first SIGTERM of its parent, by the second of anybody else, or once the parent is gone.
+
+    A worker whose parent was killed may wait forever for somebody to take what it has loaded.
+    """
+    was_asked = False
+    while os.getppid() == parent:
+        info = signal.sigtimedwait({signal.SIGTERM}, _LOOK_FOR_PARENT_SECONDS)
+        if info is not None:
+            if was_asked or info.si_pid == parent:
+                break
+            was_asked = True
+    os._exit(0)
