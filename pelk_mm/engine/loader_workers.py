@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -37,8 +38,9 @@ def let_workers_outlive_one_signal(loader: DataLoader) -> None:
 def _deaf_at_the_start() -> multiprocessing.context.BaseContext:
     """A context whose processes start with SIGTERM blocked, so that none ends one before it can tell who sent it."""
     fork = multiprocessing.get_context('fork')
+    base: Any = fork.Process
 
-    class Process(fork.Process):
+    class Process(base):
 
         def start(self) -> None:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
