@@ -174,8 +174,10 @@ step() {
 
 pip() { "$VENV/bin/python" -m pip --no-input --disable-pip-version-check "$@"; }
 
-# The pins take the place of constraints that pip's configuration may hold.
-install() { PIP_CONSTRAINT=$ROOT/requirements/constraints.txt pip install --progress-bar off --no-build-isolation "$@"; }
+# The pins take the place of constraints that pip's configuration may hold. Python compiles what it imports, when it does.
+install() {
+    PIP_CONSTRAINT=$ROOT/requirements/constraints.txt pip install --progress-bar off --no-compile --no-build-isolation "$@"
+}
 
 # Folder of the cache for a wheel: stack, package==version, torch, Python ABI, platform, device of the compiled ops.
 wheel_key() { say "$1/${2/==/-}-torch$3-$4-$5-$6"; }
