@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mmengine
@@ -30,10 +30,12 @@ class Steps:
     Attributes:
         root (Path): The repository, where the commands run.
         report (Callable[[str], object]): Takes each line for the user, for instance ``print``.
+        variables (Mapping[str, str]): Environment variables of the commands, where the user has not set them.
     """
 
     root: Path
     report: Callable[[str], object]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, log: Path, *command: str | Path) -> float:
         """Run a command, its complete output into ``log`` and its progress to the user.
@@ -57,7 +59,7 @@ class Steps:
                                        stdout=subprocess.PIPE,
                                        stderr=subprocess.STDOUT,
                                        cwd=self.root,
-                                       env=dict(os.environ, PYTHON=sys.executable),
+                                       env={**self.variables, **os.environ, 'PYTHON': sys.executable},
                                        text=True,
                                        errors='replace')
             for line in process.stdout or ():

@@ -27,6 +27,14 @@ def test_a_command_is_shown_and_logged_with_its_progress(steps, lines, tmp_path)
     assert (tmp_path / 'logs' / 'tool.log').read_text().splitlines()[2] == 'python'
 
 
+def test_variables_are_for_those_that_the_user_has_not_set(tmp_path, lines, monkeypatch):
+    monkeypatch.setenv('OF_THE_USER', 'kept')
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    steps = Steps(tmp_path, lines.append, dict(OF_THE_USER='lost', OMP_NUM_THREADS='3'))
+    steps.run(tmp_path / 'tool.log', 'bash', '-c', 'echo $OF_THE_USER $OMP_NUM_THREADS')
+    assert (tmp_path / 'tool.log').read_text() == 'kept 3\n'
+
+
 def test_a_failure_shows_the_end_of_the_log(steps, tmp_path):
     with pytest.raises(StepFailed, match=r'(?s)last words.*exit code 3.*tool\.log'):
         steps.run(tmp_path / 'tool.log', 'bash', '-c', 'echo last words; exit 3')
