@@ -34,7 +34,7 @@ def test_everything_that_looks_for_images_finds_the_same(folder):
     assert find_images(folder, 100) == list_image_files(folder, subfolders=True)
     items = check_images(folder)
     number = len(list_image_files(folder, subfolders=True))
-    assert [item.found for item in items] == [f'{number} of {number} images are whole']
+    assert [item.found for item in items] == [f'{number} of {number} images are undamaged']
 
 
 def test_everything_that_is_found_can_be_read(folder):

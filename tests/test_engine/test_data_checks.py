@@ -306,7 +306,7 @@ def test_float32_tiff(tmp_path, channels):
     array = RNG.random((40, 48, channels), dtype=np.float32)
     assert cv2.imwrite(path, array, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
     assert image_file_error(path) is None
-    assert check_images(tmp_path)[0].found == '1 of 1 images are whole'
+    assert check_images(tmp_path)[0].found == '1 of 1 images are undamaged'
     steps = [dict(LOAD[0], color_type='unchanged'), LOAD[1], PACK]
     write(tmp_path, [IDS])
     (tmp_path / 'images/0.tif').write_bytes((tmp_path / 'a.tif').read_bytes())
