@@ -12,7 +12,7 @@ from pelk_mm.image_names import IMAGE_SUFFIXES, list_image_files
 
 @pytest.fixture
 def folder(tmp_path):
-    """An image of every kind, of upper case too, one in a subfolder, and what is none."""
+    """An image of every kind, of upper case too, one in a subfolder, and files that are not images."""
     for suffix in (*IMAGE_SUFFIXES, '.PNG'):
         Image.new('L' if suffix == '.pgm' else 'RGB', (8, 6)).save(tmp_path / f'image{suffix}')
     (tmp_path / 'sub.png').mkdir()

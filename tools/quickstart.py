@@ -35,12 +35,12 @@ class Task:
     """One of the three trainings.
 
     Attributes:
-        name (str): Names its folder and its picture.
+        name (str): Name of its folder and its figure.
         config (str): Config file.
-        predictions (str): What to call the predictions; ``tools/test.py --out`` tells the kind from the ending.
+        predictions (str): Name of the predictions, whose ending gives the format to ``tools/test.py --out``.
         metrics (dict[str, tuple[str, int, int]]): By key of the metric, what to call it, its factor to per cent, and
             the least per cent to expect.
-        figure_size (tuple[float, float]): Width and height of its picture in inches.
+        figure_size (tuple[float, float]): Width and height of its figure in inches.
         draw (Callable): ``draw(figure, cfg, predictions)``.
     """
 
@@ -53,7 +53,7 @@ class Task:
 
 
 def draw_classification(figure: Figure, cfg: Config, predictions: Path) -> None:
-    """A row of pictures for each class, with the predicted class; wrong ones in red."""
+    """Draw a row of images for each class, with the predicted class; wrong ones in red."""
     by_class: dict[int, list] = {}
     for result in load(predictions):
         by_class.setdefault(int(result['gt_label']), []).append(result)
@@ -136,14 +136,14 @@ TASKS = (
 
 
 def train(task: Task, folder: Path, options: list[str]) -> dict:
-    """Train, or go on with a training that was stopped, and tell its checkpoint."""
+    """Train, or continue a training that was stopped, and return its checkpoint."""
     minutes = STEPS.run(folder / 'train.log', 'python', 'tools/train.py', task.config, '--work-dir', folder, '--resume',
                         *options)
     return dict(minutes=minutes, checkpoint=(folder / 'last_checkpoint').read_text().strip())
 
 
 def test(task: Task, folder: Path, checkpoint: str) -> dict:
-    """Test a checkpoint, and tell its metrics and where the predictions are."""
+    """Test a checkpoint, and return its metrics and the file of its predictions."""
     # A test that was stopped leaves half of the predictions.
     results = Path(tempfile.mkdtemp(prefix='test_', dir=folder))
     minutes = STEPS.run(results / 'test.log', 'python', 'tools/test.py', task.config, checkpoint, '--work-dir', results,
@@ -156,7 +156,7 @@ def test(task: Task, folder: Path, checkpoint: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='folder for models and pictures')
+        '--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='folder for models and figures')
     work_dir = parser.parse_args().work_dir.resolve()
     os.chdir(ROOT)
     if work_dir.is_relative_to(ROOT):
@@ -190,7 +190,7 @@ def main() -> None:
         print('{:<16}{:<10}{:>8}{:>10}{:>14}'.format(*row))
     print('(minutes: of training + of the test; steps that were finished before show what they took then)')
     pictures = [work_dir / f'{task.name}.png' for task in TASKS]
-    print('Pictures of predictions on validation images:', *pictures, sep='\n  ')
+    print('Predictions on validation images:', *pictures, sep='\n  ')
     if failed:
         sys.exit('A metric is lower than it should be.')
 

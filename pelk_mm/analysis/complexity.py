@@ -58,7 +58,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 @dataclass
 class Cost:
-    """What a part costs.
+    """Costs of a part of a model.
 
     Attributes:
         params_stored (int): Parameters as a training checkpoint holds them.
@@ -84,7 +84,7 @@ class Cost:
         return self.executed_macs + self.executed_additions
 
     def rounded(self) -> dict[str, int]:
-        """The attributes as whole numbers."""
+        """Return the attributes as integers."""
         return {name: round(value) for name, value in vars(self).items()}
 
 
@@ -113,7 +113,7 @@ class Complexity:
 
     @property
     def total(self) -> Cost:
-        """The whole model."""
+        """The costs of the complete model."""
         return _sum(self.component(name) for name in self.costs)
 
     @property
@@ -270,7 +270,7 @@ def count_complexity(model: nn.Module,
         executed = peripheral.get(name, Operations(macs))
         cost.executed_macs += executed.multiply_adds
         cost.executed_additions += executed.additions
-    # What a module that is no standard layer was seen to run tells what its weights are for.
+    # Classify a custom module's weights by the operator it ran.
     seen = {name: part for name, part in counts if part != 'attention'}
     for name, parameter, standard_part in stored:
         part = standard_part or seen.get(_owner(name), 'other')
@@ -309,7 +309,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
 
 
 class _Bare(nn.Module):
-    """A backbone alone, named as in a model."""
+    """A backbone without head, named as in a model."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

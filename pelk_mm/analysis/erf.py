@@ -26,7 +26,7 @@ from .inputs import count_channels, fit_channels, normalisation, swaps_colours
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
-# How far below its maximum the picture of a field reaches.
+# How far below its maximum the figure of a field reaches.
 _DECADES = 6
 
 

@@ -1,4 +1,4 @@
-"""What a model takes for an image: how many channels, in which order, of which values."""
+"""The images that a model takes: their number of channels, the order of these and the values."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def scale_kernels(model: nn.Module,
 
 
 def draw_scaling(rows: Sequence[dict[str, int]], name: str, center: int = 5, stripe_width: int = 5) -> Figure:
-    """Draw the parameters of a kernel and of the whole network against the kernel's size.
+    """Draw the parameters of a kernel and of the network against the kernel's size.
 
     Args:
         rows (Sequence[dict[str, int]]): From :func:`scale_kernels`.

@@ -86,7 +86,7 @@ class MacCounter(TorchDispatchMode):
     """Counts multiply-adds of convolutions, linear layers and products of activations, by module and kind of part.
 
     The formulas are PyTorch's (``torch.utils.flop_counter``); the peripheral convolution is counted in dense form,
-    K * K taps a channel, whatever its backend executes.
+    K * K taps a channel, not the operations of its backend.
 
     Args:
         model (nn.Module): Its submodules' names are what the counts are attributed to.

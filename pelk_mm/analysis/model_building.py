@@ -86,7 +86,7 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
 
     Args:
         cfg (Config): As for :func:`build_model`. It is not changed.
-        checkpoint (str, optional): Path or URL of any checkpoint that contains the whole backbone. None initialises it
+        checkpoint (str, optional): Path or URL of any checkpoint with the complete backbone. None initialises it
             as the config says, but loads nothing that the config names.
         device (str): Where the model goes. Defaults to ``'cpu'``.
         seed (int): Of the random weights; PyTorch's generator is left as it was. Defaults to 0.
@@ -129,7 +129,7 @@ def quiet(*loggers: logging.Logger, level: int = logging.WARNING) -> Iterator[No
 
 
 def _forget_pretrained(model: dict) -> None:
-    """Take out of a model's config whatever would load weights into its backbone."""
+    """Take out of a model's config everything that would load weights into its backbone."""
     for part in (model, model.get('backbone', {})):
         if part.get('pretrained') is not None:
             part['pretrained'] = None

@@ -145,8 +145,8 @@ def load_checked(name: str, load: Callable[..., Any]) -> Any:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
     print_log(
-        f'--trust-checkpoint: {name!r} is loaded with all that it holds, and would {needs}. WHATEVER CODE IS IN IT '
-        'RUNS NOW, with your rights.',
+        f'--trust-checkpoint: {name!r} is loaded with all that it holds, and would {needs}. ANY CODE IN IT RUNS NOW, '
+        'with your rights.',
         logger='current',
         level=logging.WARNING)
     return load(weights_only=False)

@@ -107,7 +107,7 @@ class OnnxDemo:
         enlarged = _enlarge(displayable(image))[0]
         maps = [Visualizer.draw_featmap(torch.from_numpy(feature), enlarged) for feature in features]
         shapes = ', '.join('x'.join(map(str, feature.shape)) for feature in features)
-        found = f'no boxes: the file holds the backbone alone, feature maps {shapes}'
+        found = f'no boxes: the file holds only the backbone, feature maps {shapes}'
         return np.concatenate([enlarged, *maps], 1), found
 
 
@@ -129,7 +129,7 @@ class Drawer:
         self._names = list(classes) if isinstance(classes, (list, tuple)) else []
         self._colours = [] if palette is None or isinstance(palette, str) else [tuple(colour) for colour in palette]
         self._count = max(num_classes, len(self._names))
-        # Not build(): it would make one visualizer for the whole process.
+        # Not build(): it would make one visualizer for the process.
         with VISUALIZERS.switch_scope_and_registry(scope) as registry:
             self._visualizer = registry.get(_VISUALIZERS[scope])()
 

@@ -219,7 +219,7 @@ def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
         batches (Iterable[dict]): As the models' data preprocessors take them.
 
     Returns:
-        tuple[list[Difference], Predictions]: Layers alone; then stages, backbone, neck and heads in place; then, except
+        tuple[list[Difference], Predictions]: Layers; then stages, backbone, neck and heads in place; then, except
         for two-stage detectors, the ``output``: a segmentor's logits at the size of the images, of others the result
         of ``mode='tensor'``. And the final predictions.
     """

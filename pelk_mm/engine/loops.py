@@ -1,10 +1,10 @@
-"""Training loops whose course depends on the seed and the position alone, so that a stop leaves no trace.
+"""Training loops whose course depends only on the seed and the position, so that a stop changes nothing.
 
 MMEngine restores weights, optimiser, schedules and the order of the samples, but not the random generators, and an
 epoch that was stopped in its middle starts again from its first batch. These loops seed every sample's random
 transforms by (seed, epoch, position among the samples of all ranks) and every training step by (seed, rank,
 iteration). Training that was stopped after any step and resumed then equals, bit for bit, training that was not,
-whatever the number of data loading workers, as long as the operators themselves are deterministic and, with gradient
+with any number of data loading workers, as long as the operators themselves are deterministic and, with gradient
 accumulation, the stop is between two optimiser steps.
 """
 
@@ -74,7 +74,7 @@ class SeededSampler(Sampler):
         return getattr(self.sampler, name)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch to the sampler, and to the seeds."""
+        """Set the epoch of the sampler and of the seeds."""
         self.epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
@@ -129,7 +129,7 @@ def seeded_dataloader(runner: Runner, dataloader: dict) -> dict:
 
 
 class _SeededLoop(BaseLoop):
-    """What both loops add to MMEngine's."""
+    """The additions of both loops to MMEngine's."""
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs) -> None:
         super().__init__(runner, seeded_dataloader(runner, dataloader), **kwargs)

@@ -1,4 +1,4 @@
-"""What several machines must have in common: a network interface that reaches the others, and a folder."""
+"""Find the network interface that reaches the other machines, and check that they share a folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def use_reachable_interface() -> None:
                              f'got {asked!r}')
     if int(os.environ.get('GROUP_WORLD_SIZE', '1')) < 2:
         return
-    # Every node takes part, whatever it has set itself: the first one may have to ask the second for its address.
+    # Every node takes part, also one that has set it itself: the first may have to ask the second for its address.
     address = _address_towards_others()
     if asked:
         return

@@ -108,7 +108,7 @@ def naming_the_port() -> Iterator[None]:
 
 
 def _keep_strategy_off_gpus(strategy: dict) -> None:
-    """What a strategy of ``FlexibleRunner`` assumes of GPUs, changed in place."""
+    """Change, in place, the settings of a strategy of ``FlexibleRunner`` that assume GPUs."""
     wrapper = strategy.setdefault('model_wrapper', {})
     if strategy['type'] not in FSDP_STRATEGIES:
         wrapper.update(device_ids=None)

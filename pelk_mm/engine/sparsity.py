@@ -97,7 +97,7 @@ def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, fl
         budget = density * total - sum(weights[name].numel() for name in dense)
         scale = budget / sum(sum(weight.shape) for weight in rest.values())
         densities = {name: scale * sum(weight.shape) / weight.numel() for name, weight in rest.items()}
-        # Capping a layer leaves more for the others, so whatever is above 1 now stays above it.
+        # Capping a layer leaves more for the others, so every density above 1 stays above it.
         over = {name for name, value in densities.items() if value > 1}
         if not over:
             return {name: densities.get(name, 1.0) for name in weights}
@@ -108,7 +108,7 @@ def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, fl
 def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """SNIP's saliency \\|w * dL/dw\\| of every weight; zero where the loss does not depend on a weight.
 
-    ``.grad`` is left alone. In distributed training L is the mean of the ranks' losses.
+    ``.grad`` is unchanged. In distributed training L is the mean of the ranks' losses.
     """
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     found = {}
@@ -120,7 +120,7 @@ def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, T
 
 
 def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, float]:
-    """Each layer's share of weights among the most salient ``density`` of the whole network.
+    """Return each layer's share of weights among the most salient ``density`` of the network.
 
     Args:
         saliency (Mapping[str, Tensor]): From :func:`saliencies`.
@@ -130,7 +130,7 @@ def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, 
         dict[str, float]: By name.
 
     Raises:
-        ValueError: If a saliency is not finite, or too few are above zero to tell what to keep.
+        ValueError: If a saliency is not finite, or fewer than the weights to keep are above zero.
     """
     scores = torch.cat([values.flatten() for values in saliency.values()])
     keep = round(density * scores.numel())
@@ -175,7 +175,7 @@ def masks_from_zeros(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """Densities of the layers that are sparse already; those of at least :data:`DENSE_FROM` are dense.
+    """Densities of the layers that are sparse already; those of at least :data:`DENSE_THRESHOLD` are dense.
 
     A single zero is no pattern: random initial values are exactly zero once in some ten million.
     """

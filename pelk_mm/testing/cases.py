@@ -109,7 +109,7 @@ def run(inputs: Inputs, grid: SharingGrid, backend: str | None = None) -> Result
 
 
 def expected(inputs: Inputs, grid: SharingGrid) -> Results:
-    """What :func:`run` should give: the reference in fp64, on the very numbers that ``inputs`` hold."""
+    """Return the expected result of :func:`run`: the reference in fp64, on the same numbers as in ``inputs``."""
     return run(Inputs(*(tensor.double().cpu().contiguous() for tensor in inputs)), grid, 'reference')
 
 

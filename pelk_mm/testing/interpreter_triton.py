@@ -70,7 +70,7 @@ def always(*args) -> bool:
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    """Resources of a compiled kernel: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
 
     registers: int
     spills: int

@@ -248,7 +248,7 @@ def test_ade20k_labels_are_checked(ade20k, tmp_path, labels, message):
         prepare_ade20k(ade20k, tmp_path / 'ade')
 
 
-def test_ade20k_labels_without_picture_are_reported(ade20k, tmp_path):
+def test_ade20k_labels_without_image_are_reported(ade20k, tmp_path):
     prepare_ade20k(ade20k, tmp_path / 'ade')
     root = tmp_path / 'ade/ADEChallengeData2016'
     assert check_ade20k_labels(root) == []

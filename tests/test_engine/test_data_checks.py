@@ -268,7 +268,7 @@ def test_ids_that_only_the_model_ignores(tmp_path):
     ([dict(type='RandomResize', scale=(32, 32), ratio_range=(1.0, 1.0), keep_ratio=False)], True),
 ])
 def test_label_maps_of_half_the_size(tmp_path, resize, fits):
-    """What a resizing makes equal trains; else the pair is refused, after the resizing too."""
+    """A pair that a resizing makes equal trains; others are refused, after the resizing too."""
     write(tmp_path, [IDS[:20, :24]])
     if fits:
         sample = load(tmp_path, [*LOAD, *resize, PACK])[0]

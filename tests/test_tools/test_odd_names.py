@@ -1,4 +1,4 @@
-"""Names with blanks, quotes, substitutions and the like are names, whatever the tool, and never commands or markup."""
+"""Names with blanks, quotes, substitutions and the like are names for every tool, and never commands or markup."""
 
 import csv
 import io

@@ -52,7 +52,7 @@ class DynamicSparsityHook(Hook):
     MMEngine's EMAHook are masked too, after each of their updates.
 
     All ranks have rank 0's masks. Masks, step and prune rate are saved in the checkpoint under ``dynamic_sparsity``.
-    What is drawn depends on the runner's seed and the step alone, so resumed training continues with the same masks.
+    Random numbers depend only on the runner's seed and the step, so resumed training continues with the same masks.
 
     Args:
         init (str): Where each layer's density comes from: ``'snip'``, its share among the most salient weights of one
@@ -145,7 +145,7 @@ class DynamicSparsityHook(Hook):
             raise TypeError(f'DynamicSparsityHook needs one optimiser, got {len(runner.optim_wrapper)}')
         optimizer = runner.optim_wrapper.optimizer
         if isinstance(runner.model, FullyShardedDataParallel) or not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError('DynamicSparsityHook needs whole weights in every process and an optimiser of PyTorch, got '
+            raise TypeError('DynamicSparsityHook needs unsharded weights and an optimiser of PyTorch, got '
                             f'{type(runner.model).__name__} and {type(optimizer).__name__}: train without sharding '
                             '(leave out runner_type and strategy), or take the hook out of custom_hooks')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
