@@ -18,7 +18,7 @@ _LOOK_FOR_PARENT_SECONDS = 5.0
 def let_workers_outlive_one_signal(loader: DataLoader) -> None:
     """Let the workers of a loader continue when SIGTERM is sent to their process group.
 
-    The process that they load for asks them itself, once, when it ends, and waits for them. Does nothing where the
+    The process that they load for ends them itself, and waits for them. Does nothing where the
     system does not report who has sent a signal (macOS, Windows).
 
     Args:
@@ -60,7 +60,7 @@ def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _end_by_signal(parent: int) -> None:
-    """End this process by the first SIGTERM of its parent, by the second of anybody else, or once the parent is gone.
+    """End this process on the first SIGTERM of its parent, the second of any other process, or when the parent is gone.
 
     A worker whose parent was killed may wait forever for somebody to take what it has loaded.
     """

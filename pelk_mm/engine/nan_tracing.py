@@ -35,7 +35,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class NonFiniteLog:
-    """Remembers in which iteration each of several values first was not finite, on their device.
+    """Store on the device in which iteration each of several values was first not finite.
 
     Adding waits for nothing; reading does.
     """
@@ -70,7 +70,7 @@ def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
 
 
 class Trace:
-    """Watches what the modules of a model return, and the gradients of it, until one is not finite.
+    """Watch the outputs of a model's modules, and their gradients, until one is not finite.
 
     Of nested modules the innermost is named. The inputs of a module are watched as well, as not everything between
     modules is a module.

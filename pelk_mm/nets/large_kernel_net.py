@@ -164,7 +164,7 @@ class LargeKernelNet(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         """Load also checkpoints with more stages, and those saved inside other wrappers."""
         names = chain(self.named_parameters(), self.named_buffers())
-                    # These two wrappers have their own hooks for saving and loading a state dict.
+        # These two wrappers have their own hooks for saving and loading a state dict.
         own = {clean_name(name): clean_name(name, ('_checkpoint_wrapped_module', '_fsdp_wrapped_module'))
                for name, _ in names}
         for key in [key for key in state_dict if key.startswith(prefix)]:

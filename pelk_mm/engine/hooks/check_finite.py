@@ -37,18 +37,18 @@ KINDS = ('gradient', 'loss', 'weight')
 class CheckFiniteHook(Hook):
     """Stop a run whose loss, gradient or weight is NaN or infinite, and name losses, layer, parameters and images.
 
-    Each iteration leaves on the device which losses and gradients were finite; nothing waits for it. The flags are
+    Each iteration stores on the device which losses and gradients were finite, without waiting. The flags are
     read, and shared by all processes in one collective, every ``interval`` iterations, at least every five seconds,
     before a checkpoint is written and at the end of an epoch: no weight in a checkpoint is NaN or infinite. One process
     on the CPU, where reading waits for nothing, reads them in every iteration.
 
-    If the iteration in which the flags are read is the first with such a number, its gradients are kept from the
-    optimiser, so that the weights are still good, and its forward and backward pass are repeated with the same random
+    If the iteration in which the flags are read is the first with such a number, the optimiser does not get its
+    gradients, so the weights stay good, and its forward and backward pass are repeated with the same random
     numbers to find the layer. If it was an earlier one, the message names that iteration, its losses, parameters and
     images, and says how to have the layer named. All processes stop together with the same message.
 
-    A step that AMP's loss scaler skips does not stop the run: after an overflow it scales less. A run that skips one
-    step after the other is stopped, though. With gradient accumulation, gradients are checked when they are used.
+    A step that AMP's loss scaler skips does not stop the run: after an overflow it scales less. Many skipped steps in
+    a row do stop it. With gradient accumulation, gradients are checked when they are used.
 
     mmdet's ``CheckInvalidLossHook`` checks only the sum of the losses, every 50 iterations; MMEngine's
     ``detect_anomalous_params`` looks for parameters that have no gradient. Our tools add this hook to every training.
