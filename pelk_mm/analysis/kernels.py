@@ -158,7 +158,7 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
 
 
 def draw_sharing_grids(grids: Sequence[SharingGrid]) -> Figure:
-    """Draw grids side by side, each with the widths of its cells and what is stored (Fig. 1)."""
+    """Draw grids side by side, each with the widths of its cells and the stored share (Fig. 1)."""
     figure = Figure(figsize=(4.6 * len(grids), 5.2), layout=ConstrainedLayoutEngine(w_pad=0.1))
     for axis, grid in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids):
         draw_grid(axis, grid)

@@ -28,7 +28,7 @@ _VISUALIZERS = dict(mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer'
 
 
 class ModelDemo:
-    """Predicts as in testing, by the config's pipeline and model, and draws.
+    """Predict as in testing, by the config's pipeline and model, and draw.
 
     Args:
         cfg (Config): Config of a classifier, segmentor or detector.
@@ -84,7 +84,7 @@ class ModelDemo:
 
 
 class OnnxDemo:
-    """Predicts with an exported model in onnxruntime, and draws; of a detector's backbone the feature maps.
+    """Predict with an exported model in onnxruntime, and draw; of a detector's backbone draw the feature maps.
 
     Args:
         path (str): An ONNX file written by ``tools/model_converters/export.py``.
@@ -112,7 +112,7 @@ class OnnxDemo:
 
 
 class Drawer:
-    """Draws a data sample, and describes its content in words.
+    """Draw a data sample, and describe its content in words.
 
     Args:
         scope (str): ``'mmpretrain'``, ``'mmseg'`` or ``'mmdet'``.
