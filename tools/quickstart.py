@@ -1,7 +1,7 @@
-"""Quick start on two CPU cores: data made on the spot, a classifier, and a segmentor and a detector from its backbone.
+"""Quick start on two CPU cores: small data, a classifier, and a segmentor and a detector from its backbone.
 
-Every step is a command of this repository, printed before it runs, as you would type it. Started again it goes on where
-it was stopped; what is finished with the same configs, code and data is not done again.
+Every step is a command of this repository, printed before it runs, as you would type it. Started again, it continues
+where it was stopped; steps finished with the same configs, code and data are not repeated.
 """
 
 import argparse

@@ -72,7 +72,7 @@ class Case:
 def lay_out(x: Tensor, layout: str) -> Tensor:
     """The values of ``x`` (N, C, H, W) in another memory layout.
 
-    What a view does not show of a larger buffer is NaN, so reading past the view does not go unnoticed.
+    The hidden part of a larger buffer is NaN, so reading past the view is noticed.
 
     Args:
         x (Tensor): (N, C, H, W), floating point.

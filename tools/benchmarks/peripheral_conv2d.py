@@ -1,4 +1,4 @@
-"""Times every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
+"""Time every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
 
 Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over
 kernel sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one
