@@ -22,7 +22,7 @@ from ..analysis.inputs import count_channels, fit_channels
 from .export import ImageModel, segmentation_logits
 from .inference import Network, OnnxModel, exported_network, predict
 
-    # This share of the pixels may differ although logits are equal within rounding: ties fall either way.
+# This share of the pixels may differ although logits are equal within rounding: ties fall either way.
 TIES = 1e-3
 # Maps of ids, of binary segmentors as floats.
 _MAPS = ('pred_sem_seg', 'pred_panoptic_seg')

@@ -46,8 +46,8 @@ _BUILD_OPS = ('pip uninstall -y {mmcv}, pip install {pin} and ' + _STAND_IN + ',
               'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
               '--no-binary {mmcv} {pin}')
 
-# Errors of imports, as regular expressions, and their fixes. ``{name}`` is the match of the first group, ``{setup}`` sets
-# up everything.
+# Errors of imports, as regular expressions, and their fixes. ``{name}`` is the match of the first group; ``{setup}``
+# sets up everything.
 FIXES = (
     (r"No module named 'mmcv\._ext'", _STAND_IN),
     (r'mmcv/_ext.*|_ext\.\S*: undefined symbol', 'mmcv was compiled with another PyTorch: ' + _BUILD_OPS),

@@ -33,7 +33,7 @@ ok, note, error = (partial(Finding, level) for level in LEVELS)
 
 
 def has_error(findings: Iterable[Finding]) -> bool:
-            """Whether it is a problem."""
+    """Return whether any finding is an error."""
     return any(finding.level == 'error' for finding in findings)
 
 
