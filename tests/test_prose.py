@@ -29,6 +29,10 @@ PAGES = [
       if not {'_build', 'repository'} & set(file.relative_to(ROOT).parts))
 ]
 FOLDERS = ('pelk_mm', 'tools', 'configs', 'docs', 'tests')
+OTHERS = [
+    ROOT / 'Makefile', ROOT / '.ci/run', ROOT / 'pyproject.toml', *sorted((ROOT / 'tools').glob('*.sh')),
+    *sorted((ROOT / 'pelk_mm').rglob('csrc/*')), *sorted((ROOT / '.github').rglob('*.*'))
+]
 
 
 def sources(folder: str) -> list[Path]:
@@ -84,6 +88,10 @@ def problems(files: list[Path], find: Callable[[Path], list[str]]) -> dict[str, 
 
 def test_pages():
     assert problems(PAGES, lambda file: stumbles(page_text(file))) == {}
+
+
+def test_other_files():
+    assert problems(OTHERS, lambda file: stumbles(file.read_text(encoding='utf-8'))) == {}
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
