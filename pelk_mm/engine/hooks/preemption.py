@@ -109,6 +109,7 @@ class PreemptionHook(Hook):
             checkpoint['meta'].update(self._position)
 
     def _listen(self, loop: BaseLoop, run: Callable[[], Any]) -> Any:
+        """Run the loop with our handler of SIGTERM. Restore the previous handler."""
         # Without the reference to itself that a loop would wait with for the garbage collector.
         del loop.run  # type: ignore[method-assign]
         self._asked_at = self._position = None
