@@ -1,4 +1,4 @@
-# make quickstart   data, three trainings, tests of the trained models and pictures of their predictions, on the CPU
+# make quickstart   data, three trainings, tests of the trained models and images of their predictions, on the CPU
 # make test         every test
 # make lint         ruff, mypy and codespell
 # make docs         the documentation, docs/_build/html/index.html; a warning is an error

@@ -1,8 +1,8 @@
-"""What differs between the OpenMMLab stacks and PyTorch versions that PeLK-MM runs on.
+"""Level the differences between the OpenMMLab stacks and PyTorch versions that PeLK-MM runs on.
 
 Two stacks are known: the maintained forks (``onedl-mmengine`` and the rest) and upstream's last releases
 (``mmengine`` and the rest). Importing this module changes nothing. Our tools call :func:`setup` before they parse a
-config; so does whoever parses one that inherits from ``pelk_mm::`` with tools of their own::
+config. Your own tools call it before they parse a config that inherits from ``pelk_mm::``::
 
     from mmengine.config import Config
     from pelk_mm.compat import setup
@@ -57,20 +57,19 @@ def setup() -> None:
 def register_config_packages() -> None:
     """Make ``_base_ = 'mmseg::...'`` and ``_base_ = 'pelk_mm::...'`` resolve.
 
-    MMEngine looks the prefix up in a table of distributions, and falls back to importing the name when no distribution
-    is called so. ``mmseg``: onedl-mmengine 0.10.12 expects it in ``mmsegmentation``, while its fork is distributed as
-    ``onedl-mmsegmentation``. ``pelk_mm``: no MMEngine knows it, and mmengine 0.10.7 looks for the package of an
-    editable install in site-packages, where it is not; hence the name of a module beside ``.mim``, which is no
-    distribution's.
+    MMEngine looks up the prefix in a table of distributions, and imports the name if no distribution has it. ``mmseg``:
+    onedl-mmengine 0.10.12 expects it in ``mmsegmentation``, while its fork is distributed as ``onedl-mmsegmentation``.
+    ``pelk_mm``: no MMEngine knows it, and mmengine 0.10.7 looks for the package of an editable install in
+    site-packages, where it is not. So the table gets the name of a module beside ``.mim``, which is not a distribution.
     """
     MODULE2PACKAGE.update(mmseg='mmseg', pelk_mm='pelk_mm.version')
 
 
 def keep_scope_of_inherited_configs() -> None:
-    """Leave what is inherited from ``pelk_mm::...`` in the scope of the config: mmpretrain, mmseg or mmdet.
+    """Keep parts inherited from ``pelk_mm::...`` in the scope of the config: mmpretrain, mmseg or mmdet.
 
-    For every MMEngine: it marks inherited parts with the prefix, as if that were the toolbox they come from, and would
-    look for ``BaseSegDataset`` in ``pelk_mm``.
+    For every MMEngine: it marks inherited parts with the prefix as their toolbox, and would look for
+    ``BaseSegDataset`` in ``pelk_mm``.
     """
     upstream = Config._get_cfg_path
     if hasattr(upstream, '__wrapped__'):
@@ -85,10 +84,10 @@ def keep_scope_of_inherited_configs() -> None:
 
 
 def find_base_configs_at_once() -> None:
-    """Take ``_base_ = 'mmseg::_base_/...'`` from the folder of the toolbox's configs, where it is found in the end.
+    """Take ``_base_ = 'mmseg::_base_/...'`` directly from the folder of the toolbox's configs.
 
-    For every MMEngine: it first reads all metafiles of the toolbox, more than a second for each inherited file,
-    although they list no file of ``_base_``.
+    For every MMEngine: it first reads all metafiles of the toolbox, which takes more than a second for each inherited
+    file, although they list no file of ``_base_``.
     """
     upstream = mmengine.config.config._get_external_cfg_path
     if hasattr(upstream, '__wrapped__'):
@@ -106,8 +105,8 @@ def find_base_configs_at_once() -> None:
 def checkpoint_without_reentry() -> None:
     """Let MMEngine's ``activation_checkpointing`` use the kind of checkpointing that PyTorch recommends.
 
-    For every MMEngine: it does not say which, and PyTorch then warns and takes the reentrant one, which passes no
-    gradients on where the input, as an image, requires none: a backbone checkpointed so is not trained.
+    For every MMEngine: it does not choose one, and PyTorch then warns and takes the reentrant one. That one passes no
+    gradients if the input, such as an image, requires none, so the backbone is not trained.
     """
     module = mmengine.runner.activation_checkpointing
     if not isinstance(module.checkpoint, partial):
@@ -115,9 +114,9 @@ def checkpoint_without_reentry() -> None:
 
 
 def name_compiler_cache() -> None:
-    """Let a user without a name train: one whose uid is not in the list of users, as in many containers.
+    """Let a user without a name train, whose uid is not in the list of users, as in many containers.
 
-    For PyTorch before 2.12 or so: it names its compiler's cache after the user, which fails, and imports the compiler
+    For PyTorch before about 2.12: it names its compiler's cache after the user, which fails, and imports the compiler
     in optimisers and checkpointing.
     """
     try:

@@ -13,11 +13,11 @@ from PIL import Image, UnidentifiedImageError
 def decoding_error(path: str | Path, other_decoders: bool = True) -> str:
     """Return why an image cannot be decoded to its end, '' if it can.
 
-    Pillow reports files that are cut off, where OpenCV fills the rest with grey. Large images are decoded as any other.
+    Pillow reports incomplete files, while OpenCV fills the missing part with grey. Large images are decoded too.
 
     Args:
         path (str | Path): The file.
-        other_decoders (bool): Ask OpenCV and tifffile about formats that Pillow does not know; False makes these pass.
+        other_decoders (bool): Use OpenCV and tifffile for formats that Pillow does not know; with False these pass.
             Defaults to True.
     """
     try:

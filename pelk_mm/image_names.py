@@ -1,4 +1,4 @@
-"""Which files are images, as far as their names tell."""
+"""Find image files by their names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tif
 
 
 def list_image_files(folder: str | Path, subfolders: bool = False) -> list[Path]:
-    """Files of a folder that are named like images, sorted by name; none if there is no such folder.
+    """Return the files of a folder that are named like images, sorted by name; none if there is no such folder.
 
     Args:
         folder (str | Path): The folder.
-        subfolders (bool): Those in its subfolders too. Defaults to False.
+        subfolders (bool): Whether to include its subfolders. Defaults to False.
     """
     found = Path(folder).glob('**/*' if subfolders else '*')
     return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())

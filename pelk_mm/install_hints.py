@@ -1,4 +1,4 @@
-"""The ``pip install`` line for what is missing. The package itself asks for PyTorch and NumPy only."""
+"""The ``pip install`` line for a missing package. PeLK-MM itself requires only PyTorch and NumPy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import MappingProxyType
 _STACK = 'pip install "pelk-mm[onedl]"'
 _EXPORT = 'pip install "pelk-mm[deploy]"'
 
-# By the name that is imported. A name that is not here is its package's.
+# By the name that is imported. For all other names the package has the same name.
 INSTALL_LINES: Mapping[str, str] = MappingProxyType(
     dict(
         mmengine=_STACK,
@@ -29,10 +29,10 @@ INSTALL_LINES: Mapping[str, str] = MappingProxyType(
 
 
 def install_line(module: str) -> str:
-    """Return what brings a module.
+    """Return the line that installs a module.
 
     Args:
-        module (str): As it is imported, e.g. ``'cv2'`` or ``'mmengine.runner'``.
+        module (str): Its name in imports, e.g. ``'cv2'`` or ``'mmengine.runner'``.
     """
     package = module.partition('.')[0]
     return INSTALL_LINES.get(package, f'pip install {package}')
@@ -42,7 +42,7 @@ def require(*modules: str, by: str, instead: str = '') -> None:
     """Check that modules are installed, without importing them.
 
     Args:
-        *modules (str): As they are imported.
+        *modules (str): Their names in imports.
         by (str): The module that needs them, for the message.
         instead (str): A way to work without them, for the message. Defaults to none.
 

@@ -1,12 +1,12 @@
-"""Names of modules and parameters as they are without wrappers."""
+"""Names of modules and parameters without the parts that wrappers add."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-# What torch.compile, checkpoint_wrapper and FSDP call the module that they wrap, which is nobody else's name.
+# The names that torch.compile, checkpoint_wrapper and FSDP give the wrapped module; no other module has them.
 PRIVATE_PARTS = ('_orig_mod', '_checkpoint_wrapped_module', '_fsdp_wrapped_module')
-# That of DDP, DataParallel and averaged models may also be a model's own.
+# The name used by DDP, DataParallel and averaged models; a model itself may have it too.
 WRAPPER_PARTS = (*PRIVATE_PARTS, 'module')
 
 

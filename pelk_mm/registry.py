@@ -26,7 +26,7 @@ from mmengine.registry import Registry
 
 
 class SuggestingRegistry(Registry):
-    """A registry that answers a misspelt type, and whose classes answer a misspelt argument, with the nearest name.
+    """A registry that suggests the nearest name for a misspelt type, or a misspelt argument of its classes.
 
     Raises:
         KeyError: From ``get`` and ``build``, if a type is unknown and resembles one registered here.
@@ -34,7 +34,7 @@ class SuggestingRegistry(Registry):
     """
 
     def get(self, key: str):
-        """As upstream's, but a name that is almost one of ours is an error, not None."""
+        """As upstream's, but raise an error instead of returning None if a name is almost one of ours."""
         found = super().get(key)
         if found is None:
             hint = _suggest(key.removeprefix(f'{self.scope}.'), self.module_dict)
@@ -45,13 +45,13 @@ class SuggestingRegistry(Registry):
 
     def _register_module(self, module, *args, **kwargs) -> None:
         super()._register_module(module, *args, **kwargs)
-        # A class without a constructor of its own shares one with classes that are not ours.
+        # A class without its own constructor shares one with classes that are not ours.
         if '__init__' in vars(module):
             module.__init__ = _checked(module)
 
 
 def _checked(cls: Any):
-    """The constructor of ``cls``, made to refuse keyword arguments that it does not take."""
+    """Return the constructor of ``cls`` that refuses keyword arguments it does not take."""
     constructor = cls.__init__
     allowed = _argument_names(cls)
 
@@ -68,7 +68,7 @@ def _checked(cls: Any):
 
 
 def _argument_names(cls: type) -> set[str] | None:
-    """What the constructor takes by name, with what it passes on to its base class; None if that is anything."""
+    """Return the names of the constructor's arguments, with those of its base class; None if it takes any name."""
     names: set[str] = set()
     for base in cls.__mro__[:-1]:
         if '__init__' not in vars(base):

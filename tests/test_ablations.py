@@ -211,7 +211,7 @@ def test_kernels_on_digits():
 
 @pytest.mark.parametrize('index', range(1, 6))
 def test_cut_kernels_do_the_same_on_maps_of_digits(index):
-    """What was cut off met nothing but padding."""
+    """Cells that were cut off met only padding."""
     cfg = load(entries('table5_sharing_grid')[index]['Config'])
     cut = scaled(entries('table5_sharing_grid')[index]['Config']).model.backbone.kernel_sizes
     generator = torch.Generator().manual_seed(index)

@@ -35,7 +35,7 @@ def parse_in_fresh_python(tmp_path, base: str, before: str = '') -> str:
     return result.stdout.split()[-1]
 
 
-def test_mmseg_configs_need_the_patch_on_the_forks_alone(tmp_path):
+def test_only_on_the_forks_mmseg_configs_need_the_patch(tmp_path):
     base = 'mmseg::_base_/default_runtime.py'
     assert parse_in_fresh_python(tmp_path, base) == ('ModuleNotFoundError' if ONEDL else 'parsed')
     assert parse_in_fresh_python(tmp_path, base, 'from pelk_mm.compat import setup; setup(); setup()') == 'parsed'

@@ -68,7 +68,7 @@ class TestEveryConfig:
             assert [model.head.in_channels] == widths
 
     def test_pipelines_run(self, name, scope, tmp_path):
-        """Training and test pipelines turn a picture and its annotation into the input that the name promises."""
+        """Training and test pipelines turn an image and its annotation into the input that the name promises."""
         cfg = load(name)
         sample = make_sample(cfg, tmp_path)
         for part in ('train', 'test'):
@@ -138,7 +138,7 @@ def side_of(name: str) -> int:
 
 
 def make_sample(cfg: Config, folder: Path) -> dict:
-    """A picture with a class, a label map of the value 1, or one instance, as the toolbox's data sets give it."""
+    """An image with a class, a label map of the value 1, or one instance, as the toolbox's data sets give it."""
     height, width = 120, 160
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (height, width, 3), np.uint8)).save(folder / 'image.png')
     sample = dict(img_path=str(folder / 'image.png'), img_id=1, height=height, width=width)

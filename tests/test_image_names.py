@@ -12,7 +12,7 @@ from pelk_mm.image_names import IMAGE_SUFFIXES, list_image_files
 
 @pytest.fixture
 def folder(tmp_path):
-    """An image of every kind, of upper case too, one in a subfolder, and what is none."""
+    """An image of every kind, of upper case too, one in a subfolder, and files that are not images."""
     for suffix in (*IMAGE_SUFFIXES, '.PNG'):
         Image.new('L' if suffix == '.pgm' else 'RGB', (8, 6)).save(tmp_path / f'image{suffix}')
     (tmp_path / 'sub.png').mkdir()
@@ -34,7 +34,7 @@ def test_everything_that_looks_for_images_finds_the_same(folder):
     assert find_images(folder, 100) == list_image_files(folder, subfolders=True)
     items = check_images(folder)
     number = len(list_image_files(folder, subfolders=True))
-    assert [item.found for item in items] == [f'{number} of {number} images are whole']
+    assert [item.found for item in items] == [f'{number} of {number} images are undamaged']
 
 
 def test_everything_that_is_found_can_be_read(folder):

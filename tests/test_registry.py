@@ -34,7 +34,7 @@ def test_unknown_types(registry, name, near):
         registry.build(dict(type=name))
 
 
-def test_what_resembles_nothing_is_left_to_upstream():
+def test_names_that_resemble_nothing_are_left_to_upstream():
     assert MODELS.get('pelk_mm.Xyzzy') is None
     with pytest.raises(KeyError, match='Xyzzy is not in the'):
         MODELS.build(dict(type='pelk_mm.Xyzzy'))

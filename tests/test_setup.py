@@ -43,7 +43,7 @@ def csrc(root):
     return files
 
 
-def test_wheel_carries_the_whole_config_tree_and_the_tools(wheel, root):
+def test_wheel_carries_all_configs_and_the_tools(wheel, root):
     packed = {name for name in wheel.namelist() if name.startswith('pelk_mm/.mim/')}
     expected = {'pelk_mm/.mim/model-index.yml'}
     for folder in ('configs', 'tools'):
@@ -140,7 +140,7 @@ def test_pins_of_the_requirement_files_do_not_contradict(root):
                     name = requirement.name.lower().replace('_', '-')
                     pins.setdefault((key, python, name), set()).add(str(requirement.specifier))
     assert {key: versions for key, versions in pins.items() if len(versions) > 1} == {}
-    # What is pinned for one Python is for the others, but for what only the dependencies of one ask for.
+    # What is pinned for one Python is for the others, except what only the dependencies of one ask for.
     names = {python: {name for _, other, name in pins if other == python} for python in PYTHONS}
     assert names['3.11'] == names['3.12'] == names['3.13']
     assert names['3.10'] - names['3.11'] == {'coloredlogs', 'exceptiongroup', 'humanfriendly', 'tomli'}

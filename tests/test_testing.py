@@ -1,4 +1,4 @@
-"""What tests share: processes that end together, and equality of checkpoints."""
+"""Shared parts of tests: processes that end together, and equality of checkpoints."""
 
 import re
 import socket
@@ -27,7 +27,7 @@ def script(tmp_path):
     return path
 
 
-def test_what_ranks_print_is_returned(script, tmp_path):
+def test_output_of_ranks_is_returned(script, tmp_path):
     assert run_ranks(script, [(0, 0, 0), (1, 0, 1)], tmp_path) == ['from 0\n', 'from 1\n']
     assert run_ranks(script, [(0, 1, 1), (1, 1, 0)], tmp_path, exit_code=1) == [
         'from 0\nfailure of 0\n', 'from 1\nfailure of 1\n'

@@ -1,6 +1,6 @@
-"""torchrun, for the shell scripts beside it, with their exit codes and their names for what is wrong.
+"""torchrun for the shell scripts beside it, with their exit codes and their names of settings in errors.
 
-It ends with 75 where every process has ended so, as trainings do that were asked to end and have saved a checkpoint.
+It ends with 75 if every process has ended so, as trainings do after SIGTERM and a saved checkpoint.
 """
 
 import contextlib

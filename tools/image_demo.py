@@ -1,4 +1,4 @@
-"""Run a classifier, segmentor or detector on an image, a folder of images or a video, and draw what it finds."""
+"""Run a classifier, segmentor or detector on an image, a folder of images or a video, and draw its predictions."""
 
 import argparse
 import sys

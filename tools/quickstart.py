@@ -1,7 +1,7 @@
-"""Quick start on two CPU cores: data made on the spot, a classifier, and a segmentor and a detector from its backbone.
+"""Quick start on two CPU cores: small data, a classifier, and a segmentor and a detector from its backbone.
 
-Every step is a command of this repository, printed before it runs, as you would type it. Started again it goes on where
-it was stopped; what is finished with the same configs, code and data is not done again.
+Every step is a command of this repository, printed before it runs, as you would type it. Started again, it continues
+where it was stopped; steps finished with the same configs, code and data are not repeated.
 """
 
 import argparse
@@ -37,12 +37,12 @@ class Task:
     """One of the three trainings.
 
     Attributes:
-        name (str): Names its folder and its picture.
+        name (str): Name of its folder and its figure.
         config (str): Config file.
-        predictions (str): What to call the predictions; ``tools/test.py --out`` tells the kind from the ending.
+        predictions (str): Name of the predictions, whose ending gives the format to ``tools/test.py --out``.
         metrics (dict[str, tuple[str, int, int]]): By key of the metric, what to call it, its factor to per cent, and
             the least per cent to expect.
-        figure_size (tuple[float, float]): Width and height of its picture in inches.
+        figure_size (tuple[float, float]): Width and height of its figure in inches.
         draw (Callable): ``draw(figure, cfg, predictions)``.
     """
 
@@ -55,7 +55,7 @@ class Task:
 
 
 def draw_classification(figure: Figure, cfg: Config, predictions: Path) -> None:
-    """A row of pictures for each class, with the predicted class; wrong ones in red."""
+    """Draw a row of images for each class, with the predicted class; wrong ones in red."""
     by_class: dict[int, list] = {}
     for result in load(predictions):
         by_class.setdefault(int(result['gt_label']), []).append(result)
@@ -138,14 +138,14 @@ TASKS = (
 
 
 def train(steps: Steps, task: Task, folder: Path, options: list[str]) -> dict:
-    """Train, or go on with a training that was stopped, and return its checkpoint."""
+    """Train, or continue a training that was stopped, and return its checkpoint."""
     minutes = steps.run(folder / 'train.log', 'python', 'tools/train.py', task.config, '--work-dir', folder, '--resume',
                         *options)
     return dict(minutes=minutes, checkpoint=(folder / 'last_checkpoint').read_text().strip())
 
 
 def test(steps: Steps, task: Task, folder: Path, checkpoint: str) -> dict:
-    """Test a checkpoint, and return its metrics and where the predictions are."""
+    """Test a checkpoint, and return its metrics and the file of its predictions."""
     # A test that was stopped leaves half of the predictions.
     results = Path(tempfile.mkdtemp(prefix='test_', dir=folder))
     minutes = steps.run(results / 'test.log', 'python', 'tools/test.py', task.config, checkpoint, '--work-dir', results,
@@ -174,7 +174,7 @@ def run_side_by_side(tasks: Sequence[Task], *args) -> list[tuple[dict, dict]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='folder for models and pictures')
+        '--work-dir', type=Path, default=Path('work_dirs/quickstart'), help='folder for models and figures')
     work_dir = parser.parse_args().work_dir.resolve()
     os.chdir(ROOT)
     if work_dir.is_relative_to(ROOT):
@@ -206,7 +206,7 @@ def main() -> None:
     print('(minutes: of training + of the test, those of the last two tasks side by side; steps that were finished\n'
           'before show what they took then)')
     pictures = [work_dir / f'{task.name}.png' for task in TASKS]
-    print('Images of predictions on validation data:', *pictures, sep='\n  ')
+    print('Predictions on validation images:', *pictures, sep='\n  ')
     if failed:
         sys.exit('A metric is lower than it should be.')
 

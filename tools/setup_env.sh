@@ -292,7 +292,7 @@ main() {
     [[ $STACK = onedl || $STACK = openmmlab ]] || refuse "STACK must be onedl or openmmlab, got '$STACK'."
     [[ $MMCV_OPS = torchvision || $MMCV_OPS = compiled ]] ||
         refuse "MMCV_OPS must be torchvision or compiled, got '$MMCV_OPS'."
-    [[ $MIN_FREE_GB =~ ^(0|[1-9][0-9]*)$ ]] || refuse "MIN_FREE_GB must be a whole number of GB, got '$MIN_FREE_GB'."
+    [[ $MIN_FREE_GB =~ ^(0|[1-9][0-9]*)$ ]] || refuse "MIN_FREE_GB must be an integer number of GB, got '$MIN_FREE_GB'."
     check_venv
     if is_ready; then
         say "Environment $VENV (STACK=$STACK, MMCV_OPS=$MMCV_OPS) is ready."

@@ -1,4 +1,4 @@
-"""Test a checkpoint of a classifier, segmentor or detector: metrics, predictions, pictures."""
+"""Test a checkpoint of a classifier, segmentor or detector: metrics, predictions, images of them."""
 
 import argparse
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='checkpoint file or URL')
     parser.add_argument('--out', help='where to put the predictions: a .pkl file, or for mmseg a folder of label maps')
     parser.add_argument('--show', action='store_true', help='show the predictions in windows')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--show-dir', help='folder for images with the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that each window stays')
     parser.add_argument(
         '--tta',

@@ -5,9 +5,9 @@ runner_type = 'FlexibleRunner'
 strategy = dict(
     type='FSDPStrategy',
     model_wrapper=dict(auto_wrap_policy=dict(type='pelk_mm.class_name_wrap_policy', types=['LargeKernelBlock'])),
-    # Checkpoints of the whole model, as all other runs write and read them.
+    # Checkpoints of the complete model, as all other runs write and read them.
     state_dict_cfg='full')
-# EMAHook copies whole weights.
+# EMAHook copies unsharded weights.
 custom_hooks = []
-# A shard has one dimension whatever the weight has: what does not decay is named.
+# Every shard has one dimension, so the weights that do not decay are named.
 optim_wrapper = dict(paramwise_cfg=dict(flat_decay_mult=None, custom_keys={'.gamma': dict(decay_mult=0.0)}))

@@ -21,7 +21,7 @@ def draw_breakdown(complexity: Complexity) -> Figure:
         Figure: Two panels of bars, labelled with billions of operations and their share of the panel's title.
     """
     components = {name: complexity.component(name) for name in complexity.costs}
-    # What stands in brackets explains the table; bars have no room for it.
+    # The text in brackets explains the table; bars have no room for it.
     parts = {PARTS[kind].partition(' (')[0]: cost for kind, cost in complexity.costs['backbone'].items()}
     panels = [{name: cost
                for name, cost in panel.items() if cost.macs or cost.executed} for panel in (components, parts)]

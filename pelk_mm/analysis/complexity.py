@@ -12,8 +12,8 @@ The conventions, which meet the published figures of ConvNeXt, Swin and PeLK:
   C * K * K a block at every density and image size; deployment folds them away. For PeLK-T these are
   4.94 M, 0.0041 % of the backbone at 2048 x 512, where Fig. 5(b) of the paper has 0.05 %.
 - Shares are of the model; the parts of the backbone have shares of the backbone beside these, as in Fig. 5(b).
-- Beside that stands what is executed: zeros are multiplied like other weights, and a peripheral convolution runs what
-  its backend does, box sums included, each addition counted like a multiply-add.
+- Executed operations are counted separately: zeros are multiplied like other weights, and a peripheral convolution
+  has the operations of its backend, box sums included, each addition counted like a multiply-add.
 - Two-stage detectors: 1000 proposals through every box head, the first 100 of them through every mask head, as
   MMDetection 2.x counted for all published figures. MMDetection 3.x sends 1000 through a cascade's mask heads.
 """
@@ -58,7 +58,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 @dataclass
 class Cost:
-    """What a part costs.
+    """Costs of a part of a model.
 
     Attributes:
         params_stored (int): Parameters as a training checkpoint holds them.
@@ -84,7 +84,7 @@ class Cost:
         return self.executed_macs + self.executed_additions
 
     def rounded(self) -> dict[str, int]:
-        """The attributes as whole numbers."""
+        """Return the attributes as integers."""
         return {name: round(value) for name, value in vars(self).items()}
 
 
@@ -113,7 +113,7 @@ class Complexity:
 
     @property
     def total(self) -> Cost:
-        """The whole model."""
+        """The costs of the complete model."""
         return _sum(self.component(name) for name in self.costs)
 
     @property
@@ -130,7 +130,7 @@ class Complexity:
         return self._cost(component, part).macs / max(self._whole(of).macs, 1)
 
     def executed_share(self, component: str, part: str | None = None, of: str | None = None) -> float:
-        """Share of what the model, or its component ``of``, executes, in 0 ... 1."""
+        """Share of the operations executed by the model, or its component ``of``, in 0 ... 1."""
         return self._cost(component, part).executed / max(self._whole(of).executed, 1)
 
     def _whole(self, of: str | None) -> Cost:
@@ -172,7 +172,7 @@ class Complexity:
         return row
 
     def to_table(self) -> str:
-        """A table to read."""
+        """Return a table to read."""
         rows: list[tuple[str, Cost, bool]] = []
         for name in self.costs:
             rows.append((name, self.component(name), name == 'backbone'))
@@ -216,7 +216,7 @@ def count_complexity(model: nn.Module,
 
     Args:
         model (nn.Module): A classifier, segmentor or detector, best on the meta device, as :func:`build_model` makes
-            it: the count runs where the model is. It is left as it is.
+            it: the count runs on the model's device. It is not changed.
         shape (Sequence[int]): Height and width of the image.
         density (float): Share of non-zero weights, in (0, 1]. Defaults to 1.
         num_rois (int): Proposals through each box head of a two-stage detector. Defaults to 1000.
@@ -270,7 +270,7 @@ def count_complexity(model: nn.Module,
         executed = peripheral.get(name, Operations(macs))
         cost.executed_macs += executed.multiply_adds
         cost.executed_additions += executed.additions
-    # What a module that is no standard layer was seen to run tells what its weights are for.
+    # Classify a custom module's weights by the operator it ran.
     seen = {name: part for name, part in counts if part != 'attention'}
     for name, parameter, standard_part in stored:
         part = standard_part or seen.get(_owner(name), 'other')
@@ -309,7 +309,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
 
 
 class _Bare(nn.Module):
-    """A backbone alone, named as in a model."""
+    """A backbone without head, named as in a model."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

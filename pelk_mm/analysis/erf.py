@@ -26,7 +26,7 @@ from .inputs import count_channels, fit_channels, normalisation, swaps_colours
 
 THRESHOLDS = (0.2, 0.3, 0.5, 0.99)
 
-# How far below its maximum the picture of a field reaches.
+# How far below its maximum the figure of a field reaches.
 _DECADES = 6
 
 
@@ -114,10 +114,10 @@ def measure_receptive_field(model: nn.Module,
     Args:
         model (nn.Module): A classifier, segmentor or detector, of which the backbone is measured, or any module that
             maps (1, C, H, W) to a (1, D, h, w) map or a sequence of such, of which the last counts. It is put into
-            eval mode, its parameters stop to ask for gradients, and where backbones of mmpretrain or ours would pool
-            or return tokens, they are set to return maps.
+            eval mode, its parameters no longer require gradients, and backbones of mmpretrain or ours that pool or
+            return tokens are set to return maps.
         images (Iterable[Tensor]): Normalised images of one size, (1, C, H, W) each, on the model's device.
-        description (str): What the progress bar is called.
+        description (str): Title of the progress bar.
         num_images (int, optional): How many images there are, for the progress bar, if ``images`` has no length.
         before_norm (bool): Leave out a norm that the backbone ends with, as RepLKNet's authors do. Defaults to False.
 

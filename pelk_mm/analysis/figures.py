@@ -1,4 +1,4 @@
-"""What the pictures of this package share: where they are written, and colours."""
+"""Colours and saving of the figures of this package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
 
     Args:
         figure (Figure): What to draw.
-        path (Path): File to write, whose ending tells the kind, for instance ``.png`` or ``.svg``. Its folder is made.
+        path (Path): File to write; its ending gives the format, for instance ``.png`` or ``.svg``. Its folder is made.
         dpi (int): Pixels per inch. Defaults to 100.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a model takes for an image: how many channels, in which order, of which values."""
+"""The images that a model takes: their number of channels, the order of these and the values."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fit_channels(image: np.ndarray, channels: int, name: Any) -> np.ndarray:
     Args:
         image (np.ndarray): (H, W) or (H, W, C), colours in the order BGR.
         channels (int): How many the model takes.
-        name (Any): What errors call the image, such as its path.
+        name (Any): Name of the image in errors, such as its path.
 
     Returns:
         np.ndarray: (H, W, channels).
@@ -85,7 +85,7 @@ def fit_channels(image: np.ndarray, channels: int, name: Any) -> np.ndarray:
 
 
 def displayable(image: np.ndarray) -> np.ndarray:
-    """Return an image (H, W, 3), uint8, BGR to look at of one with any number of channels and of any type.
+    """Return an image (H, W, 3), uint8, BGR to show, made of one with any number of channels and of any type.
 
     Args:
         image (np.ndarray): (H, W) or (H, W, C). Of more than three channels the first three are taken.

@@ -1,4 +1,4 @@
-"""How the parameters of a network grow with its kernels (PeLK, Fig. 2 and 6)."""
+"""Growth of a network's parameters with its kernels (PeLK, Fig. 2 and 6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .figures import COLORS
 
 
 def taps_per_channel(kernel_size: int, center: int = 5, stripe_width: int = 5) -> dict[str, int]:
-    """Weights that one channel of a depthwise convolution stores.
+    """Return the number of weights that one channel of a depthwise convolution stores.
 
     Args:
         kernel_size (int): K, odd.
@@ -37,7 +37,7 @@ def scale_kernels(model: nn.Module,
                   kernel_sizes: Sequence[int],
                   center: int = 5,
                   stripe_width: int = 5) -> list[dict[str, int]]:
-    """Count the parameters of a model after every depthwise kernel were replaced by one of each size.
+    """Count the parameters of a model with every depthwise kernel replaced by one of each size.
 
     Args:
         model (nn.Module): With depthwise ``nn.Conv2d``, for instance ConvNeXt; best on the meta device. It is left as
@@ -70,11 +70,11 @@ def scale_kernels(model: nn.Module,
 
 
 def draw_scaling(rows: Sequence[dict[str, int]], name: str, center: int = 5, stripe_width: int = 5) -> Figure:
-    """Draw the parameters of a kernel and of the whole network against the kernel's size.
+    """Draw the parameters of a kernel and of the network against the kernel's size.
 
     Args:
         rows (Sequence[dict[str, int]]): From :func:`scale_kernels`.
-        name (str): What to call the network.
+        name (str): Name of the network.
         center (int): As for :func:`scale_kernels`.
         stripe_width (int): As for :func:`scale_kernels`.
     """

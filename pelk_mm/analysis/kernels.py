@@ -1,4 +1,4 @@
-"""Numbers and pictures of sharing grids and of the kernels of a model (PeLK, Fig. 1 and 3)."""
+"""Numbers and figures of sharing grids and of the kernels of a model (PeLK, Fig. 1 and 3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
 from pelk_mm.ops import SharingGrid
 
-# From here on a kernel is worth a picture.
+# Smaller kernels are not drawn.
 _LEAST_SIDE = 5
 
 
@@ -158,7 +158,7 @@ def draw_kernels(stages: Sequence[StageKernels], channels: int = 3) -> Figure:
 
 
 def draw_sharing_grids(grids: Sequence[SharingGrid]) -> Figure:
-    """Draw grids side by side, each with the widths of its cells and what is stored (Fig. 1)."""
+    """Draw grids side by side, each with the widths of its cells and the stored share (Fig. 1)."""
     figure = Figure(figsize=(4.6 * len(grids), 5.2), layout=ConstrainedLayoutEngine(w_pad=0.1))
     for axis, grid in zip(figure.subplots(1, len(grids), squeeze=False)[0], grids):
         draw_grid(axis, grid)
@@ -179,7 +179,7 @@ def draw_grid(axis: Axes, grid: SharingGrid) -> None:
     half = len(grid.half) - 1
     distances = np.abs(np.array(grid.cells) - half)
     rings = np.maximum(distances[:, None], distances[None, :])
-    # Rings alternate, or neighbours among many could not be told apart; the unshared centre stands out.
+    # Rings alternate, so that neighbours among many can be distinguished; the unshared centre stands out.
     unshared = grid.center // 2
     shades = np.where(rings <= unshared, 2, rings % 2) if unshared else rings % 2
     axis.imshow(shades, cmap=ListedColormap(['#b8d4ea', '#dbe9f4', '#f4b183']), vmin=0, vmax=2)

@@ -1,4 +1,4 @@
-"""Counting multiply-adds while a model runs, on the meta device as well as on a real one."""
+"""Count multiply-adds while a model runs, on the meta device or on a real one."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _run_two_stage(model: Any, inputs: Tensor, num_rois: int, num_mask_rois: int) -> None:
-    """Run a two-stage detector on proposals of a fixed number: which boxes they are changes no cost."""
+    """Run a two-stage detector on a fixed number of proposals; their positions do not change the costs."""
     features = model.extract_feat(inputs)
     if model.with_rpn:
         model.rpn_head(features)
@@ -83,13 +83,13 @@ def _run_roi_heads(roi_head: Any, extractors: Any, heads: Any, num_rois: int) ->
 
 
 class MacCounter(TorchDispatchMode):
-    """Counts multiply-adds of convolutions, linear layers and products of activations, by module and kind of part.
+    """Count multiply-adds of convolutions, linear layers and products of activations, by module and kind of part.
 
     The formulas are PyTorch's (``torch.utils.flop_counter``); the peripheral convolution is counted in dense form,
-    K * K taps a channel, whatever its backend executes.
+    K * K taps a channel, not the operations of its backend.
 
     Args:
-        model (nn.Module): Its submodules' names are what the counts are attributed to.
+        model (nn.Module): Its submodules' names are the keys of the counts.
 
     Attributes:
         macs (dict[tuple[str, str], int]): By name of the innermost module that runs the operator, ``''`` outside

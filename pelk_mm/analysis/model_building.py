@@ -1,4 +1,4 @@
-"""Models as configs describe them, if need be without memory: to count them, to look at shapes."""
+"""Build the models of configs, also without memory for weights: to count them, or to read shapes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torch.overrides import TorchFunctionMode
 
 from pelk_mm.checkpoints.pretrained import PretrainedBackbone
 
-# What initialisers fill weights with, needless where there are no values.
+# Initialisers of weights, which are not needed without values.
 _FILLS = frozenset(
     getattr(torch.Tensor, name)
     for name in ('add_', 'clamp_', 'erfinv_', 'fill_', 'mul_', 'normal_', 'uniform_', 'zero_'))
 
 
 class WeightsOnMeta(TorchFunctionMode):
-    """A context in which ``torch.empty``, with which layers make their weights, answers on the meta device.
+    """A context in which ``torch.empty``, with which layers make their weights, uses the meta device.
 
-    ``torch.device('meta')`` would take every factory there, and constructors that read values, as drop path rates from
-    ``torch.linspace``, could not run.
+    ``torch.device('meta')`` would do so for every factory, and constructors that read values, such as drop path rates
+    from ``torch.linspace``, could not run.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -60,7 +60,7 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
 def build_without_weights(cfg: Config) -> nn.Module:
     """Build ``cfg.model`` in eval mode on the CPU, without memory for its weights.
 
-    What needs no weights works, such as the data preprocessor, and what makes predictions of a network's outputs.
+    All parts without weights work, such as the data preprocessor and the code that turns outputs into predictions.
 
     Args:
         cfg (Config): As for :func:`build_model`. It is not changed.
@@ -86,7 +86,7 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
 
     Args:
         cfg (Config): As for :func:`build_model`. It is not changed.
-        checkpoint (str, optional): Path or URL of any checkpoint that contains the whole backbone. None initialises it
+        checkpoint (str, optional): Path or URL of any checkpoint with the complete backbone. None initialises it
             as the config says, but loads nothing that the config names.
         device (str): Where the model goes. Defaults to ``'cpu'``.
         seed (int): Of the random weights; PyTorch's generator is left as it was. Defaults to 0.
@@ -129,7 +129,7 @@ def quiet(*loggers: logging.Logger, level: int = logging.WARNING) -> Iterator[No
 
 
 def _forget_pretrained(model: dict) -> None:
-    """Take out of a model's config whatever would load weights into its backbone."""
+    """Take out of a model's config everything that would load weights into its backbone."""
     for part in (model, model.get('backbone', {})):
         if part.get('pretrained') is not None:
             part['pretrained'] = None

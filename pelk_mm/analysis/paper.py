@@ -5,7 +5,7 @@ from importlib.resources import files
 
 
 def load_paper_tables() -> dict:
-    """Return every table and figure of the paper (arXiv 2403.07589) with what reproduces it.
+    """Return every table and figure of the paper (arXiv 2403.07589) with the configs or command that reproduce it.
 
     Params are in M (non-zero), FLOPs in G multiply-adds, metrics in %.
 

@@ -54,10 +54,10 @@ def convert_main(description: str | None, names: Mapping[str, str], source_help:
     Args:
         description (str, optional): What the tool does, for its help.
         names (Mapping[str, str]): As :func:`convert_file` takes them.
-        source_help (str): Of what the checkpoint is.
+        source_help (str): Description of the checkpoint.
 
     Returns:
-        str: What was written, and line by line what was left out.
+        str: The written file, and line by line the tensors that were left out.
 
     Raises:
         FileExistsError: If the file to write exists.

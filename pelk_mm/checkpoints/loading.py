@@ -145,15 +145,15 @@ def load_checked(name: str, load: Callable[..., Any]) -> Any:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
     print_log(
-        f'--trust-checkpoint: {name!r} is loaded with all that it holds, and would {needs}. WHATEVER CODE IS IN IT '
-        'RUNS NOW, with your rights.',
+        f'--trust-checkpoint: {name!r} is loaded with all that it holds, and would {needs}. ANY CODE IN IT RUNS NOW, '
+        'with your rights.',
         logger='current',
         level=logging.WARNING)
     return load(weights_only=False)
 
 
 def _needs(message: str) -> str | None:
-    """Return what a file would do that ``weights_only`` refuses, from PyTorch's message; None for other errors."""
+    """Return the action of a file that ``weights_only`` refuses, from PyTorch's message; None for other errors."""
     for verb, pattern in _REFUSED.items():
         if found := re.search(pattern, message):
             return f'{verb} {" ".join(found.group(1).split())}'
@@ -165,7 +165,7 @@ def _identity(name: str) -> str:
 
 
 def checkpoint_globals() -> list:
-    """Return what checkpoints hold beside tensors and plain values, as ``torch.serialization`` takes it.
+    """Return the types that checkpoints hold beside tensors and plain values, as ``torch.serialization`` takes them.
 
     MMEngine's log history; NumPy's arrays and numbers; and the arguments of the command line, as other code bases save
     them.
@@ -195,7 +195,7 @@ def _history_statistic(owner: type, name: str):
 
 
 def checkpoint_error(path: str | Path, checksums: bool = True) -> str | None:
-    """Return what is wrong with a file that ``torch.save`` should have written; None if it is intact.
+    """Return the damage of a file of ``torch.save``; None if it is intact.
 
     Args:
         path (str | Path): The file.

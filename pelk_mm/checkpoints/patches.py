@@ -15,7 +15,7 @@ from .loading import checkpoint_globals, load_checked, safe_load
 
 
 def allow_checkpoint_contents() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read what MMEngine's checkpoints hold.
+    """Let ``torch.load(weights_only=True)``, the default since PyTorch 2.6, read MMEngine's checkpoints.
 
     For mmengine 0.10.7, which cannot resume with PyTorch >= 2.6: its log history holds ``HistoryBuffer`` objects and
     NumPy values. onedl-mmengine 0.10.12 allows them itself.
@@ -27,9 +27,9 @@ def allow_checkpoint_contents() -> None:
 def never_load_unsafely() -> None:
     """Make MMEngine load every checkpoint by :func:`safe_load`, in training and testing too.
 
-    For onedl-mmengine 0.10.12: a checkpoint that does not load safely it loads again with ``weights_only=False``, and
-    so runs what is in it. For every MMEngine: what it downloads it loads with ``weights_only=False``. mmengine 0.10.7
-    leaves local files to PyTorch, which refuses since 2.6, but then advises to load the file unsafely.
+    For onedl-mmengine 0.10.12: it loads a checkpoint that does not load safely again with ``weights_only=False``, and
+    so runs its code. For every MMEngine: it loads downloads with ``weights_only=False``. mmengine 0.10.7
+    leaves local files to PyTorch, which refuses them since 2.6, but then advises to load the file unsafely.
     """
     module = mmengine.runner.checkpoint
     if hasattr(module, '_safe_torch_load'):
@@ -76,10 +76,10 @@ def never_run_saved_configs() -> None:
 
 
 def write_files_atomically() -> None:
-    """Write a checkpoint, and what else MMEngine writes through its local file backend, by :func:`atomic_write`.
+    """Write checkpoints, and all other files of MMEngine's local file backend, by :func:`atomic_write`.
 
-    For every MMEngine: it writes under the final name, so that a process that is killed meanwhile, or a disk that is
-    full, leaves an incomplete file in the place of the previous one.
+    For every MMEngine: it writes under the final name, so a killed process or a full disk leaves an incomplete file
+    instead of the previous one.
     """
     upstream = LocalBackend.put
     if hasattr(upstream, '__wrapped__'):

@@ -1,4 +1,4 @@
-"""Initialise a backbone from a checkpoint, and log what was loaded."""
+"""Initialise a backbone from a checkpoint, and log the loaded tensors."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from .matching import Match, shorten
 class PretrainedBackbone(PretrainedInit):
     """Initialise a backbone from a checkpoint of any model that contains one.
 
-    Unlike MMEngine's ``Pretrained`` it finds the prefix of the backbone's parameters by itself, counts what matched,
-    unpickles nothing but tensors and plain values, and refuses a checkpoint that does not fit rather than training on
-    from random weights. As with ``Pretrained``, what it loads has the last word: the initialisation of the backbone's
-    own children comes before it.
+    Unlike MMEngine's ``Pretrained`` it finds the prefix of the backbone's parameters by itself, counts the matches,
+    unpickles only tensors and plain values, and refuses a checkpoint that does not fit instead of training on from
+    random weights. As with ``Pretrained``, it loads after the backbone's own children were initialised.
 
     Args:
         checkpoint (str, optional): Path or URL. None trains the backbone from scratch, and the log says so.
@@ -66,7 +65,7 @@ class PretrainedBackbone(PretrainedInit):
         self.skip_mismatched = skip_mismatched
 
     def __call__(self, module: nn.Module) -> Match | None:
-        """Load into ``module``, in place; return what fitted, None if there was no checkpoint."""
+        """Load into ``module``, in place; return the match, None if there was no checkpoint."""
         logger = MMLogger.get_current_instance()
         name = type(module).__name__
         if self.checkpoint is None:

@@ -1,4 +1,4 @@
-"""Extraction that can be interrupted and taken up again, and never overwrites a file."""
+"""Extraction that can be interrupted and continued, and never overwrites a file."""
 
 import shutil
 import tarfile
@@ -67,7 +67,7 @@ def extract_tar(archive: Path, target: Path, rename: Callable[[str], str] = str)
 
 
 def extract_tar_of_tars(archive: Path, target: Path) -> int:
-    """Extract a tar archive of tar archives, each into the folder called as it is without ``.tar``.
+    """Extract a tar archive of tar archives, each into a folder with its name without ``.tar``.
 
     Args:
         archive (Path): The outer archive.
@@ -100,7 +100,7 @@ def extract_tar_of_tars(archive: Path, target: Path) -> int:
 
 
 def is_extracted(path: Path, size: int) -> bool:
-    """Tell whether a file is there already.
+    """Return whether a file already exists.
 
     Args:
         path (Path): The file.
@@ -134,12 +134,12 @@ def _open_tar(archive: Path, stream: IO[bytes] | None = None) -> tarfile.TarFile
 
 
 def _files_of(opened: tarfile.TarFile, archive: Path) -> list[tarfile.TarInfo]:
-    """List the files of an opened tar archive; links and devices have no place in a data set."""
+    """List the files of an opened tar archive; links and devices are refused."""
     try:
         members = [member for member in opened.getmembers() if not member.isdir()]
     except tarfile.ReadError as error:
         raise ValueError(f'{archive} is damaged ({error}): download it again.') from error
-    # Python takes an archive cut off between two files for a shorter one; a whole one ends in a block of zeros.
+    # Python reads an archive cut off between two files as a shorter one; a complete one ends in a block of zeros.
     opened.fileobj.seek(opened.offset)
     if opened.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise ValueError(f'{archive} is damaged (its end is missing): download it again.')
@@ -158,7 +158,7 @@ def _locate(target: Path, name: str, archive: Path) -> Path:
 
 
 def _write(source: IO[bytes], path: Path, size: int, archive: Path) -> None:
-    """Write one file under a temporary name, and give it its own when it is complete."""
+    """Write one file under a temporary name, and rename it when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.part')
     try:

@@ -1,4 +1,4 @@
-"""What a data set should hold, what it holds, and where to get what is missing."""
+"""Compare the files of a data set with those it should have, and say where to get missing ones."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from ..image_decoding import decoding_error
 from ..image_names import list_image_files
 from .digit_scenes import VERSION, count_files
 
-# The files that mmpretrain's datasets take for images in class folders; fewer than are images.
+# The suffixes that mmpretrain's datasets accept in class folders, which are not those of all images.
 MMPRETRAIN_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 CONVERTERS = 'python tools/dataset_converters'
 
 
 class CheckItem(NamedTuple):
-    """One thing a data set needs.
+    """A required part of a data set.
 
     Attributes:
         path (Path): File or folder.
-        problem (str): What is wrong with it, empty when nothing is.
+        problem (str): The problem with it, empty if there is no problem.
         found (str): What was found there.
-        advice (str): Where to get it and how to put it there.
+        advice (str): Where to get it and where to put it.
     """
     path: Path
     problem: str
@@ -158,7 +158,7 @@ def check_images(root: Path) -> list[CheckItem]:
             CheckItem(path, f'damaged ({error})', f'{path.stat().st_size} bytes',
                       'get it again, or take it out of the data set') for path, error in zip(files, found) if error
         ]
-    return [CheckItem(root, '', f'{len(files) - len(items)} of {len(files)} images are whole', ''), *items]
+    return [CheckItem(root, '', f'{len(files) - len(items)} of {len(files)} images are undamaged', ''), *items]
 
 
 # From the name on the command line to the check and the folder the configs expect.

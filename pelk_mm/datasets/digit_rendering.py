@@ -1,7 +1,7 @@
-"""Drawing of the built-in data: handwritten digits as smooth strokes, and backgrounds to put them on.
+"""Draw the built-in data: handwritten digits as smooth strokes, and backgrounds for them.
 
-Everything takes a ``numpy.random.RandomState``, whose stream is frozen across NumPy versions, so that both OpenMMLab
-stacks make the same pictures.
+All functions take a ``numpy.random.RandomState``, whose numbers are the same in all NumPy versions, so that both
+OpenMMLab stacks make the same images.
 """
 
 import colorsys
@@ -35,7 +35,7 @@ def load_photographs() -> dict[str, list[Image.Image]]:
     """Load scikit-learn's two sample photographs, cut into a part for training and one for validation.
 
     Returns:
-        dict: 'train' and 'val', each a list of two RGB pictures.
+        dict: 'train' and 'val', each a list of two RGB images.
     """
     require('sklearn', by='the built-in data set')
     from sklearn.datasets import load_sample_image
@@ -51,8 +51,8 @@ def load_photographs() -> dict[str, list[Image.Image]]:
 def render_digit(digit: np.ndarray, size: float, angle: float, stretch: float, weight: float) -> np.ndarray:
     """Draw one handwritten digit as an antialiased stroke.
 
-    The 8x8 picture is interpolated by cubic splines, which turns its grey levels back into the outline they were
-    counted from, and cut off at a level with an edge about one pixel wide.
+    Cubic splines interpolate the 8x8 image, which restores the outline of the stroke from its grey levels. A threshold
+    then gives an edge about one pixel wide.
 
     Args:
         digit (np.ndarray): Shape (8, 8), values in [0, 1].
@@ -122,16 +122,16 @@ def random_background(rng: np.random.RandomState, size: int, photos: list[Image.
         left = rng.randint(photo.width - side + 1)
         top = rng.randint(photo.height - side + 1)
         crop = photo.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-        picture = np.asarray(crop) / 255.0
+        background = np.asarray(crop) / 255.0
     else:
         blend = (_noise, _stripes, _checks)[rng.randint(3)](rng, size)
         first, second = rng.uniform(0, 1, (2, 3))
-        picture = first + (second - first) * blend[..., None]
-        picture = np.clip(picture + rng.normal(0, 0.02, picture.shape), 0, 1)
-    # Dim, for bright digits: figure and ground are told apart in minutes of training, the shapes remain to be learned.
+        background = first + (second - first) * blend[..., None]
+        background = np.clip(background + rng.normal(0, 0.02, background.shape), 0, 1)
+    # Dim, for bright digits: minutes of training separate digits and background, the shapes remain to be learned.
     # Tinted, so that two photographs give many colours.
-    mean = picture.mean(axis=(0, 1))
-    return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (picture - mean))
+    mean = background.mean(axis=(0, 1))
+    return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (background - mean))
 
 
 def random_color(rng: np.random.RandomState, surroundings: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def random_color(rng: np.random.RandomState, surroundings: np.ndarray) -> np.nda
     candidates = np.array([
         colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.7), rng.uniform(0.8, 1)) for _ in range(12)
     ])
-    # Every third row and column says enough, and is much faster.
+    # Every third row and column is enough, and much faster.
     distances = np.linalg.norm(surroundings[::3, ::3].reshape(-1, 1, 3) - candidates, axis=-1)
     # Nearly every pixel has to differ: a low percentile, as the minimum would be decided by a single speck.
     contrast = np.percentile(distances, 10, axis=0)
@@ -170,8 +170,8 @@ def paste(canvas: np.ndarray, opacity: np.ndarray, top: int, left: int, color: n
     window += opacity[..., None] * (color - window)
 
 
-def to_picture(canvas: np.ndarray) -> Image.Image:
-    """Turn an RGB canvas of values in [0, 1] into an 8-bit picture."""
+def to_image(canvas: np.ndarray) -> Image.Image:
+    """Turn an RGB canvas of values in [0, 1] into an 8-bit image."""
     return Image.fromarray(np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8))
 
 
@@ -186,7 +186,7 @@ def _noise(rng: np.random.RandomState, size: int) -> np.ndarray:
 
 
 def _waves(rng: np.random.RandomState, size: int, angle: float) -> np.ndarray:
-    """A sine across the picture in the direction ``angle`` (radians), with values in [-1, 1]."""
+    """A sine across the image in the direction ``angle`` (radians), with values in [-1, 1]."""
     rows, cols = np.indices((size, size))
     period = size * rng.uniform(0.06, 0.3)
     along = cols * math.cos(angle) + rows * math.sin(angle)

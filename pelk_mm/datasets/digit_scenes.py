@@ -1,4 +1,4 @@
-"""``digit_scenes``: a small data set for all three tasks, made on the spot from what scikit-learn ships."""
+"""``digit_scenes``: a small data set for all three tasks, made from the digits and photographs of scikit-learn."""
 
 import json
 import os
@@ -20,17 +20,17 @@ from .digit_rendering import (
     random_background,
     random_color,
     random_digit,
-    to_picture,
+    to_image,
 )
 
-# Part of meta.json: raise it when the same parameters come to mean other pictures.
+# Part of meta.json: raise it when the same parameters give other images.
 VERSION = 1
 DIGIT_CLASSES = tuple('0123456789')
 # Label maps follow ADE20K: 0 is "other" and ignored (it does not occur here), class i of this list has the value i + 1.
 SEGMENTATION_CLASSES = ('background', ) + DIGIT_CLASSES
 SPLITS = ('train', 'val')
 
-# A digit may be covered by later ones only as far as this share of it stays visible, so that all can still be read.
+# Later digits may cover a digit only if this share of it stays visible, so that all can be read.
 MIN_VISIBLE = 0.7
 PLACEMENT_TRIALS = 20
 # Degrees to either side of upright.
@@ -60,11 +60,11 @@ def make_digit_scenes(root: str | os.PathLike,
             ├── annotations/{train,val}/NNNN.png    label maps: 0 other (unused), 1 background, 2 .. 11 the digits
             └── annotations/instances_{train,val}.json   COCO instances: the visible part, as uncompressed RLE
 
-    The files are made in a folder beside ``root`` which takes its name when all are there.
+    The files are made in a folder beside ``root``, which is renamed when it is complete.
 
     Args:
-        root (str | os.PathLike): Folder to make. When it already holds this data set, complete and made with the same
-            arguments, it is left as it is.
+        root (str | os.PathLike): Folder to make. If it already holds this data set, complete and made with the same
+            arguments, it is not changed.
         seed (int): Seed of everything random. Defaults to 0.
         num_cls_train (int): Images to train classification, evenly over the classes. Defaults to 5000.
         num_cls_val (int): Images to validate classification. Defaults to 700.
@@ -123,15 +123,15 @@ def make_digit_scenes(root: str | os.PathLike,
 
 
 def split_digits(seed: int, val_fraction: float) -> dict[str, list[int]]:
-    """Share the handwritten digits out between training and validation, the same share of every class.
+    """Divide the handwritten digits between training and validation, with the same share of every class.
 
     Args:
         seed (int): Seed of the shuffle.
         val_fraction (float): Share kept for validation.
 
     Returns:
-        dict: 'train' and 'val': indices into scikit-learn's 1,797 digits, the classes taking turns 0, 1, .. 9, 0, ..
-        as long as each has some left, so that any beginning of the list is balanced.
+        dict: 'train' and 'val': indices into scikit-learn's 1,797 digits. The classes take turns 0, 1, .. 9, 0, ..
+        as long as each has some left, so that any first part of the list is balanced.
     """
     _, labels = load_handwritten_digits()
     rng = np.random.RandomState(seed)
@@ -148,7 +148,7 @@ def split_digits(seed: int, val_fraction: float) -> dict[str, list[int]]:
 
 
 def count_files(root: Path) -> dict[str, int]:
-    """Count the files of a data set: what ``meta.json`` records, and what tells a complete set from another.
+    """Count the files of a data set, as recorded in ``meta.json``; a complete set has all of them.
 
     Args:
         root (Path): Folder of the data set.
@@ -194,11 +194,11 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
     for name, (low, high) in limits.items():
         value = parameters[name]
         if not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f'{name} must be a whole number from {low} to {high}, but got {value!r}.')
+            raise ValueError(f'{name} must be an integer from {low} to {high}, but got {value!r}.')
     numbers = parameters['digits_per_scene']
     if (not isinstance(numbers, (list, tuple)) or [type(number) for number in numbers] != [int, int]
             or not 1 <= numbers[0] <= numbers[1]):
-        raise ValueError('digits_per_scene must be two whole numbers, the fewest (at least 1) and the most, '
+        raise ValueError('digits_per_scene must be two integers, the fewest (at least 1) and the most, '
                          f'but got {numbers!r}.')
     fraction = parameters['val_fraction']
     if not isinstance(fraction, float) or not 0.05 <= fraction <= 0.95:
@@ -206,7 +206,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
 
 
 def _find_existing(root: Path, parameters: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the metadata of a complete data set with these parameters, None where there is nothing yet.
+    """Return the metadata of a complete data set with these parameters, None if there is nothing yet.
 
     Raises:
         FileExistsError: If there is something else.
@@ -234,7 +234,7 @@ def _find_existing(root: Path, parameters: dict[str, Any]) -> dict[str, Any] | N
 
 
 def _make(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Write the whole data set into an empty folder and return its metadata."""
+    """Write the complete data set into an empty folder and return its metadata."""
     parts = split_digits(parameters['seed'], parameters['val_fraction'])
     photos = load_photographs()
     for split in SPLITS:
@@ -246,7 +246,7 @@ def _make(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _random_streams(seed: int, task: int, split: str, count: int) -> Iterator[np.random.RandomState]:
-    """One source of randomness per picture: picture i stays the same whatever the number of pictures."""
+    """Yield a source of randomness for each image, so that image i does not depend on the number of images."""
     for index in track(range(count), description=f"{('images', 'scenes')[task]} ({split})"):
         yield np.random.RandomState([seed, task, SPLITS.index(split), index])
 
@@ -267,7 +267,7 @@ def _make_cls(root: Path, split: str, indices: list[int], photos: list[Image.Ima
         opacity = random_digit(rng, digits[index], (0.6 * size, 0.85 * size), MAX_ANGLE)
         top, left = _random_corner(rng, opacity, size)
         _draw(rng, canvas, opacity, top, left)
-        to_picture(canvas).save(folders[labels[index]] / f'{index:04d}_{rendering}.png', compress_level=1)
+        to_image(canvas).save(folders[labels[index]] / f'{index:04d}_{rendering}.png', compress_level=1)
 
 
 def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.Image],
@@ -301,7 +301,7 @@ def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.
             shown.append(int(index))
 
         name = f'{number:04d}.png'
-        to_picture(canvas).save(image_folder / name, compress_level=1)
+        to_image(canvas).save(image_folder / name, compress_level=1)
         values = np.array([1] + [labels[index] + 2 for index in shown], dtype=np.uint8)
         Image.fromarray(values[owner + 1]).save(label_folder / name)
         images.append(dict(id=number, file_name=name, height=size, width=size))
@@ -323,7 +323,7 @@ def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.
 
 
 def _random_corner(rng: np.random.RandomState, patch: np.ndarray, size: int) -> tuple[int, int]:
-    """Top and left of a random place for ``patch`` wholly inside a square picture."""
+    """Return top and left of a random place for ``patch`` completely inside a square image."""
     return rng.randint(size - patch.shape[0] + 1), rng.randint(size - patch.shape[1] + 1)
 
 

@@ -1,4 +1,4 @@
-"""What ImageNet, ADE20K and COCO need before use: from the published archives to the folders the toolboxes read."""
+"""Prepare ImageNet, ADE20K and COCO: from the published archives to the folders that the toolboxes read."""
 
 import io
 import re
@@ -24,15 +24,15 @@ ADE20K_NUM_CLASSES = 150
 
 
 def prepare_imagenet(archives: Path, root: Path, val_layout: str = 'meta') -> None:
-    """Extract ImageNet-1K and give its validation images their labels, as far as the archives are there.
+    """Extract ImageNet-1K from the archives that exist, and give its validation images their labels.
 
     Training images go to ``train/<wnid>``. Validation images come without labels; mmpretrain reads these from
     ``meta/val.txt``, or from class folders when there is no such file.
 
     Args:
         archives (Path): Folder with ``ILSVRC2012_img_train.tar``, ``ILSVRC2012_img_val.tar`` and
-            ``ILSVRC2012_devkit_t12.tar.gz``. Training or validation can be prepared alone; validation needs the devkit.
-            Also one of these files, to prepare training or validation only.
+            ``ILSVRC2012_devkit_t12.tar.gz``, or one of these files, to prepare only training or validation. Validation
+            needs the devkit.
         root (Path): Folder to prepare, usually ``data/imagenet``.
         val_layout (str): 'meta' leaves the images in ``val/`` and writes ``meta/val.txt``, 'folders' puts them into
             ``val/<wnid>``, moving those that lie in ``val/`` already. Defaults to 'meta'.
@@ -78,14 +78,14 @@ def read_imagenet_devkit(devkit: Path) -> tuple[dict[str, str], list[str]]:
         is its label in mmpretrain.
 
     Raises:
-        ValueError: If the devkit is not what it should be.
+        ValueError: If the devkit is damaged or another file.
     """
     try:
         with tarfile.open(devkit, mode='r:gz') as opened:
             files = {Path(member.name).name: member for member in opened.getmembers()}
             synsets = opened.extractfile(files['meta.mat']).read()
             truth = opened.extractfile(files['ILSVRC2012_validation_ground_truth.txt']).read()
-        # The devkit numbers the classes in an order of its own. Inner nodes of the hierarchy are listed as well.
+        # The devkit numbers the classes in its own order, and lists inner nodes of the hierarchy as well.
         synsets = loadmat(io.BytesIO(synsets), squeeze_me=True)['synsets']
         leaves = synsets[synsets['num_children'] == 0]
         wnid_of = {int(number): str(wnid) for number, wnid in zip(leaves['ILSVRC2012_ID'], leaves['WNID'])}
@@ -125,7 +125,7 @@ def prepare_ade20k(archive: Path, root: Path) -> None:
 
 
 def check_ade20k_labels(root: Path) -> list[str]:
-    """Check the label maps of ADE20K: 8 bit, one channel, values 0 .. 150, as large as their picture.
+    """Check the label maps of ADE20K: 8 bit, one channel, values 0 .. 150, as large as their image.
 
     Args:
         root (Path): The folder ``ADEChallengeData2016``.
@@ -135,25 +135,25 @@ def check_ade20k_labels(root: Path) -> list[str]:
     """
     problems = []
     for path in track(sorted((root / 'annotations').glob('*/*.png')), description='label maps'):
-        picture = root / 'images' / path.parent.name / f'{path.stem}.jpg'
+        image = root / 'images' / path.parent.name / f'{path.stem}.jpg'
         with Image.open(path) as labels:
             mode, size, largest = labels.mode, labels.size, int(np.asarray(labels).max())
-        if not picture.is_file():
-            problems.append(f'{path}: its picture {picture} is missing')
+        if not image.is_file():
+            problems.append(f'{path}: its image {image} is missing')
             continue
-        with Image.open(picture) as opened:
+        with Image.open(image) as opened:
             expected = opened.size
         if mode != 'L':
             problems.append(f'{path}: mode {mode}, expected L (8 bit, one channel)')
         elif largest > ADE20K_NUM_CLASSES:
             problems.append(f'{path}: label {largest}, expected 0 .. {ADE20K_NUM_CLASSES}')
         elif size != expected:
-            problems.append(f'{path}: width and height {size}, its picture has {expected}')
+            problems.append(f'{path}: width and height {size}, its image has {expected}')
     return problems
 
 
 def prepare_coco(archives: Path, root: Path) -> None:
-    """Extract COCO 2017, as far as the archives are there.
+    """Extract COCO 2017 from the archives that exist.
 
     Args:
         archives (Path): Folder with ``train2017.zip``, ``val2017.zip`` and ``annotations_trainval2017.zip``, or one of
@@ -180,7 +180,7 @@ def prepare_coco(archives: Path, root: Path) -> None:
 
 
 def _folder_and_names(given: Path, names: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
-    """The folder of archives and the names to use: all of a folder, or the one archive that is named."""
+    """Return the folder of archives and the names to use: all of a folder, or the one archive that is named."""
     if not given.is_file():
         return given, names
     if given.name not in names:
@@ -194,7 +194,7 @@ def _holds(folder: Path) -> str:
 
 
 def _extracted(folder: Path, part: str, target: Path) -> str:
-    """A sentence for a folder that holds the data themselves, '' for others."""
+    """Return a sentence if a folder holds the extracted data, else ''."""
     if not (folder / part).is_dir():
         return ''
     link = shlex.join(['ln', '-s', str(folder.absolute()), str(target)])
@@ -202,7 +202,7 @@ def _extracted(folder: Path, part: str, target: Path) -> str:
 
 
 def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) -> None:
-    """Bring the validation images into place, from the archive if it is there, and label them."""
+    """Put the validation images into place, from the archive if it exists, and label them."""
     logger = MMLogger.get_current_instance()
     wnid_of, wnids = read_imagenet_devkit(devkit)
     val, meta = root / 'val', root / 'meta/val.txt'
@@ -230,7 +230,7 @@ def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) 
 
 
 def _val_path(name: str, wnid_of: dict[str, str], layout: str) -> str:
-    """Where a validation image belongs, relative to ``val``."""
+    """Return the path of a validation image, relative to ``val``."""
     if name not in wnid_of:
         raise ValueError(f'The archive of validation images holds {name}, for which the devkit has no label.')
     return name if layout == 'meta' else f'{wnid_of[name]}/{name}'
@@ -248,7 +248,7 @@ def _move_into_folders(val: Path, wnid_of: dict[str, str]) -> None:
 
 
 def _write_meta(path: Path, lines: list[str]) -> None:
-    """Write an annotation file, unless it is there with the same content."""
+    """Write an annotation file, except if it exists with the same content."""
     content = '\n'.join(lines) + '\n'
     if path.exists():
         if path.read_text().split() != content.split():

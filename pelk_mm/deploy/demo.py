@@ -28,7 +28,7 @@ _VISUALIZERS = dict(mmpretrain='UniversalVisualizer', mmseg='SegLocalVisualizer'
 
 
 class ModelDemo:
-    """Predicts as in testing, by the config's pipeline and model, and draws.
+    """Predict as in testing, by the config's pipeline and model, and draw.
 
     Args:
         cfg (Config): Config of a classifier, segmentor or detector.
@@ -84,7 +84,7 @@ class ModelDemo:
 
 
 class OnnxDemo:
-    """Predicts with an exported model in onnxruntime, and draws; of a detector's backbone the feature maps.
+    """Predict with an exported model in onnxruntime, and draw; of a detector's backbone draw the feature maps.
 
     Args:
         path (str): An ONNX file written by ``tools/model_converters/export.py``.
@@ -107,12 +107,12 @@ class OnnxDemo:
         enlarged = _enlarge(displayable(image))[0]
         maps = [Visualizer.draw_featmap(torch.from_numpy(feature), enlarged) for feature in features]
         shapes = ', '.join('x'.join(map(str, feature.shape)) for feature in features)
-        found = f'no boxes: the file holds the backbone alone, feature maps {shapes}'
+        found = f'no boxes: the file holds only the backbone, feature maps {shapes}'
         return np.concatenate([enlarged, *maps], 1), found
 
 
 class Drawer:
-    """Draws a data sample, and describes its content in words.
+    """Draw a data sample, and describe its content in words.
 
     Args:
         scope (str): ``'mmpretrain'``, ``'mmseg'`` or ``'mmdet'``.
@@ -129,7 +129,7 @@ class Drawer:
         self._names = list(classes) if isinstance(classes, (list, tuple)) else []
         self._colours = [] if palette is None or isinstance(palette, str) else [tuple(colour) for colour in palette]
         self._count = max(num_classes, len(self._names))
-        # Not build(): it would make one visualizer for the whole process.
+        # Not build(): it would make one visualizer for the process.
         with VISUALIZERS.switch_scope_and_registry(scope) as registry:
             self._visualizer = registry.get(_VISUALIZERS[scope])()
 

@@ -119,8 +119,8 @@ class ImageModel(nn.Module):
 
     A classifier gives ``logits`` (N, classes), with a multi-task head one output for each task, by its name. A
     segmentor gives ``logits`` (N, out_channels, H, W) at the size of the image, and of a detector the backbone gives
-    its feature maps, ``stage0`` (N, C, H / 4, W / 4), ``stage1``, ... What turns logits into labels is not exported: it
-    is the model's own code, which :class:`pelk_mm.deploy.OnnxModel` calls.
+    its feature maps, ``stage0`` (N, C, H / 4, W / 4), ``stage1``, ... The step from logits to labels is not exported:
+    it is the model's own code, which :class:`pelk_mm.deploy.OnnxModel` calls.
 
     Args:
         model (nn.Module): A model of mmpretrain, mmseg or mmdet. It is left as it is.
@@ -170,7 +170,7 @@ class ImageModel(nn.Module):
         return outputs
 
     def output_names(self) -> list[str]:
-        """Names of what :meth:`forward` returns."""
+        """Names of the outputs of :meth:`forward`."""
         return list(self._outputs)
 
     def _name_outputs(self, model: Any) -> list[str]:
@@ -312,9 +312,9 @@ def _loads(transform: dict) -> bool:
 def describe(cfg: Config, meta: Mapping[str, Any], channels: int = 3) -> dict[str, Any]:
     """Return the JSON-ready metadata that running an exported model needs besides its graph.
 
-    The pipeline and the model are Python literals: JSON would turn their tuples into lists, which transforms take for
-    something else. Of the model, all is kept that makes predictions of the outputs: the data preprocessor, the head and
-    ``test_cfg``; of a detector nothing.
+    The pipeline and the model are Python literals: JSON would turn their tuples into lists, which mean something else
+    to transforms. Of the model, the parts that turn outputs into predictions are kept: the data preprocessor, the head
+    and ``test_cfg``; of a detector nothing.
 
     Args:
         cfg (Config): The model's config.

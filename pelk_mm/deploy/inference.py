@@ -1,8 +1,8 @@
 """Images as a model's test pipeline prepares them, and predictions by its own code, also with an exported network.
 
-What turns logits into labels, a softmax, a threshold, the best k, windows that slide over the image, is the model's. It
-runs here as it runs in testing; only the network within is another: in place of a segmentor's ``encode_decode``, of the
-``forward`` of a classifier's heads, or of that of a detector's backbone.
+The step from logits to labels (softmax, threshold, the best k, sliding windows) is the model's own code. It runs here
+as in testing. An exported network only replaces a segmentor's ``encode_decode``, the ``forward`` of a classifier's
+heads, or that of a detector's backbone.
 """
 
 from __future__ import annotations
@@ -302,7 +302,7 @@ class OnnxModel:
         if self.meta['task'] == 'detection':
             raise ValueError(f'{self._path} holds the backbone of a detector, which predicts nothing: use features()')
         model = self._rules()
-        # The scope is for what a model's code builds as it runs.
+        # The scope is for parts that a model's code builds when it runs.
         with DefaultScope.overwrite_default_scope(self.meta['scope']), exported_network(
                 model, self.meta['task'], self.run_tensors, self.meta['channels']):
             return predict(model, batch)

@@ -22,14 +22,14 @@ from ..analysis.inputs import count_channels, fit_channels
 from .export import ImageModel, segmentation_logits
 from .inference import Network, OnnxModel, exported_network, predict
 
-# Of the pixels so large a share may differ with logits that are equal: ties fall either way.
+# This share of the pixels may differ although logits are equal within rounding: ties fall either way.
 TIES = 1e-3
 # Maps of ids, of binary segmentors as floats.
 _MAPS = ('pred_sem_seg', 'pred_panoptic_seg')
 
 
 def _errors(expected: Tensor, got: Tensor) -> Tensor:
-    """Absolute errors, infinite where one of both is no number."""
+    """Return absolute errors, infinite where a value is not finite."""
     return (expected - got).abs().double().nan_to_num(float('inf'), float('inf'))
 
 
@@ -219,7 +219,7 @@ def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
         batches (Iterable[dict]): As the models' data preprocessors take them.
 
     Returns:
-        tuple[list[Difference], Predictions]: Layers alone; then stages, backbone, neck and heads in place; then, except
+        tuple[list[Difference], Predictions]: Layers; then stages, backbone, neck and heads in place; then, except
         for two-stage detectors, the ``output``: a segmentor's logits at the size of the images, of others the result
         of ``mode='tensor'``. And the final predictions.
     """

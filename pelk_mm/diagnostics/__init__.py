@@ -1,1 +1,1 @@
-"""Find what is wrong with an environment or a checkpoint, and how to fix it."""
+"""Find the problems of an environment or a checkpoint, and their fixes."""

@@ -1,4 +1,4 @@
-"""Report what a checkpoint holds, whether the model of a config can load it, and how to fix what does not fit.
+"""Report the content of a checkpoint, whether the model of a config can load it, and how to fix mismatches.
 
 A file is only ever loaded as tensors and plain values; one that would run code is refused, and the code named.
 """

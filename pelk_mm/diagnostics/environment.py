@@ -1,6 +1,6 @@
-"""Whether an environment can train, test and run the op fast, and what to do if not.
+"""Check whether an environment can train, test and run the op fast, and how to fix it if not.
 
-Nothing that could be broken is imported here: every package is tried in a process of its own.
+No package that could be broken is imported here: each is tried in its own process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _BUILD_OPS = ('pip uninstall -y {mmcv}, pip install {pin} and ' + _STAND_IN + ',
               'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
               '--no-binary {mmcv} {pin}')
 
-# What imports raise, as a regular expression, and what to do. ``{name}`` is what the first group matched, ``{setup}``
+# Errors of imports, as regular expressions, and their fixes. ``{name}`` is the match of the first group; ``{setup}``
 # sets up everything.
 FIXES = (
     (r"No module named 'mmcv\._ext'", _STAND_IN),
@@ -65,13 +65,13 @@ FIXES = (
 
 
 def examine_environment(parts: Sequence[str] = (*probes.PACKAGES, 'devices', 'backends')) -> list[Finding]:
-    """Try what this Python has installed.
+    """Try the packages that this Python has installed.
 
     Args:
-        parts (Sequence[str]): What to try. Defaults to everything.
+        parts (Sequence[str]): The parts to try. Defaults to everything.
 
     Returns:
-        list[Finding]: What was found.
+        list[Finding]: The results.
     """
     return judge(installed_versions(), run_probes(parts), sys.version_info[:2])
 
@@ -169,7 +169,7 @@ def _imported(name: str, result: Mapping[str, Any], versions: Mapping[str, str])
 
 
 def _combinations(versions: Mapping[str, str]) -> Iterator[Finding]:
-    """Known-bad combinations, whether or not an import fails of them."""
+    """Report combinations that are known to be bad, also if no import fails."""
     twice = [(name, STACKS['openmmlab'][module]) for module, name in STACKS['onedl'].items()
              if name in versions and STACKS['openmmlab'][module] in versions]
     for name, other in twice:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, repeat
 
-# As it should be; worth knowing; in the way.
+# Good; worth knowing; a problem.
 LEVELS = ('ok', 'note', 'error')
 
 
@@ -33,7 +33,7 @@ ok, note, error = (partial(Finding, level) for level in LEVELS)
 
 
 def has_error(findings: Iterable[Finding]) -> bool:
-    """Whether something is in the way."""
+    """Return whether any finding is an error."""
     return any(finding.level == 'error' for finding in findings)
 
 

@@ -15,7 +15,7 @@ PACKAGES = ('torch', 'torchvision', 'numpy', 'cv2', 'mmengine', 'mmcv', 'mmcv.op
 
 
 def be_quiet() -> None:
-    """Send what imports and compilers print to nowhere."""
+    """Discard the output of imports and compilers."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)

@@ -19,7 +19,7 @@ from .coco_content import check_classes, check_form, check_to_learn, check_to_me
 from .data_checks import CHECK_TOOL
 from .loaders import is_local
 
-# The methods that read COCO files in mmdet, by class; a class with others of its own is left alone.
+# The methods that read COCO files in mmdet, by class; a class with others of its own is not checked.
 READING = dict(CocoDataset=('load_data_list', 'parse_data_info'), CocoMetric=('compute_metrics', 'process'))
 
 

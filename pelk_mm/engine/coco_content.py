@@ -157,7 +157,7 @@ def check_to_learn(content: Mapping, where: str, classes: Collection[str], with_
         key, _, path = where.partition(': ')
         raise ValueError(f'{key}: {len(without)} of {len(annotations)} annotations in {path} have no segmentation, the '
                          f'first has id {without[0]}, but the pipeline loads masks (with_mask=True). Use a file with '
-                         f'masks, or for boxes alone set with_mask=False and leave out the mask head. {OFF}')
+                         f'masks, or for only boxes set with_mask=False and leave out the mask head. {OFF}')
     return '' if reasons.pop('', 0) else _explain(where, content, reasons, 'learn')
 
 

@@ -76,7 +76,7 @@ def look_for_files(dataset: Any) -> None:
     machine.
 
     Args:
-        dataset (Any): One of ``mmengine.dataset.BaseDataset``'s kind; others are left alone.
+        dataset (Any): One of ``mmengine.dataset.BaseDataset``'s kind; others are not checked.
 
     Raises:
         FileNotFoundError: If files are missing.
@@ -110,7 +110,7 @@ def check_when_loading(dataset: Any,
     """Make a data set's pipeline check image files and label maps as it loads them. Doing it again changes nothing.
 
     Args:
-        dataset (Any): Of ``mmengine.dataset.BaseDataset``'s kind; others are left alone. Changed in place.
+        dataset (Any): Of ``mmengine.dataset.BaseDataset``'s kind; others stay unchanged. Changed in place.
         checks (Collection[str]): Names of ``DATA_CHECKS`` to make. Defaults to all.
         ignored (Collection[int]): Ids of label maps that the model ignores.
     """
@@ -130,7 +130,7 @@ def read_image(path: str, check: bool = True) -> np.ndarray:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImageFileError: If it is no whole image.
+        ImageFileError: If it is not a complete image.
     """
     from mmcv.image import imread
     damage = image_file_error(path) if check else None

@@ -95,7 +95,7 @@ class LabelMapCheck:
     def _check_ids(self, path: str, results: dict) -> None:
         labels = results['gt_seg_map']
         if labels.ndim != 2:
-            raise ImageFileError(f'seg_map_path: {path} is a colour picture, {_sides(labels.shape)}, not a map of '
+            raise ImageFileError(f'seg_map_path: {path} is a colour image, {_sides(labels.shape)}, not a map of '
                                  f'class ids. Convert it to one grey value for each class, 0, 1, ..., in a PNG file. '
                                  f'{OFF}')
         if not self.num_classes:
@@ -122,7 +122,7 @@ class LabelMapCheck:
 
 
 def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) -> None:
-    """Check that the label maps of a loader hold something to tell apart.
+    """Check that the label maps of a loader hold at least two classes.
 
     Maps are read by the pipeline's own loader until a second class shows, most often in the first one. Only where no
     second class shows are all of them read. Wrong are maps of ignored pixels only, and maps of the first class and
@@ -130,7 +130,7 @@ def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) 
 
     Args:
         datasets (Sequence[Any]): What the loader's data set is made of. Others than mmseg's, and those whose loader or
-            later transforms are not known, are left alone, and so are all of the loader then.
+            later transforms are not known, are not checked, and then none of the loader is.
         ignored (Collection[int]): Ids that the model ignores.
 
     Raises:
@@ -149,7 +149,7 @@ def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) 
                 return
             number += 1
             ids |= found
-            # Anything except the first class alone, and that without ignored pixels for long.
+            # Anything except only the first class, and that without ignored pixels for long.
             if ids - skipped - {0} or number >= ENOUGH_MAPS and not ids & skipped:
                 return
     dataset = datasets[0]

@@ -147,7 +147,7 @@ def configure_testing(cfg: Config,
         checkpoint (str): File or URL of the weights.
         out (str, optional): Where predictions go: a ``.pkl`` file, or for mmseg a folder of label maps.
         show (bool): Show the predictions in windows.
-        show_dir (str, optional): Folder for pictures of the predictions.
+        show_dir (str, optional): Folder for images of the predictions.
         wait_time (float): How long each window stays, in seconds.
         tta (bool): Test with test-time augmentation, see :func:`use_tta`.
         weights (str, optional): ``'raw'`` or ``'averaged'``, of a checkpoint of training with EMA. By default
@@ -303,7 +303,7 @@ def _check_strategy(cfg: Config, mode: str) -> None:
     if strategy not in FSDP_STRATEGIES:
         return
     if mode == 'test':
-        # The checkpoint is that of the whole model.
+        # The checkpoint is that of the complete model.
         cfg.pop('runner_type')
         cfg.pop('strategy')
     elif cfg.launcher == 'none':

@@ -1,4 +1,4 @@
-"""Processes that load data, when a cluster asks a whole process group to end."""
+"""Processes that load data, when a cluster sends SIGTERM to their process group."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LOOK_FOR_PARENT_SECONDS = 5.0
 
 
 def let_workers_outlive_one_signal(loader: DataLoader) -> None:
-    """Let the workers of a loader go on loading when SIGTERM is sent to their whole process group.
+    """Let the workers of a loader continue when SIGTERM is sent to their process group.
 
-    The process that they load for asks them itself, once, when it ends, and waits for them. Does nothing where the
-    system cannot tell who has sent a signal (macOS, Windows).
+    The process that they load for ends them itself, and waits for them. Does nothing where the
+    system does not report who has sent a signal (macOS, Windows).
 
     Args:
         loader (DataLoader): Changed in place, the first time. Workers that it has started already stay as they are.
     """
-    # The handler of a signal is not told who sent it. Only Linux and the like tell a thread that waits for it.
+    # The handler of a signal does not know who sent it. Only systems like Linux report it, to a thread that waits.
     if not getattr(loader, 'num_workers', 0) or not hasattr(signal, 'sigtimedwait'):
         return
     if isinstance(loader.worker_init_fn, partial) and loader.worker_init_fn.func is _start_worker:
@@ -36,7 +36,7 @@ def let_workers_outlive_one_signal(loader: DataLoader) -> None:
 
 
 def _deaf_at_the_start() -> multiprocessing.context.BaseContext:
-    """A context whose processes start with SIGTERM blocked, so that none ends one before it can tell who sent it."""
+    """Return a context whose processes start with SIGTERM blocked, until they can find out who sent one."""
     fork = multiprocessing.get_context('fork')
     base: Any = fork.Process
 
@@ -60,7 +60,7 @@ def _start_worker(init: Callable[[int], None] | None, worker: int) -> None:
 
 
 def _end_by_signal(parent: int) -> None:
-    """End this process by the first SIGTERM of its parent, by the second of anybody else, or once the parent is gone.
+    """End this process on the first SIGTERM of its parent, the second of any other process, or when the parent is gone.
 
     A worker whose parent was killed may wait forever for somebody to take what it has loaded.
     """

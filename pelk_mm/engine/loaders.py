@@ -1,4 +1,4 @@
-"""Which transform of a pipeline reads a file, and through which of MMEngine's file clients, as far as that is known.
+"""Find the transform of a pipeline that reads a file, and the file client that it uses, if these are known.
 
 A check that does not know stays out: a loader of somebody's own may read anything from anywhere.
 """

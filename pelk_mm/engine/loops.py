@@ -1,10 +1,10 @@
-"""Training loops whose course depends on the seed and the position alone, so that a stop leaves no trace.
+"""Training loops whose course depends only on the seed and the position, so that a stop changes nothing.
 
 MMEngine restores weights, optimiser, schedules and the order of the samples, but not the random generators, and an
-epoch that was stopped in its middle starts again from its first batch. These loops seed every sample's random
+epoch that was stopped before its end starts again from its first batch. These loops seed every sample's random
 transforms by (seed, epoch, position among the samples of all ranks) and every training step by (seed, rank,
 iteration). Training that was stopped after any step and resumed then equals, bit for bit, training that was not,
-whatever the number of data loading workers, as long as the operators themselves are deterministic and, with gradient
+with any number of data loading workers, as long as the operators themselves are deterministic and, with gradient
 accumulation, the stop is between two optimiser steps.
 """
 
@@ -38,7 +38,7 @@ class SeededIndex(int):
 
 
 class SeededSampler(Sampler):
-    """Yields the indices of another sampler, each with a seed.
+    """Yield the indices of another sampler, each with a seed.
 
     Args:
         sampler (dict): Config of the sampler.
@@ -60,8 +60,8 @@ class SeededSampler(Sampler):
         first, self._skipped = self._skipped, 0
         rank, world_size = get_dist_info()
         for position, index in enumerate(self.sampler, first):
-            # MMEngine's samplers deal the samples out to the ranks in turn, so this is the position before that: the
-            # same sample is transformed in the same way, however many ranks there are.
+            # MMEngine's samplers give samples to the ranks in turn, so this is the position among those of all ranks:
+            # the same sample is transformed in the same way with any number of ranks.
             position = position * world_size + rank
             yield SeededIndex(index, derive_seed('sample', self.sample_seed, self.epoch, position))
 
@@ -74,7 +74,7 @@ class SeededSampler(Sampler):
         return getattr(self.sampler, name)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch to the sampler, and to the seeds."""
+        """Set the epoch of the sampler and of the seeds."""
         self.epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
@@ -85,9 +85,9 @@ class SeededSampler(Sampler):
 
 
 class SeededDataset(Dataset):
-    """Seeds Python's, NumPy's and PyTorch's generators before it loads a sample of another dataset.
+    """Seed Python's, NumPy's and PyTorch's generators before each sample of another dataset is loaded.
 
-    Everything else, to read or to set, is the other dataset's: hooks that switch its pipeline find it.
+    All other attributes are those of the other dataset, so hooks that switch its pipeline find it.
 
     Args:
         dataset (dict): Config of the dataset.
@@ -115,10 +115,10 @@ class SeededDataset(Dataset):
 
 
 def seeded_dataloader(runner: Runner, dataloader: dict) -> dict:
-    """The config of a training dataloader with its dataset and sampler seeded.
+    """Return the config of a training dataloader with its dataset and sampler seeded.
 
     Raises:
-        TypeError: If ``dataloader`` is no config.
+        TypeError: If ``dataloader`` is not a config.
     """
     if not isinstance(dataloader, dict):
         raise TypeError(f'the resumable loops need the dataloader as a config dict, got {type(dataloader).__name__}')
@@ -129,7 +129,7 @@ def seeded_dataloader(runner: Runner, dataloader: dict) -> dict:
 
 
 class _SeededLoop(BaseLoop):
-    """What both loops add to MMEngine's."""
+    """The additions of both loops to MMEngine's."""
 
     def __init__(self, runner: Runner, dataloader: dict, **kwargs) -> None:
         super().__init__(runner, seeded_dataloader(runner, dataloader), **kwargs)
@@ -156,7 +156,7 @@ class _SeededLoop(BaseLoop):
 
 @LOOPS.register_module()
 class ResumableEpochBasedTrainLoop(_SeededLoop, EpochBasedTrainLoop):
-    """MMEngine's ``EpochBasedTrainLoop`` that resumes exactly, in the middle of an epoch too.
+    """MMEngine's ``EpochBasedTrainLoop`` that resumes exactly, also inside an epoch.
 
     Args:
         runner (Runner): The runner.

@@ -1,4 +1,4 @@
-"""Where NaN and infinity come from: one pass through a model that watches every tensor between its modules."""
+"""Find where NaN and infinity begin: one pass through a model that watches every tensor between its modules."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 class NonFiniteLog:
-    """Remembers in which iteration each of several values first was not finite, on their device.
+    """Store on the device in which iteration each of several values was first not finite.
 
     Adding waits for nothing; reading does.
     """
@@ -70,10 +70,10 @@ def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
 
 
 class Trace:
-    """Watches what the modules of a model return, and the gradients of it, until one is not finite.
+    """Watch the outputs of a model's modules, and their gradients, until one is not finite.
 
-    Of nested modules the innermost is named; what a module receives is looked at as well, as not everything between
-    modules is one.
+    Of nested modules the innermost is named. The inputs of a module are watched as well, as not everything between
+    modules is a module.
 
     Attributes:
         forward (str | None): Where the forward pass first left the finite numbers.

@@ -1,4 +1,4 @@
-"""What several machines must have in common: a network interface that reaches the others, and a folder."""
+"""Find the network interface that reaches the other machines, and check that they share a folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def use_reachable_interface() -> None:
                              f'got {asked!r}')
     if int(os.environ.get('GROUP_WORLD_SIZE', '1')) < 2:
         return
-    # Every node takes part, whatever it has set itself: the first one may have to ask the second for its address.
+    # Every node takes part, also one that has set it itself: the first may have to ask the second for its address.
     address = _address_towards_others()
     if asked:
         return
@@ -165,7 +165,7 @@ def _address_towards_others() -> str | None:
 
 
 def _address_towards(host: str) -> str | None:
-    """The address that packets to a host leave this machine with. None is sent."""
+    """Return the address that packets to a host leave this machine with. No packet is sent."""
     try:
         targets = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
     except OSError:
@@ -181,7 +181,7 @@ def _address_towards(host: str) -> str | None:
 
 
 def _interface_of(address: str) -> str | None:
-    """The network interface with an address, or in whose network it is; None if that is unknown."""
+    """Return the network interface that has an address, or whose network contains it; None if it is unknown."""
     wanted = ipaddress.ip_address(address.partition('%')[0])
     known = dict(_addresses())
     exact = [name for own, name in known.items() if own.ip == wanted]
@@ -189,7 +189,7 @@ def _interface_of(address: str) -> str | None:
 
 
 def _addresses() -> Iterator[tuple[ipaddress.IPv4Interface | ipaddress.IPv6Interface, str]]:
-    """Addresses with their networks, and the interfaces that have them. Empty on other systems than Linux."""
+    """Return addresses with their networks, and the interfaces that have them. Empty on other systems than Linux."""
     table = Path('/proc/net/if_inet6')
     for line in table.read_text().splitlines() if table.exists() else []:
         digits, _, length, _, _, name = line.split()

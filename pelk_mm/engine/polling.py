@@ -1,4 +1,4 @@
-"""Ask all processes now and then, in one collective, and decide identically in each of them when that is."""
+"""Ask all processes at intervals, in one collective; every process decides identically when to ask."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from mmengine import dist
 
-# Processes ask each other so often, even where iterations are slow. Clusters give 30 seconds or more after SIGTERM.
+# Processes ask each other this often, even if iterations are slow. Clusters give 30 seconds or more after SIGTERM.
 MAX_SECONDS = 5.0
 
 
@@ -22,7 +22,7 @@ def max_over_processes(*values: float) -> list[float]:
 
 
 class Poll:
-    """Questions that hooks ask all processes: every ``interval`` iterations, sooner where these are slow.
+    """Questions that hooks ask all processes, every ``interval`` iterations, or earlier if these are slow.
 
     The processes decide without a collective when they ask next: ``interval`` iterations later, or as many as fit into
     ``MAX_SECONDS`` at the slowest process's pace since the last time, whichever comes first.

@@ -1,4 +1,4 @@
-"""Several processes: what each is set up with before it trains or tests, and what it ends with."""
+"""Set up each of several processes before it trains or tests, and end it afterwards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mmengine.logging import print_log
 from .nodes import use_reachable_interface
 from .sharding import FSDP_STRATEGIES
 
-# Seconds after which a collective that some process does not take part in is an error: a network that is cut, a
-# machine that is gone. The longest rightful wait is for process 0, which computes metrics and writes checkpoints.
+# Seconds after which a collective without all processes is an error: the network is cut, or a machine is gone. The
+# longest normal wait is for process 0, which computes metrics and writes checkpoints.
 TIMEOUT = 600
 
 _LOOK_FOR_LAUNCHER_SECONDS = 1.0
@@ -35,7 +35,7 @@ def prepare_processes(cfg: Config, launcher: str) -> None:
         launcher (str): What started the processes: ``'pytorch'`` (torchrun), ``'slurm'`` or ``'mpi'``.
 
     Raises:
-        ValueError: If the config or the environment cannot be right.
+        ValueError: If the config or the environment is wrong.
     """
     dist_cfg = _dist_cfg_of(cfg)
     timeout = dist_cfg.setdefault('timeout', TIMEOUT)
@@ -108,7 +108,7 @@ def naming_the_port() -> Iterator[None]:
 
 
 def _keep_strategy_off_gpus(strategy: dict) -> None:
-    """What a strategy of ``FlexibleRunner`` assumes of GPUs, changed in place."""
+    """Change, in place, the settings of a strategy of ``FlexibleRunner`` that assume GPUs."""
     wrapper = strategy.setdefault('model_wrapper', {})
     if strategy['type'] not in FSDP_STRATEGIES:
         wrapper.update(device_ids=None)
@@ -132,7 +132,7 @@ def leave_processes() -> None:
 
 
 def _dist_cfg_of(cfg: Config) -> dict:
-    """The part of a config that says how processes talk, which is put in where it is missing."""
+    """Return the part of a config for the communication of processes; add it if it is missing."""
     if not cfg.get('env_cfg'):
         cfg.env_cfg = dict()
     if not cfg.env_cfg.get('dist_cfg'):
@@ -149,7 +149,7 @@ def _end_with_launcher(launcher: int) -> None:
 
 
 def nested_dicts(node) -> Iterator[dict]:
-    """Every dict of a nested config, the outermost first."""
+    """Yield every dict of a nested config, the outermost first."""
     if isinstance(node, dict):
         yield node
         node = list(node.values())

@@ -18,7 +18,7 @@ from .processes import nested_dicts
 
 
 class _ChecksData:
-    """What both runners add: no hook of MMEngine is called before data sets are built and workers started."""
+    """The checks of both runners, as MMEngine calls no hook before data sets are built and workers started."""
 
     cfg: Any
 

@@ -1,4 +1,4 @@
-"""Seeds that depend on where training is, not on what was drawn before."""
+"""Seeds that depend on the position in training, not on earlier random numbers."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def seed_all(seed: int) -> None:
 
 
 def get_rng_state() -> tuple:
-    """The states of the generators of Python, NumPy and PyTorch (CPU and current GPU)."""
+    """Return the states of the generators of Python, NumPy and PyTorch (CPU and current GPU)."""
     gpu_state = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), gpu_state  # noqa: NPY002
 
 
 def set_rng_state(state: tuple) -> None:
-    """Set what :func:`get_rng_state` gave."""
+    """Set the states that :func:`get_rng_state` returned."""
     python_state, numpy_state, cpu_state, gpu_state = state
     random.setstate(python_state)
     np.random.set_state(numpy_state)  # noqa: NPY002

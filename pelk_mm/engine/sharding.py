@@ -1,4 +1,4 @@
-"""What FSDP, through MMEngine's FlexibleRunner, needs to know of a model."""
+"""FSDP through MMEngine's FlexibleRunner: the policy of wrapping, and a strategy that resumes."""
 
 from __future__ import annotations
 

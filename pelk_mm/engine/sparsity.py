@@ -1,4 +1,4 @@
-"""Dynamic sparsity as SLaK trains it: which weights, initial densities, random masks, pruning and growth.
+"""Dynamic sparsity as SLaK trains it: the choice of weights, initial densities, random masks, pruning and growth.
 
 Functions of tensors and modules, used by :class:`~pelk_mm.engine.hooks.DynamicSparsityHook`. A mask is a bool tensor
 of its weight's shape, True where the weight is live.
@@ -24,7 +24,7 @@ DENSE_THRESHOLD = 0.99
 def find_sparse_parameters(model: nn.Module,
                            include: str | Sequence[str] = (),
                            exclude: str | Sequence[str] = ()) -> dict[str, nn.Parameter]:
-    """The trained weights that sparsity is for: 2-D and 4-D ones, as SLaK does.
+    """Return the trained weights that may be sparse: 2-D and 4-D ones, as in SLaK.
 
     A submodule with ``get_sparse_parameters()`` decides for its own parameters, inside a wrapper too.
 
@@ -76,7 +76,7 @@ def clean_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def uniform_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, float]:
-    """The same density for every layer."""
+    """Return the same density for every layer."""
     return dict.fromkeys(weights, density)
 
 
@@ -97,7 +97,7 @@ def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, fl
         budget = density * total - sum(weights[name].numel() for name in dense)
         scale = budget / sum(sum(weight.shape) for weight in rest.values())
         densities = {name: scale * sum(weight.shape) / weight.numel() for name, weight in rest.items()}
-        # Capping a layer leaves more for the others, so whatever is above 1 now stays above it.
+        # Capping a layer leaves more for the others, so every density above 1 stays above it.
         over = {name for name, value in densities.items() if value > 1}
         if not over:
             return {name: densities.get(name, 1.0) for name in weights}
@@ -106,9 +106,9 @@ def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, fl
 
 
 def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """SNIP's saliency \\|w * dL/dw\\| of every weight; zero where the loss does not depend on a weight.
+    """Return SNIP's saliency \\|w * dL/dw\\| of every weight; zero if the loss does not depend on it.
 
-    ``.grad`` is left alone. In distributed training L is the mean of the ranks' losses.
+    ``.grad`` is unchanged. In distributed training L is the mean of the ranks' losses.
     """
     gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     found = {}
@@ -120,7 +120,7 @@ def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, T
 
 
 def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, float]:
-    """Each layer's share of weights among the most salient ``density`` of the whole network.
+    """Return each layer's share of weights among the most salient ``density`` of the network.
 
     Args:
         saliency (Mapping[str, Tensor]): From :func:`saliencies`.
@@ -130,7 +130,7 @@ def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, 
         dict[str, float]: By name.
 
     Raises:
-        ValueError: If a saliency is not finite, or too few are above zero to tell what to keep.
+        ValueError: If a saliency is not finite, or fewer than the weights to keep are above zero.
     """
     scores = torch.cat([values.flatten() for values in saliency.values()])
     keep = round(density * scores.numel())
@@ -147,7 +147,7 @@ def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, 
 
 def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
                generator: torch.Generator) -> dict[str, Tensor]:
-    """Random masks with exactly ``round(density * size)`` live weights, at least one; none for layers that stay dense.
+    """Draw masks with exactly ``round(density * size)`` live weights, at least one; none for layers that stay dense.
 
     Args:
         weights (Mapping[str, Tensor]): By name, on the generator's device.
@@ -166,18 +166,18 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
 
 
 def masks_from_zeros(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of the weights that are not zero, for the layers that have a zero.
+    """Return masks of the weights that are not zero, for the layers that have a zero.
 
-    A layer of zeros only has no pattern to keep: it was initialised so, as layers at the end of a branch often are.
+    A layer of only zeros has no pattern to keep: it was initialised so, as layers at the end of a branch often are.
     """
     masks = {name: weight.detach() != 0 for name, weight in weights.items()}
     return {name: mask for name, mask in masks.items() if mask.any() and not mask.all()}
 
 
 def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """Densities of the layers that are sparse already; those of at least :data:`DENSE_FROM` are dense.
+    """Return the densities of the layers that are already sparse, below :data:`DENSE_THRESHOLD`.
 
-    A single zero is no pattern: random initial values are exactly zero once in some ten million.
+    A single zero is not a pattern: random initial values are exactly zero once in about ten million.
     """
     densities = {name: int(mask.sum()) / mask.numel() for name, mask in masks_from_zeros(weights).items()}
     return {name: density for name, density in densities.items() if density < DENSE_THRESHOLD}
@@ -214,13 +214,13 @@ def prune_and_grow(weight: Tensor, mask: Tensor, rate: float, generator: torch.G
 
 @torch.no_grad()
 def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
-    """Set what is dead to exactly zero, in place."""
+    """Set dead weights to exactly zero, in place."""
     for name, mask in masks.items():
         tensors[name].mul_(mask)
 
 
 def group_densities(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Density of each group of layers: one for every stage and every downsampling layer, one for each other module."""
+    """Return the density of each group of layers: every stage, every downsampling layer, every other module."""
     live: dict[str, int] = {}
     size: dict[str, int] = {}
     for name, weight in weights.items():

@@ -10,7 +10,7 @@ from .peripheral_conv import PeripheralConv2d
 from .position_embedding import KernelPositionEmbedding
 from .recomputation import count_statistics_once, in_recomputation, statistics_kept
 
-# Its name in 0.1.0.
+# The name in 0.1.0.
 DepthwiseBranches = ReparamDepthwiseConv
 
 __all__ = [

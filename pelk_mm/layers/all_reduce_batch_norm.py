@@ -49,7 +49,7 @@ def _sum_over_pixels(x: Tensor) -> Tensor:
 
 
 def _sum_over_processes(x: Tensor) -> Tensor:
-    """The gradient of the result, too, is summed over the processes."""
+    """Sum over the processes, forward and backward."""
     # Not at the top: a PyTorch without distributed training lacks it.
     from torch.distributed.nn.functional import all_reduce
     return all_reduce(x)

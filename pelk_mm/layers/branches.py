@@ -61,7 +61,7 @@ class ReparamDepthwiseConv(nn.Module):
             if name in self.norms:
                 branch = self.norms[name](branch)
             out = branch if out is None else out + branch
-        assert out is not None, 'there is the large convolution at least'
+        assert out is not None, 'there is at least the large convolution'
         if position_cell_sums is not None:
             out = out + self.large.position_bias(position_cell_sums).to(out.dtype)[:, None, None]
         return out
@@ -73,7 +73,7 @@ class ReparamDepthwiseConv(nn.Module):
             prefix (str): Precedes the norms' names in the message.
 
         Raises:
-            TypeError: If a norm is no BatchNorm.
+            TypeError: If a norm is not a BatchNorm.
             ValueError: If a norm has no running statistics, so that its output depends on the batch.
         """
         for name, norm in self.norms.items():
@@ -91,7 +91,7 @@ class ReparamDepthwiseConv(nn.Module):
         """Merge norms, branches and the embedding's constant, in place. The outputs stay equal within rounding.
 
         Args:
-            position_cell_sums (Tensor, optional): As in :meth:`forward`; afterwards it must not be passed any more.
+            position_cell_sums (Tensor, optional): As in :meth:`forward`, which must not get it afterwards.
 
         Raises:
             TypeError, ValueError: As :meth:`check_norms`; nothing is changed then.
@@ -133,14 +133,14 @@ def _fine_shape(conv: nn.Module) -> tuple[int, int]:
 
 
 def _fits(small: nn.Module, host: nn.Module) -> bool:
-    """Whether every tap of ``small`` lies on a tap of ``host`` that has a parameter of its own."""
+    """Whether every tap of ``small`` lies on a tap of ``host`` that has its own parameter."""
     if hasattr(small, 'fine_shape'):
         return False
     return all(a <= b for a, b in zip(small.weight.shape[-2:], _fine_shape(host)))
 
 
 def _pad_center(small: nn.Module, host: nn.Module) -> Tensor:
-    """The weight of ``small`` with zeros around it, up to the size of that of ``host``."""
+    """Pad the weight of ``small`` with zeros to the size of the weight of ``host``."""
     weight = cast(Tensor, small.weight)
     pad_h, pad_w = ((size - own) // 2 for size, own in zip(host.weight.shape[-2:], weight.shape[-2:]))
     return F.pad(weight, (pad_w, pad_w, pad_h, pad_h))

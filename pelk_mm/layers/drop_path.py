@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for some samples of a batch, and scales it for the others so that the mean stays.
+    """Drop a residual branch for some samples of a batch, and scale it for the others to keep the mean.
 
-    The same numbers are drawn as by ``DropPath`` of timm and mmcv.
+    It draws the same random numbers as ``DropPath`` of timm and mmcv.
 
     Args:
         drop_prob (float): Probability of dropping the branch of a sample, in [0, 1).

@@ -18,7 +18,7 @@ class LayerNorm2d(nn.LayerNorm):
         eps (float): Added to the variance. Defaults to 1e-6, ConvNeXt's value.
         elementwise_affine (bool): Whether there are a weight and a bias, (C,) each. Defaults to True.
         bias (bool): Whether there is a bias beside the weight. Defaults to True.
-        device (torch.device | str, optional): Where the parameters are made.
+        device (torch.device | str, optional): Device of the parameters.
         dtype (torch.dtype, optional): Of the parameters.
     """
 

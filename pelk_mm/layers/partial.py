@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class PartialMixer(nn.Module):
-    """Applies a token mixer to the first channels and passes the rest through.
+    """Apply a token mixer to the first channels and pass the rest through.
 
     Args:
         mixer (nn.Module): Maps (N, g, H, W) to (N, g, H, W); may take cell sums as second argument.

@@ -20,7 +20,7 @@ class PeripheralConv2d(nn.Module):
         center (int): Side of the fine-grained centre. Defaults to 5.
         base (int): Growth of the cells outside the centre. Defaults to 2.
         grid (Sequence[int] | SharingGrid, optional): Explicit half grid, outermost width first, centre last. It must
-            cover ``kernel_size`` if that is given too; ``center`` and ``base`` then have no say.
+            cover ``kernel_size`` if that is given too; ``center`` and ``base`` are then ignored.
         bias (bool): Whether to add a bias. Defaults to True, as ``nn.Conv2d``.
         backend (str, optional): See :func:`pelk_mm.ops.peripheral_conv2d`.
 
@@ -54,7 +54,7 @@ class PeripheralConv2d(nn.Module):
         return peripheral_conv2d(x, self._theta(), self.grid, self.bias, backend=self.backend)
 
     def position_bias(self, position_cell_sums: Tensor) -> Tensor:
-        """The constant of Eq. 3 for each channel.
+        """Return the constant of Eq. 3 for each channel.
 
         Args:
             position_cell_sums (Tensor): (C, k', k'), from :class:`KernelPositionEmbedding`.
@@ -65,7 +65,7 @@ class PeripheralConv2d(nn.Module):
         return (self._theta() * position_cell_sums).sum((-2, -1))
 
     def kernel(self) -> Tensor:
-        """The expanded kernel, (C, K, K)."""
+        """Return the expanded kernel, (C, K, K)."""
         return expand_kernel(self._theta(), self.grid)
 
     def _theta(self) -> Tensor:
@@ -73,7 +73,7 @@ class PeripheralConv2d(nn.Module):
 
     @property
     def fine_shape(self) -> tuple[int, int]:
-        """Sides of the centre in which every tap has its own parameter: what a smaller kernel may merge into."""
+        """Sides of the centre in which every tap has its own parameter, so that a smaller kernel can merge into it."""
         return self.grid.center, self.grid.center
 
     def extra_repr(self) -> str:

@@ -29,7 +29,7 @@ class KernelPositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=std)
 
     def forward(self) -> Tensor:
-        """Sums of the embedding over the cells, (C_conv, k', k')."""
+        """Return the sums of the embedding over the cells, (C_conv, k', k')."""
         return sum_over_cells(self.weight, self.grid)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""Forward passes that activation checkpointing repeats, and the statistics that they must not count again."""
+"""Detect forward passes repeated by activation checkpointing, so that they count no statistics again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 
 
 def in_recomputation() -> bool:
-    """Whether this forward pass is a repetition: one that runs inside a backward pass.
+    """Whether this forward pass is a repetition, which runs inside a backward pass.
 
-    So it is with every kind of activation checkpointing: ``torch.utils.checkpoint``, reentrant or not, MMEngine's
+    This holds for every kind of activation checkpointing: ``torch.utils.checkpoint``, reentrant or not, MMEngine's
     ``activation_checkpointing`` and ``checkpoint_wrapper``. A compiled model repeats without this code.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
@@ -21,7 +21,7 @@ def in_recomputation() -> bool:
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of every BatchNorm in ``module`` as they are; copies of them are updated."""
+    """Keep the running statistics of every BatchNorm in ``module``; only copies of them are updated."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
     buffers = [norm._buffers.copy() for norm in norms]
     for norm in norms:
@@ -36,7 +36,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def count_statistics_once(forward: Callable) -> Callable:
-    """Decorate a method of a module that computes its output: a repetition of it counts no statistics again."""
+    """Decorate a module's method that computes its output, so that a repetition counts no statistics again."""
 
     @wraps(forward)
     def counting_once(self, *args, **kwargs):

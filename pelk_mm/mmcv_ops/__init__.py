@@ -1,7 +1,7 @@
-"""mmcv's operators by torchvision and PyTorch, where mmcv was installed without its compiled ones.
+"""mmcv's operators by torchvision and PyTorch, for an mmcv that was installed without its compiled ones.
 
-Importing this module lets ``mmcv.ops`` load, and with it mmdet's, mmseg's and mmpretrain's models. So a config of any
-toolbox needs one name more::
+Importing this module lets ``mmcv.ops`` load, and with it mmdet's, mmseg's and mmpretrain's models. A config of any
+toolbox needs one more name::
 
     custom_imports = dict(imports=['pelk_mm.mmcv_ops', 'pelk_mm.models'], allow_failed_imports=False)
 
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 
 __all__ = ['find_extension', 'use']
 
-# Where mmcv looks for its compiled operators.
+# The module in which mmcv looks for its compiled operators.
 NAME = 'mmcv._ext'
 
 
@@ -28,7 +28,7 @@ def use(replace_compiled: bool = False) -> bool:
     """Let ``mmcv.ops`` load without compiled operators, in this process. Calling it again changes nothing.
 
     Args:
-        replace_compiled (bool): Whether to take the place of compiled operators too. Defaults to False.
+        replace_compiled (bool): Whether to replace compiled operators too. Defaults to False.
 
     Returns:
         bool: Whether ``mmcv.ops`` uses torchvision and PyTorch.

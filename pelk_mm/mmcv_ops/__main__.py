@@ -1,7 +1,7 @@
-"""Let every program of an environment run mmcv's operators by torchvision, not only those that know of us.
+"""Let every program of an environment run mmcv's operators by torchvision.
 
-install puts mmcv/_ext.py where compiled operators would be, and never replaces these; remove takes it away again;
-status says which operators mmcv has, with exit code 1 if it has none.
+install puts mmcv/_ext.py where compiled operators would be, and never replaces these; remove deletes it again;
+status reports which operators mmcv has, with exit code 1 if it has none.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from ..install_hints import require
 
 
 def vision_ops() -> Any:
-    """Return torchvision's operators; importing torchvision brings them, and only who calls one needs it."""
+    """Return torchvision's operators. It is imported here, as only their callers need it."""
     require('torchvision', by='mmcv.ops without its compiled operators')
     import torchvision  # noqa: F401
     return torch.ops.torchvision
@@ -32,7 +32,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes = boxes + boxes.new_tensor([0, 0, offset, offset]) if offset else boxes
     # mmcv compares in fp32, torchvision in fp64, where 0.1 is another number.
     threshold = torch.tensor(iou_threshold, dtype=torch.float32).item()
-    # As mmcv sorts: equal scores may come in another order than torchvision's stable sort has.
+    # As mmcv sorts: the order of equal scores may differ from torchvision's stable sort.
     order = scores.sort(descending=True)[1]
     return order[vision_ops().nms(boxes[order], scores[order], threshold)]
 
@@ -58,7 +58,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
     scores = scores.clone()
     done = 0
     while done < len(order):
-        # The best box goes to the front; which box takes its place decides ties, so mmcv's swap is followed.
+        # The best box goes to the front. The box swapped with it decides ties, so this is mmcv's swap.
         best = done + int(scores[order[done:]].argmax())
         order[[done, best]] = order[[best, done]]
         first, rest = order[done], order[done + 1:]
@@ -76,7 +76,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
 
 
 def _drop(values: Tensor, drop: Tensor) -> Tensor:
-    """Drop values; those from the end take the places, as mmcv's loop has it."""
+    """Drop values; values from the end take their places, as in mmcv's loop."""
     count = int((~drop).sum())
     front, back = values[:count].clone(), values[count:]
     front[drop[:count]] = back[~drop[count:]].flip(0)

@@ -1,8 +1,8 @@
 """The operators of ``mmcv._ext`` by torchvision and PyTorch, under mmcv's names and with mmcv's arguments.
 
-``mmcv.ops`` calls these inside its autograd functions: without gradients, and mostly with tensors to write into. What
-mmdet, mmseg and mmpretrain call is served, on every device that torchvision has code for. Anything else raises
-:class:`MissingOperator` when it is called.
+``mmcv.ops`` calls these inside its autograd functions: without gradients, and mostly with tensors to write into. The
+operators that mmdet, mmseg and mmpretrain call are here, for every device that torchvision has code for. All others
+raise :class:`MissingOperator` when they are called.
 
 NMS and RoIAlign equal mmcv's compiled code bit for bit, the others to rounding.
 """
@@ -28,7 +28,7 @@ class MissingOperator(RuntimeError):
 
 
 def __getattr__(name: str) -> Callable[..., Any]:
-    """Return, for each operator that is not served, a function that raises :class:`MissingOperator`."""
+    """Return, for each operator that is not here, a function that raises :class:`MissingOperator`."""
     if name.startswith('_'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
@@ -54,7 +54,7 @@ def _how_to_compile() -> str:
 
 
 def get_compiler_version() -> str:
-    """Name what stands in for compiled code."""
+    """Name the replacement of the compiled code."""
     return 'none (torchvision and PyTorch, by pelk_mm.mmcv_ops)'
 
 
@@ -99,7 +99,7 @@ def _only_averages(pool_mode: int) -> None:
 
 def roi_pool_forward(input: Tensor, rois: Tensor, output: Tensor, argmax: Tensor, pooled_height: int,
                      pooled_width: int, spatial_scale: float) -> None:
-    """Write the maximum in each bin of each region, and where it was found (Fast R-CNN, arXiv:1504.08083)."""
+    """Write the maximum in each bin of each region, and its position (Fast R-CNN, arXiv:1504.08083)."""
     pooled, found = vision_ops().roi_pool(input, rois, spatial_scale, pooled_height, pooled_width)
     output.copy_(pooled)
     argmax.copy_(found)
@@ -239,7 +239,7 @@ def _softmax_focal_loss(softmax: Tensor, target: Tensor, weight: Tensor, gamma: 
 
 
 def _weight_of(target: Tensor, weight: Tensor, classes: int) -> Tensor:
-    """Weight of each sample's class; that of the background, which mmcv reads past the end, is 1."""
+    """Return the weight of each sample's class; that of the background, which mmcv reads past the end, is 1."""
     if not weight.numel():
         return torch.ones_like(target, dtype=weight.dtype)
     return F.pad(weight, (0, 1), value=1.0)[target.clamp(0, classes)]
@@ -298,7 +298,7 @@ def carafe_backward(top_grad: Tensor, rfeatures: Tensor, masks: Tensor, rtop_gra
 
 def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, kernel_size: int, group_size: int,
                          scale_factor: int) -> None:
-    """Write what :func:`carafe_forward` does."""
+    """Write the output of :func:`carafe_forward`."""
     output.copy_(_carafe(features, masks, kernel_size, group_size, scale_factor))
 
 

@@ -1,4 +1,4 @@
-"""The networks of :mod:`pelk_mm.nets` for MMEngine: registered, with configs in the place of callables."""
+"""The networks of :mod:`pelk_mm.nets` for MMEngine: registered, with configs instead of callables."""
 
 from __future__ import annotations
 

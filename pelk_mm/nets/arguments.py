@@ -13,14 +13,14 @@ SIZES = dict(
     tiny=dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
     small=dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),
     base=dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
-    # Not of any paper: for tests and small data.
+    # From no paper: for tests and small data.
     atto=dict(depths=(1, 1, 2, 1), channels=(24, 48, 96, 192)),
     pico=dict(depths=(2, 2, 6, 2), channels=(48, 96, 192, 384)))
 
 
 def resolve_arch(arch_settings: Mapping[str, dict], arch: str | dict, optional: Mapping[str, Any] | None = None,
                  **given: Any) -> dict[str, Any]:
-    """Return the settings of an arch with those that are given in their place.
+    """Return the settings of an arch, replaced by those that are given.
 
     Args:
         arch_settings (Mapping[str, dict]): The settings of each name of ``arch``, with the same keys for each name.
@@ -81,7 +81,7 @@ def check_odd(name: str, value: Any, optional: bool = False) -> None:
 
 
 def check_factory(name: str, value: Any, example: str) -> None:
-    """Raise unless an argument is a class or function that makes modules; a module and a config are not."""
+    """Raise unless an argument is a class or function that makes modules, not a module or a config."""
     if isinstance(value, nn.Module) or not callable(value):
         raise ValueError(f'{name} must be a class or function that makes a module, such as {example}, got {value!r}; '
                          'configs of MMEngine are for pelk_mm.models')

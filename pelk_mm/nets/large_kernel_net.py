@@ -17,8 +17,8 @@ from .blocks import LargeKernelBlock, LargeKernelStage
 class LargeKernelNet(nn.Module):
     """Four stages of large-kernel blocks: 4x4 stem, LN + 2x2 stride-2 convolutions between the stages.
 
-    Sides of the input that are no multiple of 32 are fine: what does not fill a patch is cut off, as everywhere in
-    ConvNeXt's family. Subclasses define :meth:`build_mixer`, and may define :meth:`build_position_embedding`.
+    The sides of the input need not be multiples of 32: pixels that do not fill a patch are cut off, as in all networks
+    of ConvNeXt's family. Subclasses define :meth:`build_mixer`, and may define :meth:`build_position_embedding`.
 
     Args:
         depths (Sequence[int]): Number of blocks of each stage.
@@ -34,12 +34,12 @@ class LargeKernelNet(nn.Module):
         drop_path_rate (float): Stochastic depth of the last block; it grows linearly from 0 at the first.
         layer_scale_init_value (float): Initial layer scale, 0 leaves it out.
         out_indices (int | Sequence[int]): Stages to return; negative ones count from the last. Stages after the last
-            one that is returned are not built; checkpoints that have them load all the same.
+            one that is returned are not built; checkpoints that have them still load.
         frozen_stages (int): The stem and this many stages are not trained, and stay in eval mode. 0 freezes nothing.
         gap_before_final_norm (bool): Average each output over its pixels before its norm and return (N, C), for
             classification; False returns (N, C, H, W), for dense prediction.
         with_cp (bool): Gradient checkpointing of every block.
-        deploy (bool): Build the form that :meth:`switch_to_deploy` makes, for its checkpoints; it is not for training.
+        deploy (bool): Build the form that :meth:`switch_to_deploy` makes, for its checkpoints; it cannot be trained.
     """
 
     # The settings of each name of ``arch``; filled by the subclasses, with the same keys for each name.
@@ -162,9 +162,9 @@ class LargeKernelNet(nn.Module):
         return part in {f'norm{stage}' for stage in set(range(self.num_stages)) - set(self.out_indices)}
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Also load what has more stages, and what was saved inside other wrappers."""
+        """Load also checkpoints with more stages, and those saved inside other wrappers."""
         names = chain(self.named_parameters(), self.named_buffers())
-        # Of these two, hooks of their own take care when a state dict is saved and loaded.
+        # These two wrappers have their own hooks for saving and loading a state dict.
         own = {clean_name(name): clean_name(name, ('_checkpoint_wrapped_module', '_fsdp_wrapped_module'))
                for name, _ in names}
         for key in [key for key in state_dict if key.startswith(prefix)]:
@@ -176,7 +176,7 @@ class LargeKernelNet(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_sparse_parameters(self) -> dict[str, nn.Parameter]:
-        """The weights that sparse training masks, by name: those of 2 or 4 dimensions, as SLaK does.
+        """Return the weights that sparse training masks, by name: those of 2 or 4 dimensions, as in SLaK.
 
         Stem, downsampling, depthwise (theta for a peripheral convolution, so the sharing is kept) and pointwise
         layers; no bias, norm, layer scale or positional embedding.
@@ -190,12 +190,12 @@ class LargeKernelNet(nn.Module):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '', stage_wise: bool = False) -> tuple[int, int]:
-        """Depth of a parameter for learning-rate decay, as ConvNeXt groups it.
+        """Return the depth of a parameter for learning-rate decay, as ConvNeXt groups it.
 
         Layer-wise: the stem is 0, stages 1 and 2 are one group each, stage 3 is cut into groups of three blocks, the
-        last stage is the last group: 6 groups in all, 12 where the third stage has more than 9 blocks, and as many as
-        it takes where that is not enough. Stage-wise: all downsampling is 0, stage i is i + 1. Output norms and what
-        lies outside the backbone are not decayed.
+        last stage is the last group. There are 6 groups, 12 if the third stage has more than 9 blocks, and more if that
+        is not enough. Stage-wise: all downsampling is 0, stage i is i + 1. Output norms and parameters outside the
+        backbone are not decayed.
 
         Args:
             param_name (str): Full name, e.g. ``'backbone.stages.0.blocks.1.gamma'``; parts that wrappers add do not

@@ -27,7 +27,7 @@ _KERNELS = {
 
 
 class PeLK(LargeKernelNet):
-    """PeLK backbone for classification, segmentation and detection alike.
+    """PeLK backbone for classification, segmentation and detection.
 
     A PyTorch implementation of `PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution
     <https://arxiv.org/abs/2403.07589>`_. The first ``int(conv_ratio * C)`` channels of a block go through a peripheral
@@ -106,7 +106,7 @@ class PeLK(LargeKernelNet):
         self.grids: list[SharingGrid] = []
         for stage, (size, grid) in enumerate(zip(settings['kernel_sizes'], stage_grids)):
             try:
-                # dense() itself refuses an explicit grid in the place of a size.
+                # dense() itself refuses an explicit grid instead of a size.
                 self.grids.append(SharingGrid.dense(cast(int, size)) if grids == 'dense' else
                                   SharingGrid.create(size, grid, settings['center'], base))
             except (TypeError, ValueError) as error:
@@ -122,7 +122,7 @@ class PeLK(LargeKernelNet):
             frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm, with_cp=with_cp, deploy=deploy)
 
     def conv_channels(self, channels: int) -> int:
-        """Number of convolved channels of a block with ``channels``."""
+        """Return the number of convolved channels of a block with ``channels``."""
         return max(1, int(channels * self.conv_ratio))
 
     def build_mixer(self, stage: int, channels: int) -> nn.Module:

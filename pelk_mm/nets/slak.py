@@ -12,7 +12,7 @@ from .large_kernel_net import LargeKernelNet
 
 
 class SLaK(LargeKernelNet):
-    """SLaK backbone for classification, segmentation and detection alike.
+    """SLaK backbone for classification, segmentation and detection.
 
     A PyTorch implementation of `More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity
     <https://arxiv.org/abs/2207.03620>`_. Every channel goes through three parallel depthwise convolutions, each with
@@ -27,7 +27,7 @@ class SLaK(LargeKernelNet):
         kernel_sizes (Sequence[int], optional): K of each stage in place of the arch's, odd.
         stripe_width (int): N, odd and below every K. Defaults to 5.
         small_kernel (int | bool, optional): Side of the parallel small convolution; None leaves it out. Defaults to
-            True, the stripe width. (False is None: configs of 0.1.0 have booleans.)
+            True, the stripe width. (False means None, as configs of 0.1.0 have booleans.)
         width_factor (float): Every width is ``int(channels * width_factor)``. Defaults to 1.3.
         depths (Sequence[int], optional): Number of blocks of each stage in place of the arch's.
         channels (Sequence[int], optional): Base width of each stage in place of the arch's.

@@ -1,4 +1,4 @@
-"""The sharing grid: which parameter each position of a large kernel takes (PeLK, Sec. 4.1, Eq. 1 and 2)."""
+"""The sharing grid, which maps each position of a large kernel to a parameter (PeLK, Sec. 4.1, Eq. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class SharingGrid:
 
     Raises:
         ValueError: If ``half`` is empty, a width is below 1, or the centre's width is even.
-        TypeError: If ``half`` is no sequence, or a width is not an int.
+        TypeError: If ``half`` is not a sequence, or a width is not an int.
     """
 
     half: tuple[int, ...]
-    # Set at once, not when first asked for: torch.compile does not trace a cached property, which holds a lock.
+    # Set in the constructor: torch.compile does not trace a cached property, which holds a lock.
     widths: tuple[int, ...] = field(init=False, repr=False, compare=False)
     kernel_size: int = field(init=False, repr=False, compare=False)
     num_cells: int = field(init=False, repr=False, compare=False)
@@ -99,7 +99,7 @@ class SharingGrid:
             kernel_size (int, optional): If given, the grid must cover exactly this kernel.
 
         Raises:
-            ValueError: If the widths are no grid, or do not sum to ``kernel_size``.
+            ValueError: If the widths are not a grid, or do not sum to ``kernel_size``.
         """
         grid = cls(cast('tuple[int, ...]', widths))
         if kernel_size is not None and grid.kernel_size != kernel_size:
@@ -151,7 +151,7 @@ class SharingGrid:
         Args:
             kernel_size (int | Sequence[int] | SharingGrid | None): K, or an explicit half grid in its place.
             grid (Sequence[int] | SharingGrid | None): An explicit (half) grid; must fit ``kernel_size`` if both are
-                given. ``center`` and ``base`` then have no say.
+                given. ``center`` and ``base`` are then ignored.
             center (int): See :meth:`from_kernel_size`.
             base (int): See :meth:`from_kernel_size`.
         """
@@ -178,7 +178,7 @@ class SharingGrid:
     def reachable(self, size: int) -> range:
         """Return the cells that reach from one position of a map's axis to another, or to the same.
 
-        The others lie outside the map wherever the kernel's centre is; those that reach it are consecutive.
+        All other cells lie outside the map for every position of the kernel. The reachable cells are consecutive.
 
         Args:
             size (int): Side H or W of the map, at least 1.
@@ -261,6 +261,6 @@ def sum_over_cells(kernel: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def _cell_of_tap(grid: SharingGrid, device: torch.device) -> Tensor:
-    """For each of the K * K taps, row by row, which of the k' * k' cells it lies in."""
+    """Return the cell, of k' * k', of each of the K * K taps, row by row."""
     index = torch.tensor(grid.cells, device=device)
     return (index.unsqueeze(1) * grid.num_cells + index).flatten()

@@ -1,4 +1,4 @@
-"""The commands that train and test, and those that make runs again."""
+"""The commands that train and test, and those that repeat runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_OPTIONS = 6
 # Differs from run to run, is set by the machine, or concerns only how a run is watched.
 _NOT_OPTIONS = re.compile(r'work_dir|launcher|resume|log_level|experiment_name|randomness\.seed|'
                           r'.*_dataloader\.(pin_memory|persistent_workers)|(vis_backends|visualizer)(\..*)?')
-# Where files lie, how they are loaded and what is saved changes no result.
+# Places of files, loading and saving change no result.
 _WITHOUT_EFFECT = re.compile(r'((.*\.)?(data_root|num_workers|init_cfg\.checkpoint)|default_hooks\..*)=')
 
 
@@ -73,14 +73,14 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as one would type it here."""
+    """Return a path as a user would type it here."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str] | None]:
-    """Return the command that makes a run again, from the root of the repository.
+    """Return the command that repeats a run, from the root of the repository.
 
-    It is made from the config that the run left, with everything that was overridden and the seed that was drawn.
+    It uses the config that the run saved, with all overrides and the seed that was drawn.
 
     Args:
         run (Run): A training or a test.

@@ -17,7 +17,7 @@ PAPER_DENSITY = 0.6
 
 
 class CostCounter:
-    """Counts parameters and FLOPs of each config once and keeps them in a file.
+    """Count parameters and FLOPs of each config once and keep them in a file.
 
     Args:
         cache (Path, optional): The file, JSON. None keeps nothing.

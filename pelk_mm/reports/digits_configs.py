@@ -33,8 +33,8 @@ def scale_config_to_digits(cfg: Config) -> Config:
     come depths and base widths, data, optimiser and schedule; training is shorter, there is no validation in between,
     no averaging of weights (the averages of so few steps would be those of the start), and the seed is fixed.
 
-    Kernels are cut to what the maps of the digits can train: taps further from the middle than the other side of the
-    map, ``2 * map - 1`` in all, meet nothing but padding there, so that in classification the network is the row's own.
+    Kernels are cut to ``2 * map - 1`` taps, as taps that reach beyond the other side of the map meet only padding and
+    cannot be trained. So in classification the network computes the same as the row's.
     Image side = 64 x (row's side / 224).
 
     Args:

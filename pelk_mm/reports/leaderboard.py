@@ -35,7 +35,7 @@ _BENCHMARKED = {'PeLK-101-T': 'PeLK-T-101'}
 
 
 class Leaderboard:
-    """Collects the tables.
+    """Collect the tables.
 
     Args:
         runs (Sequence[Run]): From :func:`find_runs`.

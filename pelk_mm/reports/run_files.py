@@ -1,4 +1,4 @@
-"""The files that MMEngine leaves of a run, and what goes wrong in them. No code in them is executed."""
+"""The files that MMEngine saves of a run, and their errors. No code in them is executed."""
 
 from __future__ import annotations
 

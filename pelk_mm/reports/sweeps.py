@@ -1,4 +1,4 @@
-"""Sweeps: the trainings behind a table of configs, their state, the commands that do the rest, and the table."""
+"""Sweeps: the trainings of a table of configs, their state, the commands that remain to run, and the table."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Trial:
 
     @property
     def is_trained(self) -> bool:
-        """Whether training has come to its end."""
+        """Whether training is finished."""
         last = self.folder / 'last_checkpoint'
         return (last.exists() and self.checkpoint.exists()
                 and Path(last.read_text(encoding='utf-8').strip()).name == self.checkpoint.name)
@@ -73,7 +73,7 @@ class Trial:
         return None
 
     def train_command(self, launcher: Launcher) -> list[str]:
-        """Return the command that trains, or goes on with a training that was stopped."""
+        """Return the command that trains, or continues a training that was stopped."""
         start = [f'model.backbone.init_cfg.checkpoint={self.start.checkpoint}'] if self.start is not None else []
         return launcher.command('train', self.name, [str(self.config)], '--work-dir', str(self.folder), '--resume',
                                 *launcher.train_args, *overrides([*self.options, *start]))

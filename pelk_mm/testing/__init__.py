@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: case lists, tolerances, timing. Shipped, so that downstream users can test too."""
+"""Case lists, tolerances and timing for tests and benchmarks, shipped so that downstream users can test too."""

@@ -113,7 +113,7 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
         once = timer.round(run, inputs, 1)
         if time.perf_counter() - start < limit / 2:
             once = timer.round(run, inputs, 1)
-        # A round is long against the timer's resolution, yet short enough to be queued as a whole.
+        # A round is long against the timer's resolution, yet short enough to be queued completely.
         calls[name] = max(1, min(100, round(timer.shortest_round / max(once, 1e-9))))
         if calls[name] > 1:
             timer.round(run, inputs, calls[name])
@@ -134,7 +134,7 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
 def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | None:
     """Largest number of bytes in use during ``run``, its result included, on top of what was in use before.
 
-    On CUDA what PyTorch allocates; on the CPU what the process holds in memory, which Linux tells. None elsewhere.
+    On CUDA it is PyTorch's allocations; on the CPU the resident memory of the process, on Linux. None elsewhere.
     """
     device = torch.device(device)
     if device.type == 'cuda':
@@ -159,7 +159,7 @@ def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | Non
 
 
 def environment(device: str | torch.device) -> dict[str, Any]:
-    """What a result depends on besides the code: device, versions, flags, the commit. JSON-ready."""
+    """Return the environment that a result depends on: device, versions, flags, the commit. JSON-ready."""
     device = torch.device(device)
     stamp = dict(
         device=str(device),

@@ -72,7 +72,7 @@ class Case:
 def lay_out(x: Tensor, layout: str) -> Tensor:
     """The values of ``x`` (N, C, H, W) in another memory layout.
 
-    What a view does not show of a larger buffer is NaN, so reading past the view does not go unnoticed.
+    The hidden part of a larger buffer is NaN, so reading past the view is noticed.
 
     Args:
         x (Tensor): (N, C, H, W), floating point.
@@ -109,7 +109,7 @@ def run(inputs: Inputs, grid: SharingGrid, backend: str | None = None) -> Result
 
 
 def expected(inputs: Inputs, grid: SharingGrid) -> Results:
-    """What :func:`run` should give: the reference in fp64, on the very numbers that ``inputs`` hold."""
+    """Return the expected result of :func:`run`: the reference in fp64, on the same numbers as in ``inputs``."""
     return run(Inputs(*(tensor.double().cpu().contiguous() for tensor in inputs)), grid, 'reference')
 
 

@@ -1,4 +1,4 @@
-"""Whether nested containers of tensors, as checkpoints are, hold the same."""
+"""Compare nested containers of tensors, such as checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def assert_same(actual: Any, expected: Any, where: str = '') -> None:
     Args:
         actual (Any): A tensor, a dict, list or tuple of such values, or anything that can be compared.
         expected (Any): The other one.
-        where (str): What the message calls it; keys and indices are added, after dots.
+        where (str): Its name in the message; keys and indices are added, after dots.
 
     Raises:
         AssertionError: With the place of the first difference.

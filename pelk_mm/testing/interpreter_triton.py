@@ -48,7 +48,7 @@ def triton_process(interpret: bool) -> Iterator[Executor]:
 def run(inputs: Inputs, grid: SharingGrid, **settings) -> Results:
     """Output and gradients from the Triton backend, in this process.
 
-    What the backend allocates without filling it holds NaN, so that what it forgets to write does not go unnoticed.
+    Memory that the backend allocates holds NaN, so elements that it does not write are noticed.
 
     Args:
         inputs (Inputs): As for :func:`pelk_mm.testing.cases.run`.
@@ -70,7 +70,7 @@ def always(*args) -> bool:
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
+    """Resources of a compiled kernel: registers a thread, bytes spilled a thread, bytes of shared memory a program."""
 
     registers: int
     spills: int

@@ -1,4 +1,4 @@
-"""Processes that belong together: they are started at once, have a port to meet at, and none outlives a failure."""
+"""Start several processes that meet at a port, and end all of them when one fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LAST_CHARACTERS = 5000
 
 
 def free_port() -> int:
-    """A port that nothing listens at, outside the range that systems hand out by themselves.
+    """Return a port that is not in use, outside the range that systems choose from.
 
     Draw it just before the launch. Tests that run at the same time draw others: also where seeds were set, as the
     system's own random numbers are taken.
@@ -52,7 +52,7 @@ def run_ranks(script: str | Path,
         timeout (float): In seconds, generous for a machine that is busy. Defaults to 900.
 
     Returns:
-        list[str]: What each has printed, errors included.
+        list[str]: The output of each, errors included.
 
     Raises:
         AssertionError: With what each has printed last.

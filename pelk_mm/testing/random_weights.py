@@ -1,4 +1,4 @@
-"""Random weights with which a mistake shows; imports PyTorch only."""
+"""Random weights that make mistakes visible; imports only PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests let hypothesis draw: odd numbers, half grids, damaged files. The one module that needs hypothesis."""
+"""Strategies for hypothesis: odd numbers, half grids, damaged files. Only this module needs hypothesis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def damaged(draw: st.DrawFn, content: bytes, least: int = 1, most: int = 6) -> b
 
     Args:
         draw (Callable): Given by hypothesis.
-        content (bytes): The whole file.
+        content (bytes): The complete file.
         least (int): The smallest number of such changes. Defaults to 1.
         most (int): The largest. Defaults to 6.
     """

@@ -1,4 +1,4 @@
-"""Configs and checkpoints of tiny models of every task, with random weights with which a mistake shows."""
+"""Configs and checkpoints of tiny models of every task, with random weights that make mistakes visible."""
 
 from __future__ import annotations
 

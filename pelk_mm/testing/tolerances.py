@@ -36,7 +36,7 @@ def assert_close(actual: Tensor, expected: Tensor, name: str = 'result', bound: 
     Args:
         actual (Tensor): What is tested; its dtype chooses the bound.
         expected (Tensor): The same in fp64.
-        name (str): What the message calls it.
+        name (str): Its name in the message.
         bound (float, optional): In place of the table's.
 
     Raises:

@@ -37,7 +37,7 @@ def setup():
     compat.setup()
 
 
-# MMEngine reads a toolbox's whole model index for every base of it: parse each config once.
+# MMEngine reads a toolbox's complete model index for every base of it: parse each config once.
 @lru_cache(None)
 def our_config(name):
     return Config.fromfile(ROOT / 'configs' / name)
@@ -212,7 +212,7 @@ def test_mask_rois_of_mmdetection_2_and_3():
     assert boxes == 0
 
 
-def test_heads_are_dense_but_for_classifiers():
+def test_heads_are_dense_except_of_classifiers():
     cfg = our_config('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py')
     sparse, dense = (count_complexity(build_model(cfg), (64, 64), density=density) for density in (0.6, 1.0))
     assert sparse.component('decode_head') == dense.component('decode_head')

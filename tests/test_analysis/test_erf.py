@@ -120,7 +120,7 @@ def test_wrong_scores(scores, thresholds, message):
     (nn.Sequential(mean_filter(), nn.GELU()), [image * torch.nan for image in positive_images((9, 9))],
      'the gradients of Sequential are not finite'),
 ])
-def test_what_cannot_be_measured(net, images, message):
+def test_fields_that_cannot_be_measured_are_refused(net, images, message):
     with pytest.raises(ValueError, match=message):
         measure_receptive_field(net, images)
 
@@ -223,7 +223,7 @@ def test_wrong_folders(folder, count, error, message, tmp_path):
         find_images(tmp_path / folder, count)
 
 
-def test_squares_of_the_picture_are_the_regions():
+def test_squares_of_the_figure_are_the_regions():
     field = measure_receptive_field(mean_filter(), positive_images((21, 21)))
     figure = draw_receptive_fields([[field, field]], ['one', 'two'])
     axis = figure.axes[1]

@@ -1,4 +1,4 @@
-"""What is executed beside the dense form: counts, the table and the figure of get_flops.py."""
+"""Executed operations beside the dense form: counts, the table and the figure of get_flops.py."""
 
 import json
 

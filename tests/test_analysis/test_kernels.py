@@ -74,7 +74,7 @@ def test_stripes_and_plain_depthwise_convolutions():
         collect_kernels(net, least_side=11)
 
 
-def test_picture(pelk):
+def test_kernels_are_drawn(pelk):
     stages = collect_kernels(pelk)
     figure = draw_kernels(stages, channels=2)
     assert len(figure.axes) == 2 * 6

@@ -24,7 +24,7 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.backbone.parameters()])
 
 
-def test_random_weights_depend_on_the_seed_alone():
+def test_random_weights_depend_only_on_the_seed():
     generator = torch.get_rng_state()
     first, again, other = (weights(build_with_weights(config(), seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -48,13 +48,13 @@ def test_a_checkpoint_is_loaded(tmp_path):
     assert torch.equal(weights(build_with_weights(config(), path)), weights(trained))
 
 
-def test_what_the_config_names_is_not_loaded():
+def test_checkpoints_named_by_the_config_are_not_loaded():
     cfg = config(init_cfg=dict(type='Pretrained', checkpoint='missing.pth'))
     assert torch.equal(weights(build_with_weights(cfg)), weights(build_with_weights(config())))
     assert cfg.model.backbone.init_cfg.checkpoint == 'missing.pth'
 
 
-def test_a_checkpoint_must_have_the_whole_backbone(tmp_path):
+def test_a_checkpoint_must_have_the_complete_backbone(tmp_path):
     trained = build_with_weights(config())
     missing = 'backbone.stages.1.blocks.0.pointwise_conv1'
     path = save(trained, tmp_path / 'a.pth', drop=[missing])

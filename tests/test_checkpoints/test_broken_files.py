@@ -105,7 +105,7 @@ def test_anything_that_can_be_saved(folder, content, key):
 @given(st.lists(TENSOR_NAMES, max_size=8, unique=True), st.sampled_from(NAMES))
 def test_renaming_loses_no_tensor(drawn, names):
     tensors = {name: torch.tensor(number) for number, name in enumerate(drawn)}
-    # Alone, none of them takes another's name.
+    # Renamed one at a time, no tensor takes another's name.
     new = [name for old, tensor in tensors.items() for name in rename({old: tensor}, names)[0]]
     event(f'{len(new)} matched, {len(set(new))} names')
     if len(set(new)) < len(new):

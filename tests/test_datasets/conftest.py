@@ -5,7 +5,7 @@ from pelk_mm.datasets import make_digit_scenes
 
 @pytest.fixture(scope='session')
 def small():
-    """Arguments of a small set: as few pictures as the tests need."""
+    """Arguments of a small set: as few images as the tests need."""
     return dict(num_cls_train=40, num_cls_val=20, num_scenes_train=12, num_scenes_val=6)
 
 

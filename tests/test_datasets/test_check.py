@@ -201,7 +201,7 @@ def test_every_image_of_a_folder_is_opened(tmp_path):
     (tmp_path / 'empty.jpg').touch()
     (tmp_path / 'notes.txt').touch()
     whole, *damaged = check_images(tmp_path)
-    assert (whole.path, whole.problem, whole.found) == (tmp_path, '', '2 of 5 images are whole')
+    assert (whole.path, whole.problem, whole.found) == (tmp_path, '', '2 of 5 images are undamaged')
     assert [str(item.path.relative_to(tmp_path)) for item in damaged] == ['a/cut.jpg', 'empty.jpg', 'labels/cut.PNG']
     assert 'damaged (image file is truncated' in damaged[0].problem
     assert damaged[1].found == '0 bytes'

@@ -1,4 +1,4 @@
-"""The built-in data: the same every time, its parts apart, its annotations true to the pictures."""
+"""The built-in data: the same every time, its parts separate, its annotations true to the images."""
 
 import json
 
@@ -23,7 +23,7 @@ def annotations_of(root, split):
 
 
 def scenes_of(root, split):
-    """Picture, label map and annotations of each scene, masks decoded by COCO's own code."""
+    """Return image, label map and annotations of each scene, masks decoded by COCO's own code."""
     coco = annotations_of(root, split)
     for image in coco['images']:
         picture = np.asarray(Image.open(root / 'scenes/images' / split / image['file_name']))
@@ -42,7 +42,7 @@ def test_same_seed_same_bytes(digit_scenes, tmp_path, small):
     assert content_of(tmp_path / 'again') == content_of(digit_scenes)
 
 
-def test_another_seed_gives_other_pictures(digit_scenes, tmp_path, small):
+def test_another_seed_gives_other_images(digit_scenes, tmp_path, small):
     make_digit_scenes(tmp_path / 'other', seed=1, **small)
     ours, other = content_of(digit_scenes), content_of(tmp_path / 'other')
     same = [name for name in set(ours) & set(other) if ours[name] == other[name]]
@@ -84,7 +84,7 @@ def test_split_shares_out_every_digit_once():
     assert split_digits(seed=1, val_fraction=0.2) != parts
 
 
-def test_no_two_handwritten_digits_are_the_same_picture():
+def test_no_two_handwritten_digits_are_the_same_image():
     images, _ = load_handwritten_digits()
     assert len(np.unique(images.reshape(1797, -1), axis=0)) == 1797
 
@@ -124,8 +124,8 @@ def test_label_maps_are_the_union_of_the_masks(digit_scenes, split):
         assert np.array_equal(labels, expected)
 
 
-def test_masks_show_what_the_picture_shows(digit_scenes):
-    """Inside a mask the picture has one colour: where digits overlap, the mask belongs to the upper one."""
+def test_masks_show_what_the_image_shows(digit_scenes):
+    """Inside a mask the image has one colour: where digits overlap, the mask belongs to the upper one."""
     uniform, touching = [], 0
     for picture, _, _, masks in scenes_of(digit_scenes, 'train'):
         for mask in masks:
@@ -208,7 +208,7 @@ def test_other_parameters_never_overwrite(digit_scenes, small):
     assert content_of(digit_scenes) == before
 
 
-def test_foreign_and_incomplete_folders_are_left_alone(tmp_path, small):
+def test_foreign_and_incomplete_folders_stay_unchanged(tmp_path, small):
     foreign = tmp_path / 'foreign'
     foreign.mkdir()
     (foreign / 'thesis.tex').write_text('precious')

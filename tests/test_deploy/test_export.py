@@ -1,4 +1,4 @@
-"""ONNX files and packages: standard operations, every size, PyTorch's numbers, and metadata enough to run alone."""
+"""ONNX files and packages: standard operations, every size, PyTorch's numbers, and all metadata to run them."""
 
 import errno
 import io

@@ -85,7 +85,7 @@ def test_norms_that_do_not_fold_stay():
     assert deployment.cfg.model.neck.norm_cfg == dict(type='GN', num_groups=2)
 
 
-def test_parts_whose_norms_are_needed_elsewhere_stay_whole():
+def test_parts_whose_norms_are_needed_elsewhere_stay_unmerged():
     """A BatchNorm before its convolution does not fold, and then the part keeps all of its norms."""
     cfg = tiny_config('segmentation')
     model = build_tiny_model(cfg)
@@ -153,7 +153,7 @@ def test_a_model_goes_through_files_with_meta_data_and_without(meta, cfg, tmp_pa
     model = build_tiny_model(cfg)
     torch.save(dict(state_dict=model.state_dict(), optimizer={}, **meta), tmp_path / 'trained.pth')
     weights, found, others = load_weights_and_meta(str(tmp_path / 'trained.pth'))
-    # By the versions in it modules tell what they have to translate.
+    # By the versions in it modules know what they have to translate.
     assert weights._metadata == model.state_dict()._metadata
     assert (found, others) == (meta.get('meta') or {}, ['optimizer'])
     model, found = load_trained(cfg, str(tmp_path / 'trained.pth'))

@@ -57,7 +57,7 @@ def options_of(tool: Path) -> frozenset:
 
 
 def problems_of(words: list) -> list:
-    """What is wrong with a command."""
+    """Return the problems of a command."""
     problems = []
     files = [word for word in words if re.match(r'(tools|configs|docs|tests|pelk_mm|requirements)/', word)]
     problems += [f'no such file: {file}' for file in files if not any(ROOT.glob(file))]

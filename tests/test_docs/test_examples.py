@@ -4,7 +4,7 @@ import io
 from contextlib import redirect_stdout
 from pathlib import Path
 
-# The forks print a line when they are first imported, which is not for a page to tell.
+# The forks print a line when they are first imported, which a page does not show.
 import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401
 import mmseg.datasets  # noqa: F401

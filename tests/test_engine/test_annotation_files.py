@@ -1,4 +1,4 @@
-"""COCO files that cannot be trained on are refused at the start, with the file, the config key and the cure."""
+"""COCO files that cannot be trained on are refused at the start, with the file, the config key and the fix."""
 
 import copy
 import json
@@ -49,9 +49,9 @@ def test_a_good_file_passes(tmp_path):
     (changed(lambda c: c['categories'].pop()), "has no category 'dog' of metainfo.classes (1 are missing)"),
     (changed(lambda c: c['annotations'][1].pop('segmentation')), '1 of 2 annotations'),
     (changed(lambda c: c['annotations'][1].update(segmentation=[])), 'the first has id 2, but the pipeline loads masks '
-     '(with_mask=True). Use a file with masks, or for boxes alone set with_mask=False'),
+     '(with_mask=True). Use a file with masks, or for only boxes set with_mask=False'),
 ])
-def test_what_is_wrong_is_said_with_its_cure(tmp_path, content, words):
+def test_errors_are_named_with_their_fix(tmp_path, content, words):
     assert words in check(tmp_path, content)
 
 

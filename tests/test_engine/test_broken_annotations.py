@@ -1,4 +1,4 @@
-"""The check of COCO files on mutated JSON: an error with the file's name and a cure, or success; nothing else."""
+"""The check of COCO files on mutated JSON: an error with the file's name and a fix, or success; nothing else."""
 
 import copy
 import json

@@ -183,7 +183,7 @@ def test_the_image_is_named_whose_values_overflow_in_a_layer(tmp_path):
     assert '\n  images: images/11.png\n' in message
 
 
-def test_a_gradient_alone_is_found_before_the_step_spoils_the_weights(tmp_path):
+def test_only_a_gradient_is_found_before_the_step_spoils_the_weights(tmp_path):
     runner = make_runner(tmp_path, replace_act(BadBackward()))
     message = stopped(runner)
     assert 'iteration 3 ' in message
@@ -211,18 +211,18 @@ def test_a_gradient_of_one_weight_is_named(tmp_path):
 
 
 def shift_loss(model):
-    """One more loss, infinite; its gradient is zero, so that nothing else tells."""
+    """One more loss, infinite; its gradient is zero, so that nothing else shows it."""
     model.register_forward_hook(lambda module, args, losses: dict(losses, loss_shift=torch.tensor(INF)))
 
 
-def test_a_loss_alone_is_found(tmp_path):
+def test_only_a_loss_is_found(tmp_path):
     message = stopped(make_runner(tmp_path, shift_loss))
     assert 'iteration 3 (epoch 1): a loss is not finite.\n  losses: loss_shift\n' in message
     assert '\n  logged: loss, loss_shift\n' in message
 
 
 def features_of_both_passes(work_dir):
-    """What the head is given in the iteration that fails, and when it is repeated: finite numbers, after drop path."""
+    """Inputs of the head in the iteration that fails, and when it is repeated: finite numbers, after drop path."""
     seen = []
 
     def meddle(model):
@@ -244,7 +244,7 @@ def test_the_iteration_is_repeated_with_its_random_numbers(tmp_path, monkeypatch
     assert not torch.equal(first, second)
 
 
-def test_good_runs_are_left_alone(tmp_path):
+def test_good_runs_are_not_changed(tmp_path):
     """The accuracy may be NaN; weights are those of a run without the hook, so no random number was used."""
     weights = []
     for hook in (True, False):
@@ -387,7 +387,7 @@ def test_whoever_saves_a_checkpoint_saves_none_that_is_not_finite(tmp_path, stea
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['own_0.pth', 'own_1.pth']
 
 
-def test_accumulated_gradients_are_looked_at_when_they_are_used(tmp_path):
+def test_accumulated_gradients_are_checked_when_they_are_used(tmp_path):
     message = stopped(make_runner(tmp_path, spoil_gamma, iteration=0, optim_wrapper=dict(accumulative_counts=3)))
     assert 'iteration 3 ' in message
 

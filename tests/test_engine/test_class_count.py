@@ -1,4 +1,4 @@
-"""Wrong class counts stop a run before it starts, with config key, data and cure; the shipped configs pass."""
+"""Wrong class counts stop a run before it starts, with config key, data and fix; the shipped configs pass."""
 
 from importlib import import_module
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def test_the_digit_configs_pass_and_a_class_too_many_does_not(root, name, number
             roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=5)], mask_head=dict(num_classes=5)))),
      ['model.roi_head.bbox_head.1.num_classes', 'model.roi_head.mask_head.num_classes']),
 ])
-def test_every_head_is_named_with_its_cure(config, keys):
+def test_every_head_is_named_with_its_fix(config, keys):
     with pytest.raises(ValueError, match='--cfg-options') as error:
         ClassCountHook().before_run(runner_of(Config(config), ('cat', 'dog', 'cow')))
     message = str(error.value)

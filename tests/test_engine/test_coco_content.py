@@ -115,7 +115,7 @@ def test_something_to_learn(tmp_path, content):
     (changed(iscrowd='0'), 'lack a number as iscrowd'),
     (changed(iscrowd=1), 'nothing to measure in 3 annotations: 3 have iscrowd=1'),
 ])
-def test_what_cannot_be_measured(tmp_path, content, words):
+def test_files_that_cannot_be_measured_are_refused(tmp_path, content, words):
     cfg = config(tmp_path, content, 'test')
     with pytest.raises(ValueError, match='test_evaluator.ann_file: .*/x.json: ') as error:
         check_annotation_files(cfg, ('test', ))
@@ -180,7 +180,7 @@ def test_a_file_of_empty_images_beside_another(tmp_path):
         check_annotation_files(Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=both))), ('train', ))
 
 
-def test_classes_that_read_files_in_their_own_way_are_left_alone(tmp_path):
+def test_classes_that_read_files_in_their_own_way_are_not_checked(tmp_path):
     from mmdet.datasets import CocoDataset
 
     class Renamed(CocoDataset):

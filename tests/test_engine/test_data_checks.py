@@ -268,7 +268,7 @@ def test_ids_that_only_the_model_ignores(tmp_path):
     ([dict(type='RandomResize', scale=(32, 32), ratio_range=(1.0, 1.0), keep_ratio=False)], True),
 ])
 def test_label_maps_of_half_the_size(tmp_path, resize, fits):
-    """What a resizing makes equal trains; else the pair is refused, after the resizing too."""
+    """A pair that a resizing makes equal trains; others are refused, after the resizing too."""
     write(tmp_path, [IDS[:20, :24]])
     if fits:
         sample = load(tmp_path, [*LOAD, *resize, PACK])[0]
@@ -306,7 +306,7 @@ def test_float32_tiff(tmp_path, channels):
     array = RNG.random((40, 48, channels), dtype=np.float32)
     assert cv2.imwrite(path, array, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
     assert image_file_error(path) is None
-    assert check_images(tmp_path)[0].found == '1 of 1 images are whole'
+    assert check_images(tmp_path)[0].found == '1 of 1 images are undamaged'
     steps = [dict(LOAD[0], color_type='unchanged'), LOAD[1], PACK]
     write(tmp_path, [IDS])
     (tmp_path / 'images/0.tif').write_bytes((tmp_path / 'a.tif').read_bytes())

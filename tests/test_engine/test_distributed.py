@@ -1,14 +1,14 @@
 """One process with a batch of four and two with two each train the same weights, for every task.
 
 Gradients of two processes are averaged, each of a loss that is a mean over its own half of the batch. That is the
-gradient of the whole batch if both halves count the same: so do images of one size in classification and segmentation,
+gradient of the full batch if both halves count the same: so do images of one size in classification and segmentation,
 and in detection images that each have one instance, one positive anchor, and all other anchors and regions as
 negatives, with nothing drawn at random. Norms are SyncBN's stand-in on the CPU, which has the statistics of both.
 Random transforms stay on: they follow the sample, not the process. Drop path and dropout are off, as each process
 draws its own.
 
 All is computed in double precision, where the rounding of sums in another order is too small to be taken for anything
-else. The optimiser is SGD: Adam divides a gradient by its magnitude, and would make whole steps of the rounding where
+else. The optimiser is SGD: Adam divides a gradient by its magnitude, and would make full steps of the rounding where
 the gradient is zero. Learning rates are low where training is chaotic, as it is in decoders whose norms have the
 statistics of four numbers.
 
@@ -83,7 +83,7 @@ def segmentation(data):
 
 def detection(data):
     # The best anchor or region of the instance is positive, all others are negative, and the sampler takes all. With
-    # mmdet's PseudoSampler the loss would be divided by the positives alone, and mmdet adds float32's epsilon to that
+    # mmdet's PseudoSampler the loss would be divided by only the positives, and mmdet adds float32's epsilon to that
     # number: of two that is twice the share it is of four, and after 20 steps a statistic differs by 3e-6.
     assigner = dict(
         pos_iou_thr=1.1, neg_iou_thr=1.1, min_pos_iou=0.0, match_low_quality=True, gt_max_assign_all=False)

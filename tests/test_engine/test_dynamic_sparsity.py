@@ -208,7 +208,7 @@ def test_skipped_steps_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize('optimizer', [dict(type='SGD', lr=0.1, momentum=0.9), dict(type='AdamW', lr=0.01)])
-def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_left_alone(tmp_path, optimizer):
+def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_unchanged(tmp_path, optimizer):
     def watch(runner):
         hook = sparsity_hook(runner)
         ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
@@ -278,7 +278,7 @@ def test_checkpoint_state_is_plain_and_small(tmp_path):
     assert state['masks']['hidden.weight']['shape'] == [32, 16]
 
 
-def test_what_happened_is_logged(tmp_path):
+def test_updates_are_logged(tmp_path):
     sparsity = dict(init='uniform', sparsity=0.5, update_interval=4, prune_rate=0.4)
     runner = make_runner(tmp_path, sparsity, steps=9, log_level='INFO')
     runner.train()
@@ -383,7 +383,7 @@ def train_one_rank(rank, work_dir):
     """Two ranks see other images and draw other dropout; masks and weights must be the same."""
     os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
-    # MMEngine assumes a GPU for each rank, unless told otherwise.
+    # MMEngine by default assumes a GPU for each rank.
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     sparsity = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
     runner = make_runner(work_dir, sparsity, launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))

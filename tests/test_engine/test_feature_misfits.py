@@ -88,7 +88,7 @@ def test_the_message_says_what_to_set_and_that_helps(task, changes, fixes):
 
 
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'detection', 'one_stage_detection'])
-def test_models_that_fit_and_other_errors_are_left_alone(task, monkeypatch):
+def test_models_that_fit_and_other_errors_stay_unchanged(task, monkeypatch):
     model = build_model(tiny_config(task), 'cpu')
     assert error_of(model) is None
     parts = [child for name, child in model.named_children() if name in ('backbone', 'neck', 'head', 'decode_head')]

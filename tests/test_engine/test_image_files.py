@@ -1,4 +1,4 @@
-"""Images and label maps that are missing, damaged or wrong are named with their cure, at the start or as they load."""
+"""Images and label maps that are missing, damaged or wrong are named with their fix, at the start or as they load."""
 
 import json
 from functools import partial
@@ -35,7 +35,7 @@ SUFFIXES = ('jpg', 'png', 'bmp', 'webp', 'tif')
 
 
 def picture(path, size=(48, 40)):
-    """A picture that does not compress to a few bytes."""
+    """An image that does not compress to a few bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
     image.save(path, **(dict(quality=95) if path.suffix == '.jpg' else {}))
@@ -48,7 +48,7 @@ def cut(path, share=0.6):
     return path
 
 
-def test_a_file_that_was_looked_at_is_only_read(tmp_path, monkeypatch):
+def test_a_checked_file_is_only_read(tmp_path, monkeypatch):
     file = picture(tmp_path / 'a.png')
     monkeypatch.setattr(image_files, 'image_file_error', None)
     assert read_image(str(file), check=False).shape == (40, 48, 3)
@@ -58,7 +58,7 @@ def test_a_file_that_was_looked_at_is_only_read(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)
-def test_whole_files_pass_and_cut_ones_do_not(tmp_path, suffix):
+def test_complete_files_pass_and_cut_ones_do_not(tmp_path, suffix):
     file = picture(tmp_path / f'a.{suffix}')
     size = file.stat().st_size
     assert image_file_error(str(file)) is None
@@ -85,14 +85,14 @@ def test_non_images_are_rejected(tmp_path, content, words):
 
 
 def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(tmp_path):
-    """Cameras write such files; they are whole, which only decoding them tells."""
+    """Cameras write such files; they are complete, which only decoding them shows."""
     file = picture(tmp_path / 'a.jpg')
     file.write_bytes(file.read_bytes() + bytes(100))
     assert image_file_error(str(file)) is None
 
 
 def test_opencv_still_decodes_half_a_jpeg_without_a_word(tmp_path):
-    """Why files are looked at before."""
+    """Without a check before, OpenCV loads it."""
     file = cut(picture(tmp_path / 'a.jpg'))
     assert cv2.imread(str(file)) is not None
 
@@ -195,7 +195,7 @@ def test_unknown_ids(pair, values, options, words):
 
 @pytest.mark.parametrize(('values', 'dtype', 'words'), [
     (np.zeros((40, 47)), np.uint8, 'is 40 x 47 (height x width), but its image'),
-    (np.zeros((40, 48, 3)), np.uint8, 'is a colour picture, 40 x 48 x 3, not a map of class ids. Convert'),
+    (np.zeros((40, 48, 3)), np.uint8, 'is a colour image, 40 x 48 x 3, not a map of class ids. Convert'),
     (seg_map([300]), np.uint16, 'has ids up to 300, of which 8 bits, 44 for example, would be kept'),
 ])
 def test_other_forms(pair, values, dtype, words):
@@ -286,7 +286,7 @@ def test_loaders_of_wrapped_data_sets(tmp_path, wrap):
 
 
 def task_config(task, folder):
-    """A config that trains and tests on the one picture in a folder."""
+    """A config that trains and tests on the one image in a folder."""
     cfg = tiny_config(task).to_dict()
     dataset = cfg['test_dataloader']['dataset']
     picture(folder / 'train/ant/a.jpg')
@@ -327,7 +327,7 @@ def task_config(task, folder):
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'one_stage_detection'])
 def test_a_run_stops_at_a_damaged_image_and_names_it(tmp_path, task, mode):
     cfg = task_config(task, tmp_path)
-    # Whole enough for what is looked at when the run starts.
+    # Complete enough for the check when the run starts.
     cut(tmp_path / 'train/ant/a.jpg')
     with pytest.raises(ImageFileError, match=r'img_path: .*train/ant/a\.jpg is damaged or no image .*check_dataset'):
         run(cfg, mode)

@@ -1,4 +1,4 @@
-"""What the launch functions make of a config; real runs of a toy model, stopped and resumed, and on two processes."""
+"""The launch functions' changes of a config; real runs of a toy model, stopped and resumed, and on two processes."""
 
 import os
 import subprocess
@@ -317,7 +317,7 @@ def test_checkpoints_stay_where_that_is_asked_for_or_nothing_is_overwritten(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ['epoch_1.pth', 'last_checkpoint']
 
 
-def test_a_run_stops_before_an_earlier_one_if_it_is_told_to(toy, monkeypatch):
+def test_a_run_stops_before_an_earlier_one_on_request(toy, monkeypatch):
     monkeypatch.syspath_prepend(toy)
     work_dir = toy / 'work_dirs/plain'
     work_dir.mkdir(parents=True)
@@ -349,7 +349,7 @@ def hook_types(cfg) -> list:
     return [getattr(hook, 'type', type(hook)) for hook in cfg.custom_hooks]
 
 
-def test_what_our_tools_add_is_in_the_config():
+def test_additions_of_our_tools_are_in_the_config():
     own = ['ClassCountHook', 'CheckFiniteHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
            'KeepPreviousRunHook']
     cfg = config()

@@ -31,7 +31,7 @@ def test_the_command_is_named(root, tmp_path, monkeypatch, name, mode):
 
 
 def test_images_that_are_missing_name_it_too(root, tmp_path, monkeypatch):
-    """Where lists and labels are there."""
+    """A folder with lists and labels."""
     monkeypatch.chdir(tmp_path)
     for part in ('images', 'annotations'):
         for split in ('training', 'validation'):

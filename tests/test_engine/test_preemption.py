@@ -109,7 +109,7 @@ def test_validation_is_left_with_the_trained_weights_not_their_average(make_runn
     assert_same(state(tmp_path / saved), expected)
 
 
-def test_loaders_of_a_validation_outlive_a_signal_to_the_whole_process_group(make_runner, tmp_path):
+def test_loaders_of_a_validation_outlive_a_signal_to_the_process_group(make_runner, tmp_path):
 
     class SendToWorkers(Hook):
 

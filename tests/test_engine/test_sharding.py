@@ -1,4 +1,4 @@
-"""What is refused with FSDP, and what it wraps; that it trains is in test_distributed.py."""
+"""Refusals with FSDP, and the modules that it wraps; that it trains is in test_distributed.py."""
 
 from types import SimpleNamespace
 
@@ -41,10 +41,10 @@ def test_tests_are_not_sharded():
     assert set(cfg) == {'launcher', 'model'}
 
 
-def test_sparsity_needs_whole_weights():
+def test_sparsity_needs_unsharded_weights():
     wrapper = SimpleNamespace(optimizer=SimpleNamespace())
     runner = SimpleNamespace(optim_wrapper=wrapper, model=SimpleNamespace())
-    with pytest.raises(TypeError, match='needs whole weights in every process .* take the hook out of custom_hooks'):
+    with pytest.raises(TypeError, match='needs unsharded weights .* take the hook out of custom_hooks'):
         DynamicSparsityHook(sparsity=0.4).before_train(runner)
 
 

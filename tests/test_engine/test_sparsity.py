@@ -1,4 +1,4 @@
-"""Which weights are sparse, their densities and masks, pruning and growth: against values worked out by hand."""
+"""The choice of sparse weights, their densities and masks, pruning and growth: against values worked out by hand."""
 
 import math
 

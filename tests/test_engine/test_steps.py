@@ -48,7 +48,7 @@ def test_nothing_is_done_twice(steps, lines, tmp_path):
     assert steps.run_once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
 
 
-def test_digests_tell_code_and_data_apart(steps, tmp_path):
+def test_digests_separate_code_and_data(steps, tmp_path):
     source, data = tmp_path / 'pelk_mm' / 'layers' / 'a.py', tmp_path / 'data'
     for folder in (source.parent, data):
         folder.mkdir(parents=True)

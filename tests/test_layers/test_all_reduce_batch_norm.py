@@ -56,7 +56,7 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize('case', range(len(ARGUMENTS)), ids=map(str, ARGUMENTS))
-def test_equals_batch_norm_over_the_whole_batch(processes, case):
+def test_equals_batch_norm_over_the_complete_batch(processes, case):
     first, second = (process['results'][case] for process in processes)
     steps, weight_grads, buffers, evaluated = run(nn.BatchNorm2d, ARGUMENTS[case], *inputs())
     exact, *_ = run(lambda *args, **kwargs: nn.BatchNorm2d(*args, **kwargs).double(), ARGUMENTS[case],
@@ -83,7 +83,7 @@ def test_gives_the_dtype_of_the_input(processes):
     assert processes[0]['half'].isfinite().all()
 
 
-def test_alone_it_is_batch_norm():
+def test_in_one_process_it_is_batch_norm():
     x, grad = inputs()
     for a, b in zip(run(AllReduceBatchNorm2d, {}, x, grad)[0], run(nn.BatchNorm2d, {}, x, grad)[0]):
         assert torch.equal(a, b)

@@ -59,7 +59,7 @@ def test_position_embedding_is_equation_3():
         assert abs(bias[channel].item() - total) < 1e-12
 
 
-def test_partial_mixer_leaves_the_rest_alone():
+def test_partial_mixer_passes_the_rest_unchanged():
     mixer = PartialMixer(nn.Conv2d(3, 3, 1), 3)
     x = torch.randn(2, 8, 4, 5)
     out = mixer(x)

@@ -45,7 +45,7 @@ def boxes_and_scores(seed: int, count: int, ties: bool):
     boxes = np.concatenate([corners, corners + 8 + 12 * draw.rand(count, 2)], 1)
     scores = draw.rand(count)
     if ties:
-        # Whole corners make overlaps that are exactly a threshold, too.
+        # Integer corners make overlaps that are exactly a threshold, too.
         boxes, scores = boxes.round(), scores.round(1)
     return tensor(boxes), tensor(scores)
 

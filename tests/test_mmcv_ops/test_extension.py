@@ -87,7 +87,7 @@ def test_every_name_is_served_or_refused():
     assert refused > 60
 
 
-def test_what_mmcv_asks_for_by_the_way_is_no_operator():
+def test_other_names_that_mmcv_imports_are_no_operators():
     assert not hasattr(extension, '__wrapped__')
     assert not hasattr(extension, '_C')
 

@@ -123,7 +123,7 @@ def test_install_and_remove(python, command, mmcv_without_ops):
 
 
 @pytest.mark.parametrize('name', ['_ext.py', '_ext' + EXTENSION_SUFFIXES[0]])
-def test_operators_that_are_there_are_left_alone(command, mmcv_without_ops, name):
+def test_operators_that_are_there_stay_unchanged(command, mmcv_without_ops, name):
     file = mmcv_without_ops / name
     file.write_text('mine = True\n')
     for word, start in (('install', 'Nothing done'), ('remove', 'Nothing to remove'), ('status', 'mmcv uses')):

@@ -157,7 +157,7 @@ def test_callables_make_the_layers(name, argument, value, before, after):
 
 @pytest.mark.parametrize('argument', ['norm_layer', 'branch_norm_layer', 'act_layer'])
 @pytest.mark.parametrize('value', [dict(type='BN'), 'BN', nn.BatchNorm2d(4)], ids=str)
-def test_what_makes_no_layers_is_refused(argument, value):
+def test_arguments_that_make_no_layers_are_refused(argument, value):
     with pytest.raises(ValueError, match=rf'{argument} must be a class or function .*{re.escape(repr(value))}'):
         nets.PeLK(**SMALL, **{argument: value})
 

@@ -153,7 +153,7 @@ def test_wrong_half_grids_name_what_is_wrong(half, data):
 
 
 @given(NO_INT.filter(lambda value: not isinstance(value, list)))
-def test_what_is_no_sequence_of_widths_is_refused(value):
+def test_other_things_than_sequences_of_widths_are_refused(value):
     for make in (SharingGrid, SharingGrid.from_half, lambda half: SharingGrid.create(51, half) if half is not None else
                  SharingGrid.create(None)):
         with pytest.raises(TypeError, match='grid|kernel_size') as info:
@@ -288,7 +288,7 @@ def able(inputs: Inputs, grid: SharingGrid) -> list[str]:
 
 
 @given(cases(), SEEDS, st.sampled_from(DTYPES), st.sampled_from(LAYOUTS))
-def test_whole_numbers_come_out_exactly(case, seed, dtype, grad_layout):
+def test_integers_come_out_exactly(case, seed, dtype, grad_layout):
     """Every backend, output and gradients: in half precision that is the exact sum, rounded once."""
     inputs = integer_inputs(case, seed, dtype, grad_layout)
     right = exact(inputs, case.grid)
@@ -397,7 +397,7 @@ def test_second_derivatives_come_out_exactly(case, seed):
 
 @given(cases(batch=1, work=2**17), SEEDS, st.sampled_from([torch.float32, torch.bfloat16]),
        st.sampled_from(['x', 'grad_output']), st.sampled_from([float('nan'), float('inf')]), st.data())
-def test_what_is_not_finite_stays_in_its_plane(case, seed, dtype, where, value, data):
+def test_numbers_that_are_not_finite_stay_in_their_plane(case, seed, dtype, where, value, data):
     if case.layout == 'expanded':
         case = Case(case.id, case.shape, case.grid)
     clean = case.make(dtype, seed=seed)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recipe(NamedTuple):
-    """What a source says: batch and iterations, optimiser, warm-up in iterations, and what the backbone is given."""
+    """Values of a source: batch and iterations, optimiser, warm-up in iterations, and arguments of the backbone."""
 
     batch: int
     iterations: int

@@ -30,7 +30,7 @@ ZEROS = dict(type='pelk_mm.DynamicSparsityHook', init='zeros')
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a source's command says."""
+    """Values of a source's command."""
 
     gpus: int
     batch_size: int

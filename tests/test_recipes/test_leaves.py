@@ -14,7 +14,7 @@ LEAVES = [path for path in sorted((ROOT / 'configs').rglob('*.py')) if '_base_ =
 
 
 def repeated(own: dict, inherited: dict, place: str = '') -> Iterator[str]:
-    """Where a value of a config is that of its base."""
+    """Return the places where a value of a config is that of its base."""
     for key, value in own.items():
         # A config by itself must import what it names, and a dict that replaces another one repeats nothing.
         if key not in inherited or key == 'custom_imports':
@@ -27,7 +27,7 @@ def repeated(own: dict, inherited: dict, place: str = '') -> Iterator[str]:
 
 
 def own_and_inherited(path: Path, folder: Path) -> tuple[dict, dict]:
-    """What a config says, and what it would have without."""
+    """Return the values that a config sets, and those that it would have without."""
     compat.setup()
     tree = ast.parse(path.read_text())
     base, = (node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '_base_')
@@ -48,6 +48,6 @@ def test_nothing_is_repeated(path, tmp_path):
     assert not list(repeated(*own_and_inherited(path, tmp_path)))
 
 
-def test_what_counts_as_repeated():
+def test_repeated_values_are_found():
     own = dict(a=1, b=dict(c=2, d=3), e=dict(_delete_=True, f=4), g=5)
     assert list(repeated(own, dict(a=1, b=dict(c=2, d=0), e=dict(f=4)))) == ['a=1', 'b.c=2']

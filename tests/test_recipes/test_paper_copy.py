@@ -37,7 +37,7 @@ def load(path: str) -> Config:
 
 
 def problems_of(item: dict) -> list:
-    """What is missing to reproduce a row or a figure; tools are asked in a folder that has what commands read."""
+    """Return what is missing to reproduce a row or figure; tools are asked in a folder that has what commands read."""
     ways = [way for way in ('configs', 'command', 'reason') if item.get(way)]
     if not ways or 'reason' in ways and len(ways) > 1:
         return [f'needs configs, a command, or a reason for neither, got {ways}']
@@ -114,7 +114,7 @@ def test_configs_are_of_the_benchmark(name):
     (dict(command='python tools/analysis_tools/get_flops.py'), 'does not accept'),
     (dict(command='python tools/analysis_tools/get_flops.py configs/none.py'), 'no such config: configs/none.py'),
 ])
-def test_what_cannot_be_reproduced_is_found(item, problem, place):
+def test_items_that_cannot_be_reproduced_are_found(item, problem, place):
     found, = problems_of(item)
     assert problem in found
 

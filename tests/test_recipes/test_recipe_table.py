@@ -208,7 +208,7 @@ def test_lists_and_switches_in_a_row():
     (dict(at='epoch', theirs=None), 'epoch is set in no recipe'),
     (dict(at='epoch', theirs=10, why='ours is another'), 'epoch is set in no recipe'),
 ])
-def test_what_is_refused(row, message):
+def test_wrong_rows_are_refused(row, message):
     with pytest.raises(ValueError, match=message):
         page_of([dict(what='value', **row)])
 

@@ -23,7 +23,7 @@ MIOUS = {
 
 
 def write_run(root, folder, config, miou, done=80000, **options):
-    """What a training and its last validation leave behind."""
+    """Write the files of a training and its last validation."""
     start = folder / '20261122_010000' / 'vis_data'
     start.mkdir(parents=True)
     cfg = Config.fromfile(root / f'{config}.py')

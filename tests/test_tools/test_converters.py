@@ -213,7 +213,7 @@ def test_nothing_is_overwritten(tmp_path, convert):
     assert (tmp_path / 'mine.pth').read_text() == 'precious'
 
 
-def test_published_checkpoint_keeps_zeros_and_meta_alone(tmp_path, convert):
+def test_published_checkpoint_keeps_only_weights_with_zeros_and_meta(tmp_path, convert):
     weight = torch.randn(6, 7)
     weight[weight < 0] = 0
     # A view, as slicing leaves it: only what it shows is published.

@@ -193,7 +193,7 @@ def test_export_and_demo(task, tmp_path, images, run_tool, monkeypatch):
     assert code == 0, printed
     assert checked == [str(file) for file in sorted(images.iterdir())]
     assert sorted(file.name for file in drawings.iterdir()) == ['0.png', '1.png', '2.png']
-    assert ('no boxes: the file holds the backbone alone' in printed) == (task == 'detection')
+    assert ('no boxes: the file holds only the backbone' in printed) == (task == 'detection')
     image, drawn = (mmcv.imread(str(folder / '0.png')) for folder in (images, drawings))
     assert drawn.shape == (384, 480 * (5 if task == 'detection' else 1), 3)
     assert np.abs(drawn[:, -480:] - mmcv.imresize(image, (480, 384)).astype(int)).max() > 50

@@ -277,7 +277,7 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_training_goes_on_exactly(st
     assert_same_state(tmp_path / 'iter_20.pth', whole / 'iter_20.pth')
 
 
-def test_sigterm_to_a_whole_process_group_leaves_the_loaders_at_work(start, tmp_path, whole):
+def test_sigterm_to_a_process_group_leaves_the_loaders_at_work(start, tmp_path, whole):
     training = start(tmp_path, '--cfg-options', 'train_dataloader.num_workers=2')
     training.wait_for('step\n', 12)
     training.send(signal.SIGTERM, group=True)

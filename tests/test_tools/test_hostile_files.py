@@ -1,4 +1,4 @@
-"""A file that runs code when it is loaded does not run it in any of our tools, whatever it is planted as.
+"""A file that runs code when it is loaded does not run it in any of our tools, in any place where it is planted.
 
 The code makes a folder, ``ran``. That the trap works is tested, too: whoever loads these files unsafely makes it.
 """
@@ -97,7 +97,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def plant(place):
-    """Makes a hostile ``bad.pth`` that would otherwise be good, and tells where the proof would be."""
+    """Make a hostile ``bad.pth`` that would otherwise be good, and return where the proof would be."""
 
     def _plant(variant):
         content = torch.load(place / 'tiny.pth', weights_only=True)
@@ -219,7 +219,7 @@ def test_the_trap_works(place, plant):
         shutil.rmtree(proof, ignore_errors=True)
 
 
-def test_what_is_downloaded_does_not_run(place, plant, monkeypatch):
+def test_downloads_do_not_run(place, plant, monkeypatch):
     proof = plant('zip')
     monkeypatch.setattr(torch.hub, '_hub_dir', None)
     monkeypatch.setenv('TORCH_HOME', str(place))
@@ -247,8 +247,8 @@ def test_code_runs_only_for_a_named_file_and_loudly(place, plant, said, way, mon
     assert logged == []
     said(*WAYS[way], '--trust-checkpoint', place / 'images/../bad.pth')
     assert proof.exists()
-    loud = ("--trust-checkpoint: 'bad.pth' is loaded with all that it holds, and would call posix.system. WHATEVER "
-            'CODE IS IN IT RUNS NOW, with your rights.')
+    loud = ("--trust-checkpoint: 'bad.pth' is loaded with all that it holds, and would call posix.system. ANY CODE "
+            'IN IT RUNS NOW, with your rights.')
     assert logged == [(logging.WARNING, loud)]
 
 
@@ -269,7 +269,7 @@ def test_every_tool_has_the_option(place, said, tool):
 
 
 def onnx_file(path, transforms, **entries):
-    """A file as export.py writes it, but for its graph, which does nothing."""
+    """A file as export.py writes it, except for its graph, which does nothing."""
     pytest.importorskip('onnx')
     meta = dict(task='classification', scope='mmpretrain', classes=[], palette=[], pipeline=repr(transforms))
     write_onnx_stub(path, dict(pelk_mm=json.dumps({**meta, **entries})))
@@ -286,7 +286,7 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize('pipeline', STRANGERS.values(), ids=STRANGERS)
-def test_what_an_onnx_file_names_is_not_called(place, said, pipeline):
+def test_names_in_an_onnx_file_are_not_called(place, said, pipeline):
     onnx_file('bad.onnx', pipeline)
     message = said('image_demo.py', 'images', 'bad.onnx', '--out-dir', 'out')
     assert not (place / 'ran').exists()

@@ -88,7 +88,7 @@ def test_an_active_environment_comes_before_dot_venv(echo, tmp_path):
     assert Path(run('bash', script, 'c.py', '1', PYTHON=str(active)).stdout.strip()) == active
 
 
-def test_print_config_prints_a_whole_config_and_overwrites_nothing(tmp_path):
+def test_print_config_prints_a_complete_config_and_overwrites_nothing(tmp_path):
     config = ROOT / 'configs/digits/pelk-atto_1xb64_digits.py'
     command = (sys.executable, ROOT / 'tools/misc/print_config.py', config, '--save-path', tmp_path / 'out.py')
     variables = dict(PYTHONPATH=str(ROOT))

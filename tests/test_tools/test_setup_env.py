@@ -118,7 +118,7 @@ def test_refuses_wrong_variables(setup_env, tmp_path, variables):
     check_refusal(setup_env(**variables), tmp_path, f'{name} must be', f"got '{value}'")
 
 
-def test_leaves_a_foreign_folder_alone(setup_env, tmp_path):
+def test_does_not_change_a_foreign_folder(setup_env, tmp_path):
     (tmp_path / 'venv').mkdir()
     (tmp_path / 'venv' / 'mine.txt').write_text('mine')
     result = setup_env()
@@ -133,7 +133,7 @@ def test_leaves_a_foreign_folder_alone(setup_env, tmp_path):
     # As version 0.1.0 wrote it, which always compiled.
     ('stack=onedl\nfingerprint=1234\nstate=complete\n', 'holds STACK=onedl MMCV_OPS=compiled'),
 ])
-def test_leaves_an_environment_for_something_else_alone(setup_env, tmp_path, made_for, message):
+def test_does_not_change_an_environment_for_something_else(setup_env, tmp_path, made_for, message):
     (tmp_path / 'venv').mkdir()
     (tmp_path / 'venv' / 'pelk_mm_setup').write_text(made_for)
     result = setup_env()

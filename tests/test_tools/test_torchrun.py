@@ -151,7 +151,7 @@ def test_one_node_says_nothing(launch):
 
 
 @pytest.mark.parametrize(('node', 'nodes'), [(2, 2), (-1, 2), (1, 1)])
-def test_a_node_rank_that_is_none_is_refused(launch, node, nodes):
+def test_a_wrong_node_rank_is_refused(launch, node, nodes):
     code, output = end(launch(','.join('0' * nodes), node=node, nodes=nodes))
     assert code == 1
     assert output == f'NODE_RANK must be from 0 to NNODES - 1, which is {nodes - 1}, got {node}\n'

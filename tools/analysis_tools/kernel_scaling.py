@@ -1,4 +1,4 @@
-"""Print and draw what larger depthwise kernels cost: dense, as pairs of stripes, and peripheral (PeLK, Fig. 2 and 6).
+"""Print and draw the costs of larger depthwise kernels: dense, as pairs of stripes, peripheral (PeLK, Fig. 2 and 6).
 
 Figure 6: the parameters of a network whose every depthwise kernel is replaced by one of 7x7 ... 151x151, in
 kernel_scaling.csv and kernel_scaling.png. Figure 2: multiples of the parameters of a kernel of 7x7, dense and stripes,

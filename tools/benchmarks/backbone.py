@@ -1,4 +1,4 @@
-"""What the large kernel costs end to end: PeLK with each backend, beside the same net with small kernels and with none.
+"""Time the large kernels end to end: PeLK with each backend, beside the same net with small kernels and with none.
 
 The peers share everything but the token mixer: ``7x7`` convolves the same channels densely with 7x7 kernels by
 F.conv2d, ``none`` passes them through. All variants of an arch are timed in one run, deployed, in eval mode.

@@ -1,4 +1,4 @@
-"""Measures and fits the constants of the cost model behind ``backend='auto'`` on the CPU, and checks its choices.
+"""Measure and fit the constants of the cost model behind ``backend='auto'`` on the CPU, and check its choices.
 
 Paste the printed table into ``pelk_mm/ops/peripheral_conv2d/costs.py``.
 """

@@ -1,4 +1,4 @@
-"""Times every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
+"""Time every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
 
 Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over
 kernel sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--dtype', default='float32', choices=['float64', 'float32', 'bfloat16', 'float16'])
-    parser.add_argument('--backward', action='store_true', help='forward and backward instead of forward alone')
+    parser.add_argument('--backward', action='store_true', help='forward and backward instead of only forward')
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--stages', type=int, nargs='+', default=[1, 2, 3, 4])
     parser.add_argument('--seconds', type=float, default=0.5, help='time to spend on each method and shape')
@@ -64,7 +64,7 @@ def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
-    """Name -> function of (x, theta); x as planes but for the method that says otherwise."""
+    """Return functions of (x, theta) by name; x as planes except for the method that says otherwise."""
     reasons = available_backends(x, theta, grid)
     able = [name for name, reason in reasons.items() if reason is None and name != 'reference']
     runs = {

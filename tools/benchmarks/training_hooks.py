@@ -1,7 +1,7 @@
 """Time of a training step with and without the hooks that our tools add: CheckFiniteHook and PreemptionHook.
 
-One run of MMEngine's Runner alternates between blocks of steps with both hooks and blocks with neither, so that what
-else the machine does reaches both alike. The model is PeLK with a linear classifier; images are random.
+One run of MMEngine's Runner alternates between blocks of steps with both hooks and blocks with neither, so that other
+work of the machine affects both equally. The model is PeLK with a linear classifier; images are random.
 """
 
 import argparse

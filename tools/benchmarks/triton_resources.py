@@ -1,4 +1,4 @@
-"""What the Triton kernels compile to: registers, spills, shared memory, tensor-core instructions. Needs no GPU."""
+"""Print the registers, spills, shared memory and tensor-core instructions of the Triton kernels. Needs no GPU."""
 
 import argparse
 

@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Returns 1 when something is missing or wrong, else 0."""
+    """Return 1 if something is missing or wrong, else 0."""
     args = parse_args()
     check, default_root = CHECKS[args.dataset]
     items = check(args.root or Path(default_root))

@@ -1,4 +1,4 @@
-"""Report what a checkpoint holds, and whether the model of a config can load it; exit code 1 if something is wrong.
+"""Report the content of a checkpoint, and whether the model of a config can load it; exit code 1 for a problem.
 
 Only tensors and plain values are loaded: a file that would run code is refused.
 """

@@ -1,4 +1,4 @@
-"""Report what this Python environment consists of and what is wrong with it; exit code 1 if something would break.
+"""Report the parts of this Python environment and their problems; exit code 1 if something would break.
 
 Versions of the stack, mmcv's compiled ops, CUDA, Triton, the C++ compiler, and the backends of the peripheral
 convolution. Takes about as long as to import everything.

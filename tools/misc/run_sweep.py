@@ -1,6 +1,6 @@
 """Train and test the configs of a table one after another, and write the table with the paper's figures beside ours.
 
-Started again, it goes on where it was stopped and skips what is finished. The table is a folder with a
+Started again, it continues where it was stopped and skips finished parts. The table is a folder with a
 metafile.yml that names the configs, see configs/ablations/README.md.
 """
 

@@ -1,5 +1,5 @@
 # Classification of single digits, made by tools/dataset_converters/digit_scenes.py.
-# No flips: a mirrored digit is none.
+# No flips: a mirrored digit is not a digit.
 dataset_type = 'CustomDataset'
 data_root = 'data/digit_scenes'
 data_preprocessor = dict(

@@ -1,5 +1,5 @@
 # Detection and instance segmentation of the scenes, made by tools/dataset_converters/digit_scenes.py.
-# No flips: a mirrored digit is none.
+# No flips: a mirrored digit is not a digit.
 dataset_type = 'CocoDataset'
 data_root = 'data/digit_scenes/'
 metainfo = dict(

@@ -1,4 +1,4 @@
-# Every part of the large one, only narrower, with anchors for pictures of 128 pixels.
+# Every part of the large one, only narrower, with anchors for images of 128 pixels.
 _base_ = './cascade-mask-rcnn_pelk_fpn.py'
 
 width = 64

@@ -37,18 +37,18 @@ KINDS = ('gradient', 'loss', 'weight')
 class CheckFiniteHook(Hook):
     """Stop a run whose loss, gradient or weight is NaN or infinite, and name losses, layer, parameters and images.
 
-    Each iteration leaves on the device which losses and gradients were finite; nothing waits for it. The flags are
+    Each iteration stores on the device which losses and gradients were finite, without waiting. The flags are
     read, and shared by all processes in one collective, every ``interval`` iterations, at least every five seconds,
     before a checkpoint is written and at the end of an epoch: no weight in a checkpoint is NaN or infinite. One process
     on the CPU, where reading waits for nothing, reads them in every iteration.
 
-    If the iteration in which the flags are read is the first with such a number, its gradients are kept from the
-    optimiser, so that the weights are still good, and its forward and backward pass are repeated with the same random
+    If the iteration in which the flags are read is the first with such a number, the optimiser does not get its
+    gradients, so the weights stay good, and its forward and backward pass are repeated with the same random
     numbers to find the layer. If it was an earlier one, the message names that iteration, its losses, parameters and
     images, and says how to have the layer named. All processes stop together with the same message.
 
-    A step that AMP's loss scaler skips does not stop the run: after an overflow it scales less. A run that skips one
-    step after the other is stopped, though. With gradient accumulation, gradients are checked when they are used.
+    A step that AMP's loss scaler skips does not stop the run: after an overflow it scales less. Many skipped steps in
+    a row do stop it. With gradient accumulation, gradients are checked when they are used.
 
     mmdet's ``CheckInvalidLossHook`` checks only the sum of the losses, every 50 iterations; MMEngine's
     ``detect_anomalous_params`` looks for parameters that have no gradient. Our tools add this hook to every training.
@@ -183,7 +183,7 @@ class CheckFiniteHook(Hook):
         self._paths.clear()
 
     def _find_first(self, runner: Runner) -> int:
-        """Where this process first had a number that is not finite: number of the iteration and of the kind, in one."""
+        """Find the first number of this process that is not finite: iteration and kind, in one number."""
         weights = [weight for weight in runner.model.parameters() if weight.requires_grad] if self._saves else []
         if weights:
             finite = torch.isfinite(tensor_norms(weights)).all()
@@ -214,7 +214,7 @@ class CheckFiniteHook(Hook):
         raise FloatingPointError('\n'.join(lines))
 
     def _explain_late(self, iteration: int) -> list[str]:
-        """What is known of an iteration after which the weights have changed."""
+        """List the known facts of an iteration after which the weights have changed."""
         later = self._iteration - iteration
         paths = self._paths.get(iteration)
         return [
@@ -233,7 +233,7 @@ class CheckFiniteHook(Hook):
         return facts
 
     def _explain(self, runner: Runner) -> list[str]:
-        """What the batch, the weights and a second run of the iteration tell, in this process."""
+        """List the facts from the batch, the weights and a second run of the iteration, in this process."""
         model, wrapper = _unwrap(runner.model), runner.optim_wrapper
         # A sharded model only runs inside its wrapper; that of other models would average over the processes.
         wrapped = runner.model if isinstance(runner.model, FullyShardedDataParallel) else model
@@ -253,7 +253,7 @@ class CheckFiniteHook(Hook):
         facts, samples = [], non_finite_samples(self._batch)
         try:
             seen, losses = trace(wrapped, compute_losses, sum_losses, len(paths))
-        # Models with a training step of their own, say. What was found so far must be told.
+        # For example models with their own training step. The facts found so far must be reported.
         except Exception as error:
             facts.append(f'the iteration could not be repeated to find the layer: {type(error).__name__}: {error}')
         else:

@@ -27,7 +27,7 @@ class ClassCountHook(Hook):
 
     For all three toolboxes, once, when the data sets are there and before weights are loaded; without it a wrong count
     is an index error inside the loss. Where the config has the toolbox's own hook, mmpretrain's ``ClassNumCheckHook``
-    or mmdet's ``NumClassCheckHook``, the check is left to that. Models that compare images with texts are left alone.
+    or mmdet's ``NumClassCheckHook``, the check is left to that. Models that compare images with texts are not checked.
     Our tools add this hook to every run; ``data_checks.class_count=False`` switches it off.
 
     Args:

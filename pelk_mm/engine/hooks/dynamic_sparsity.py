@@ -41,21 +41,21 @@ INITS = ('snip', 'erk', 'uniform', 'zeros')
 
 @HOOKS.register_module()
 class DynamicSparsityHook(Hook):
-    """Trains a model with a fixed share of its weights at zero, as SLaK and PeLK do.
+    """Train a model with a fixed share of its weights at zero, as SLaK and PeLK do.
 
     Before training each layer gets a density and a random mask of it. After every optimiser step (not iteration: with
-    gradient accumulation, and where AMP skips a step, there are fewer) dead weights are set to exactly zero, and SGD's
-    momentum of them too; Adam's moments are left as they are. Every ``update_interval`` steps the share p of each
-    layer's live weights with the smallest magnitude is pruned, and as many dead ones, drawn at random, are brought to
-    life; one that was just pruned may be drawn too, and keeps its value, the others start from zero. p follows a cosine
+    gradient accumulation, or if AMP skips a step, there are fewer) dead weights are set to exactly zero, and SGD's
+    momentum of them too; Adam's moments stay unchanged. Every ``update_interval`` steps the share p of each layer's
+    live weights with the smallest magnitude is pruned, and as many dead ones, drawn at random, are grown. A weight that
+    was just pruned may be drawn too, and keeps its value; the others start from zero. p follows a cosine
     from ``prune_rate`` to ``final_prune_rate`` over all steps; there is no update after the last step. The copies of
     MMEngine's EMAHook are masked too, after each of their updates.
 
     All ranks have rank 0's masks. Masks, step and prune rate are saved in the checkpoint under ``dynamic_sparsity``.
-    What is drawn depends on the runner's seed and the step alone, so resumed training continues with the same masks.
+    Random numbers depend only on the runner's seed and the step, so resumed training continues with the same masks.
 
     Args:
-        init (str): Where each layer's density comes from: ``'snip'``, its share among the most salient weights of one
+        init (str): How each layer's density is chosen: ``'snip'``, its share among the most salient weights of one
             training batch; ``'erk'``, Erdos-Renyi-Kernel; ``'uniform'``; layers of density 0.99 or more stay dense. Or
             ``'zeros'``: the masks are the zeros of the loaded weights, which keep their pattern; layers without a zero,
             or of zeros only, stay dense. Defaults to 'snip'.
@@ -145,7 +145,7 @@ class DynamicSparsityHook(Hook):
             raise TypeError(f'DynamicSparsityHook needs one optimiser, got {len(runner.optim_wrapper)}')
         optimizer = runner.optim_wrapper.optimizer
         if isinstance(runner.model, FullyShardedDataParallel) or not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError('DynamicSparsityHook needs whole weights in every process and an optimiser of PyTorch, got '
+            raise TypeError('DynamicSparsityHook needs unsharded weights and an optimiser of PyTorch, got '
                             f'{type(runner.model).__name__} and {type(optimizer).__name__}: train without sharding '
                             '(leave out runner_type and strategy), or take the hook out of custom_hooks')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -239,9 +239,9 @@ class DynamicSparsityHook(Hook):
                                   'That of another step has fewer')
 
     def _snip_densities(self, runner: Runner, model: BaseModel) -> dict[str, float]:
-        """SNIP on one batch of the training data, drawn beside the dataloader, whose order is not disturbed.
+        """Run SNIP on one batch of the training data, which does not change the order of the dataloader.
 
-        Each rank has its share of the batch, so that the densities are those of one rank with all of it.
+        Each rank has its share of the batch, so the densities are those of one rank with the complete batch.
         """
         loader = runner.train_dataloader
         rank, world_size = dist.get_dist_info()

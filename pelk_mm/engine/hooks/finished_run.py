@@ -1,4 +1,4 @@
-"""Resuming a training that has come to its end."""
+"""Report that a resumed training is already finished."""
 
 from __future__ import annotations
 

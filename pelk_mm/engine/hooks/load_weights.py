@@ -12,7 +12,7 @@ from ...checkpoints.entries import check_choice, find_weights
 
 @HOOKS.register_module()
 class LoadWeightsHook(Hook):
-    """Chooses the weights that ``load_from`` loads from a checkpoint of training with EMA, which holds two sets.
+    """Choose the weights that ``load_from`` loads from a checkpoint of training with EMA, which holds two sets.
 
     Resumed training needs both, and gets both. All other loading takes one set, and MMEngine's EMAHook, if there is
     one, starts its average from it; heads whose shapes differ are left out, as without EMA. Our tools add this hook to

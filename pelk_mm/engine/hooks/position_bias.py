@@ -1,4 +1,4 @@
-"""Start from a checkpoint of other windows."""
+"""Start from a checkpoint with other window sizes."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ from ..loader_workers import let_workers_outlive_one_signal
 from ..polling import Poll, max_over_processes
 from .check_finite import CheckFiniteHook
 
-# "Temporary failure, try again" of sysexits.h: what a process returns that was asked to end and saved a checkpoint.
+# "Temporary failure, try again" of sysexits.h: the exit code after SIGTERM and a saved checkpoint.
 EXIT_CODE = 75
 
-# torchrun hands on a SIGTERM that its processes may get from the cluster as well: both are the same request.
+# torchrun passes on a SIGTERM that its processes may get from the cluster as well: both are the same request.
 SAME_REQUEST_SECONDS = 5.0
 
 
@@ -64,7 +64,7 @@ class PreemptionHook(Hook):
         self._position: dict[str, int] | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Listen as long as the training loop runs: no hook is called when it fails."""
+        """Handle SIGTERM while the training loop runs: no hook is called when it fails."""
         shared = [hook.poll for hook in runner.hooks if isinstance(hook, CheckFiniteHook)]
         self._poll = self._new_poll(*shared[:1])
         loop = runner._train_loop
@@ -109,6 +109,7 @@ class PreemptionHook(Hook):
             checkpoint['meta'].update(self._position)
 
     def _listen(self, loop: BaseLoop, run: Callable[[], Any]) -> Any:
+        """Run the loop with our handler of SIGTERM. Restore the previous handler."""
         # Without the reference to itself that a loop would wait with for the garbage collector.
         del loop.run  # type: ignore[method-assign]
         self._asked_at = self._position = None

@@ -33,7 +33,7 @@ class KeepPreviousRunHook(Hook):
         self.action = action
 
     def before_run(self, runner: Runner) -> None:
-        """Do so once the data are built, before weights are loaded.
+        """Handle them after the data are built and before weights are loaded.
 
         Raises:
             FileExistsError: If there are checkpoints and ``action`` is ``'stop'``.

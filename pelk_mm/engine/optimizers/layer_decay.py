@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay that asks the backbone how deep a parameter lies."""
+"""Layer-wise learning-rate decay by the depths of parameters that the backbone returns."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DECAY_TYPES = ('layer_wise', 'stage_wise')
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Lower learning rates for the layers near the image, for any model with a backbone that knows its depths.
+    """Lower the learning rates of layers near the image, for any model whose backbone has ``get_layer_depth``.
 
     Every parameter's learning rate is multiplied by ``layer_decay_rate ** (number - depth - 1)``, with the depth and
-    the number of depths that the backbone's ``get_layer_depth(param_name, prefix)`` answers; what lies outside the
-    backbone keeps the full rate. The backbone may have any class and any place in the model, as PeLK and mmpretrain's
-    backbones have; several in one model are asked each for its own parameters. mmpretrain's RepLKNet, which has no such
-    method, is grouped as its authors do.
+    the number of depths that the backbone's ``get_layer_depth(param_name, prefix)`` returns. Parameters outside the
+    backbone keep the full rate. The backbone may have any class and any place in the model; PeLK and mmpretrain's
+    backbones have the method. Each of several backbones returns the depths of its own parameters. mmpretrain's
+    RepLKNet, which has no such method, is grouped as its authors do.
 
     Everything that MMEngine's default constructor reads from ``paramwise_cfg`` keeps its meaning (``norm_decay_mult``,
     ``bias_decay_mult``, ``flat_decay_mult``, ``custom_keys`` with ``lr_mult`` and ``decay_mult``, ...) and multiplies
@@ -128,7 +128,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return sorted(groups.values(), key=lambda group: group['layer_id'])
 
     def _warn_of_nothing(self, model: nn.Module, single: list[dict], depths: _Depths) -> None:
-        """Say so where an option applies to no parameter, or to almost none."""
+        """Warn if an option applies to no parameter, or to almost none."""
         logger = MMLogger.get_current_instance()
         own = [param for group in single for param in group['params'] if id(param) in depths.by_parameter]
         lowered = [param for param in own if depths.of(param)[0] < depths.of(param)[1] - 1]

@@ -1,6 +1,6 @@
 """The device-independent fast backend: box sums and batched matrix products in plain PyTorch. See README.md.
 
-:func:`sum_cells` and :func:`sum_boxes` need nothing but slices and additions; the ONNX form is made of them too.
+:func:`sum_cells` and :func:`sum_boxes` need only slices and additions; the ONNX form uses them too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..sharing_grid import Piece, SharingGrid
 
-# Bytes of intermediate results at a time: small enough for a processor's cache and for the README's memory promise.
+# Bytes of intermediate results at a time: small enough for a processor's cache and for the bounds in the README.
 _CPU_CHUNK_BYTES = 4 << 20
 _DEVICE_CHUNK_BYTES = 24 << 20
 # Pixels that one matrix product may sum over: the rounding error of a plain fp32 sum grows with its length.
@@ -83,7 +83,7 @@ def _pair_sums(values: Any, size: int, cut: Cut, add: Callable[[Any, Any], Any])
 
 
 def why_not(x: Tensor, grid: SharingGrid) -> str | None:
-    """The backend runs wherever PyTorch does."""
+    """Return None: the backend runs wherever PyTorch does."""
     return None
 
 

@@ -80,7 +80,7 @@ _DENSE_ADVANTAGE = 0.75
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a pixel lie side by side, as in a slice of a channels-last tensor too."""
+    """Whether the channels of a pixel are neighbours in memory, as in a slice of a channels-last tensor."""
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
@@ -104,7 +104,7 @@ def regressors(backend: str, function: str, shape: tuple[int, ...], threads: int
 
 
 def regime(backend: str, channels_last: bool, grid: SharingGrid) -> str:
-    """Return the calls that share constants: by layout, on the dense path also by oneDNN's code for the kernel size."""
+    """Return the name of the calls that share constants: layout, and for the dense path oneDNN's kernel sizes."""
     layout = 'channels_last' if channels_last else 'planes'
     if backend != 'reference':
         return layout
@@ -114,7 +114,7 @@ def regime(backend: str, channels_last: bool, grid: SharingGrid) -> str:
 
 
 _LARGEST_TINY_KERNEL = 3
-# oneDNN's depthwise kernels take over up to these sizes.
+# oneDNN has special depthwise code up to these sizes.
 _LARGEST_FAST_KERNEL = dict(planes=13, channels_last=31)
 
 

@@ -23,8 +23,8 @@ def peripheral_conv2d(x: Tensor,
     """Depthwise convolution with the K x K kernel that ``theta`` stands for (PeLK, Eq. 1), stride 1, padding K//2.
 
     As ``torch.nn.functional.conv2d`` this is a cross-correlation. It is differentiable with respect to ``x``, ``theta``
-    and ``bias`` as often as wanted, in reverse and in forward mode, and inside the transforms of ``torch.func``. It
-    follows autocast as ``conv2d`` does, and is one node to ``torch.compile``.
+    and ``bias`` any number of times, in reverse and in forward mode, and inside the transforms of ``torch.func``. It
+    follows autocast as ``conv2d`` does, and ``torch.compile`` sees one node.
 
     Args:
         x (Tensor): (N, C, H, W), any strides; float64, float32, bfloat16 or float16.
@@ -38,9 +38,9 @@ def peripheral_conv2d(x: Tensor,
         Tensor: (N, C, H, W), dtype of ``x`` (under autocast the autocast dtype), memory format of ``x``.
 
     Raises:
-        TypeError: If ``grid`` is no SharingGrid or the dtypes differ or are not floating point.
+        TypeError: If ``grid`` is not a SharingGrid, or the dtypes differ or are not floating point.
         ValueError: If shapes or devices do not fit, or the backend is unknown.
-        RuntimeError: If a backend asked for by name cannot run; the message says why. In ``torch.onnx.export`` with
+        RuntimeError: If a backend chosen by name cannot run; the message says why. Also in ``torch.onnx.export`` with
             ``dynamo=False``.
     """
     _refuse_torchscript_export()
@@ -54,7 +54,7 @@ def peripheral_conv2d(x: Tensor,
 
 
 def available_backends(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, str | None]:
-    """For each backend, in the order of preference, None if it can run on these tensors, else the reason why not.
+    """Return for each backend, in order of preference, None if it can run on these tensors, else why it cannot.
 
     Args:
         x (Tensor): (N, C, H, W).
@@ -102,7 +102,7 @@ def _check(x: Tensor, theta: Tensor, grid: SharingGrid, bias: Tensor | None) -> 
 
 
 def _refuse_torchscript_export() -> None:
-    """Name the ways that work, before the old exporter fails with a graph of the model for a message."""
+    """Name the ways that work, before the old exporter fails with the graph of the model as its message."""
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             'torch.onnx.export(..., dynamo=False) cannot export peripheral_conv2d. Call '

@@ -1,6 +1,6 @@
 """Triton kernels of the peripheral convolution; TRITON.md beside this file derives them and counts their costs.
 
-Rows come in strips of two. Nothing but dtypes, tile sizes, alignment and index width is compiled in: one binary serves
+Rows come in strips of two. Only dtypes, tile sizes, alignment and index width are compiled in: one binary serves
 every grid, map, batch and number of channels.
 
 The table of a grid is int32: first tap of each cell (k'), width of each cell (k'), cell of each tap (K).
@@ -9,7 +9,7 @@ The table of a grid is int32: first tap of each cell (k'), width of each cell (k
 import triton
 import triton.language as tl
 
-# Left to itself, Triton compiles anew for a stride of 1, or one that 16 divides, and so for many a new map size.
+# By default Triton compiles again for a stride of 1 and for multiples of 16, and so for many new map sizes.
 _RUNTIME = ('x', 'theta', 'bias', 'out', 'grad', 'partial', 'table', 'N', 'C', 'H', 'W', 'x_n', 'x_c', 'x_h', 'grad_n',
             'grad_c', 'grad_h', 'cells', 'size', 'first_cell', 'last_cell')
 
@@ -19,7 +19,7 @@ def _row(x, offset, y, row, stride, in_columns, H):
     """Row ``y + row`` of each strip in fp32, zero outside the map; ``offset`` is that of row y # [G, B]."""
     # Rows above the map are negative, so large as unsigned numbers: one comparison serves both sides.
     inside = (y + row).to(tl.uint32, bitcast=True) < H.to(tl.uint32, bitcast=True)
-    # The way to the row goes into the pointer, a scalar: a tensor that changed from row to row would be recomputed.
+    # The row's offset goes into the pointer, a scalar: a tensor that changes from row to row would be recomputed.
     return tl.load(x + row * stride + offset, mask=in_columns & inside[:, None], other=0.0).to(tl.float32)
 
 
@@ -104,7 +104,7 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
     """
     dtype: tl.constexpr = x.dtype.element_ty
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
-    # Tells the compiler what the caller has checked: these are multiples of ALIGN, so loads may be that wide.
+    # The caller has checked that these are multiples of ALIGN, so the compiler may use loads of that width.
     W = W // ALIGN * ALIGN
     x_n = x_n // ALIGN * ALIGN
     x_c = x_c // ALIGN * ALIGN

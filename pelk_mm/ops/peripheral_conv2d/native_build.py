@@ -1,4 +1,4 @@
-"""Builds ``csrc/native.cpp`` at first use, with the compiler that is there, into a cache on disk.
+"""Build ``csrc/native.cpp`` at first use, with the installed compiler, into a cache on disk.
 
 No torch header is needed, so a build takes a few seconds, and nothing has to be compiled at install time.
 """
@@ -41,7 +41,7 @@ def cache_dirs() -> list[Path]:
     a folder of the user's own among temporary files.
 
     Raises:
-        BuildError: If ``$PELK_MM_CACHE`` names a user who is not there.
+        BuildError: If ``$PELK_MM_CACHE`` names a user who does not exist.
     """
     if os.environ.get(CACHE_VARIABLE):
         try:
@@ -72,7 +72,7 @@ def find_compiler() -> list[str]:
     """Return the C++ compiler as a command: ``$CXX``, or the first of c++, g++, clang++ on the path.
 
     Raises:
-        BuildError: If there is no compiler, or ``$CXX`` is no command.
+        BuildError: If there is no compiler, or ``$CXX`` is not a command.
     """
     command = _words('CXX')
     if command:
@@ -94,9 +94,9 @@ def _words(variable: str) -> list[str]:
 
 @cache
 def load_library(double: bool) -> ctypes.CDLL | BuildError:
-    """The compiled library for fp64, or for fp32 and the 16-bit types; or why it cannot be had, as a value.
+    """Return the compiled library for fp64, or for fp32 and the 16-bit types, or the error of its build.
 
-    The outcome is kept for the life of the process; a failure is warned of once.
+    The result is kept for the life of the process; a failure is logged once.
 
     Args:
         double (bool): Which of the two.
@@ -133,12 +133,12 @@ def _build(double: bool) -> Path:
 
 
 def _sources() -> list[str]:
-    """The source and the headers beside it, each behind its name."""
+    """Return the source and the headers beside it, each after its name."""
     return [f'{file.name}\n{file.read_text("utf-8")}' for file in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
 
 
 def _compile(folder: Path, name: str, command: list[str], flags: list[str]) -> Path:
-    """Compile into ``folder``, in the place of what is there.
+    """Compile into ``folder`` and replace an existing library.
 
     Raises:
         OSError: If the folder cannot be used.
@@ -147,7 +147,7 @@ def _compile(folder: Path, name: str, command: list[str], flags: list[str]) -> P
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
     logger.info('building the native backend of peripheral_conv2d (a few seconds, once): %s', target)
-    # Built beside and renamed, so that processes that build at the same time never see half a file.
+    # Built beside it and renamed, so that processes that build at the same time never see an incomplete file.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / name
         command = [*command, '-o', str(output), *flags]
@@ -189,7 +189,7 @@ def _compiler_version(compiler: list[str]) -> str:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess:
-    # Compilers speak the user's language, in any encoding.
+    # Messages of compilers are in the user's language and encoding.
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, encoding='utf-8', errors='replace')
 
 

@@ -1,8 +1,8 @@
-"""The operators ``torch.ops.pelk_mm.*``: kernels, shapes, derivatives and batching, as PyTorch's dispatcher asks for.
+"""The operators ``torch.ops.pelk_mm.*``: kernels, shapes, derivatives and batching for PyTorch's dispatcher.
 
-Both are bilinear, and so are their derivatives made of themselves: forward mode and reverse mode, once and again,
-inside the transforms of ``torch.func`` too. ``torch.library.custom_op`` would be shorter, but its derivatives know
-reverse mode only, do not run inside the transforms, and its first call imports the compiler.
+Both are bilinear, so their derivatives are made of the same operators: in forward and in reverse mode, any number of
+times, also inside the transforms of ``torch.func``. ``torch.library.custom_op`` would be shorter, but its derivatives
+support only reverse mode, do not run inside the transforms, and its first call imports the compiler.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.autograd.function import _SingleLevelFunction
 from ..sharing_grid import SharingGrid
 from .backends import select_backend
 
-# Kept for the life of the module: with it the operators would go.
+# Kept for the life of the module: without it the operators would be removed.
 _LIBRARY = torch.library.Library('pelk_mm', 'FRAGMENT')
 _CONV, _THETA_GRAD = 'peripheral_conv2d', 'peripheral_conv2d_theta_grad'
 _LIBRARY.define(f'{_CONV}(Tensor x, Tensor theta, Tensor? bias, SymInt[] half, str backend) -> Tensor',
@@ -46,7 +46,7 @@ def own_precision(x: Tensor) -> AbstractContextManager:
 
 
 def _without_dynamo(kernel: Callable) -> Callable:
-    """Keep Dynamo from compiling a kernel, without importing it, which fails for a user without a name."""
+    """Keep Dynamo from compiling a kernel. Dynamo is not imported, as this fails for a user without a name."""
     disabled: list[Callable] = []
 
     @wraps(kernel)
@@ -131,7 +131,7 @@ def _primal(tensor: Tensor) -> Tensor:
 
 
 def _products(ctx, operator: Callable, *factors: tuple) -> list[Tensor]:
-    """The operator of each pair of factors, of which either may be a tangent that is not there."""
+    """Apply the operator to each pair of factors; skip pairs with a missing tangent."""
     return [operator(*pair, *ctx.rest) for pair in factors if pair[0] is not None and pair[1] is not None]
 
 

@@ -1,4 +1,4 @@
-"""The definition of right: expand theta, convolve densely. Any device, any floating dtype, fp64 included."""
+"""The definition of the correct result: expand theta, convolve densely, on any device and in any floating dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..sharing_grid import SharingGrid, expand_kernel, sum_over_cells
 
 
 def why_not(x: Tensor, grid: SharingGrid) -> str | None:
-    """The reference runs wherever PyTorch does."""
+    """Return None: the reference runs wherever PyTorch does."""
     return None
 
 
@@ -32,9 +32,9 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """Fp32 for fp16 on the CPU, which rounds once, at the end; else that of ``x``.
+    """Return fp32 for fp16 on the CPU, so that only the end rounds; else the dtype of ``x``.
 
-    Where the CPU multiplies fp16 (AVX512-FP16), oneDNN in PyTorch 2.11 takes minutes, if it ever ends, to generate code
-    for depthwise fp16 kernels of 15 x 15 or more.
+    On CPUs that multiply fp16 (AVX512-FP16), oneDNN in PyTorch 2.11 needs minutes or hangs when it generates code for
+    depthwise fp16 kernels of 15 x 15 or more.
     """
     return torch.float32 if x.dtype == torch.float16 and x.device.type == 'cpu' else x.dtype

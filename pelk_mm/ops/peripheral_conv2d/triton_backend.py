@@ -1,4 +1,4 @@
-"""The Triton backend's host side: what it can run on, tile sizes, launches. TRITON.md derives the method."""
+"""The Triton backend's host side: supported input, tile sizes, launches. TRITON.md derives the method."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ THETA_GRAD_TILES = {16: Tile(32, 16, 16, 2), 32: Tile(32, 32, 32, 4), 64: Tile(3
 
 
 def why_not(x: Tensor, grid: SharingGrid) -> str | None:
-    """Why the kernels cannot run on x (N, C, H, W) with this grid, or None if they can."""
+    """Return why the kernels cannot run on x (N, C, H, W) with this grid, or None if they can."""
     if find_spec('triton') is None:
         return 'triton is not installed'
     if x.dtype == torch.float64:
@@ -110,7 +110,7 @@ def _forward_tile(batch: int, channels: int, height: int, width: int,
 
 
 def fit_registers(tile: Tile, align: int) -> Tile:
-    """The tile that is used in place of ``tile`` where rows are aligned less well."""
+    """Return the tile to use instead of ``tile`` for rows with a smaller alignment."""
     # One pointer per element instead of one per four: the largest tile would not fit the registers.
     return tile._replace(BK=16) if align < 4 and tile == FORWARD_TILES[64] else tile
 
@@ -129,12 +129,12 @@ def _for_width(tiles: dict[int, Tile], width: int) -> Tile:
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
-    """x, copied unless neighbours along W are neighbours in memory."""
+    """Return x, copied unless neighbours along W are neighbours in memory."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _alignment(*tensors: Tensor) -> int:
-    """The widest of 4, 2 and 1 elements that every row of every plane starts and ends at a multiple of."""
+    """Return the largest of 4, 2 and 1 such that every row of every plane starts and ends at a multiple of it."""
     for align in (4, 2):
         if all(tensor.data_ptr() % (align * tensor.element_size()) == 0 and all(
                 number % align == 0 for number in (tensor.shape[3], *tensor.stride()[:3])) for tensor in tensors):

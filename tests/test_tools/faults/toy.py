@@ -3,7 +3,7 @@
 The environment variable ``FAULT`` says what goes wrong in this process:
 
 - ``write:<n>:<share>``: it is killed within the n-th checkpoint that it writes, after this share of its bytes.
-- ``pointer:<n>``: it is killed when the n-th checkpoint is whole, and last_checkpoint still names the one before.
+- ``pointer:<n>``: it is killed when the n-th checkpoint is complete, and last_checkpoint still names the one before.
 - ``term:<n>``: it sends itself SIGTERM in its n-th step.
 - ``raise:<n>``: its n-th step raises an error.
 

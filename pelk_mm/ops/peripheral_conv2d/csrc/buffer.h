@@ -10,7 +10,7 @@
 #include "simd.h"
 
 #ifdef PELK_FAIL_ALLOCATIONS
-// For tests: so many buffers can be had, then no more.
+// For tests: the number of buffers that can be allocated before allocation fails.
 extern "C" std::atomic<int64_t> pelk_buffers_left;
 std::atomic<int64_t> pelk_buffers_left{INT64_MAX};
 #endif

@@ -1,4 +1,4 @@
-// From a number that is known when the program runs to one that the compiler knows.
+// Turns a number that is known at run time into one that is known at compile time.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Peripheral depthwise convolution on CPUs: forward and the gradient of the stored kernel. See README.md for the derivation.
 //
-// Compiled at first use with the C++17 compiler that is there (GCC or Clang); needs only standard headers. SIMD is
+// Compiled at first use with the installed C++17 compiler (GCC or Clang); needs only standard headers. SIMD is
 // by the compilers' vector types, so the same source serves AVX-512, AVX2, SSE and NEON.
 //
 // Notation: cell a of the rows covers taps [start[a], start[a] + width[a]), measured from the kernel's centre; likewise b for
@@ -18,7 +18,7 @@
 #include "forward.h"
 #include "theta_grad.h"
 
-// Returns 0, or 1 if memory for scratch could not be had: no exception may leave a C function.
+// Returns 0, or 1 if scratch memory could not be allocated: no exception may leave a C function.
 template <class Run> static int status_of(const Run& run) {
     try {
         run();

@@ -14,8 +14,8 @@ static inline int omp_get_num_threads() { return 1; }
 #endif
 
 // Calls run(begin, end) in every thread of a team, with the tasks [begin, end) that are its share: neighbours, as with
-// schedule(static). An exception that leaves a parallel region ends the process; if a thread fails, and all that can fail is
-// the allocation of its scratch memory, std::bad_alloc is thrown behind the region.
+// schedule(static). An exception that leaves a parallel region ends the process. Only the allocation of scratch memory can
+// fail in a thread; std::bad_alloc is then thrown after the region.
 template <class Run> static void share_tasks(int64_t tasks, int threads, const Run& run) {
     std::atomic<bool> failed{false};
 #pragma omp parallel num_threads(int(std::min<int64_t>(threads, tasks)))
