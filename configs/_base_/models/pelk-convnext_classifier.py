@@ -1,4 +1,4 @@
-# ConvNeXt-T, grown: kernels as large as PeLK's around its own 7 x 7, which tools/model_converters/grow_convnext.py fills.
+# ConvNeXt-T, grown: kernels as large as PeLK's around 7 x 7, which tools/model_converters/grow_convnext.py fills.
 _base_ = './pelk_classifier.py'
 
 model = dict(
