@@ -78,6 +78,9 @@ def test_everything_else_knows_the_result(grown, tmp_path, run_tool):
     assert torch.load(tmp_path / 'convnext_grown.pth').keys() == torch.load(checkpoint).keys()
     cfg = load_config(str(config))
     model = build_model(cfg, 'cpu')
+    # Downsampling has the same names: only that fits, and would leave the blocks as they are initialised.
+    with pytest.raises(ValueError, match=r'is a ConvNeXt, .* e\.g\. stages\.0\.0\.dwconv\.weight: grow it first by'):
+        PretrainedBackbone(str(tmp_path / 'convnext.pth'))(model.backbone)
     match = PretrainedBackbone(str(checkpoint))(model.backbone)
     assert (match.missing, match.unused, match.other_shapes) == ([], [], [])
     wrapper = build_optim_wrapper(model, dict(
