@@ -146,3 +146,13 @@ def test_what_is_no_convnext_writes_nothing(tmp_path, run_tool):
     assert code == 1
     assert 'NOT equal within 0. Nothing is written.' in printed
     assert not (tmp_path / 'grown.pth').exists()
+
+
+def test_a_head_with_a_hidden_layer_is_left_out(tmp_path, run_tool):
+    weights = make_source('facebookresearch').state_dict()
+    torch.save({**weights, 'head.pre_logits.fc.weight': torch.rand(20, 20)}, tmp_path / 'mlp.pth')
+    code, printed = run_tool(GROW, tmp_path / 'mlp.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9)
+    assert code == 0, printed
+    assert 'left out (the head has a hidden layer): head.fc.weight' in printed
+    saved = torch.load(tmp_path / 'grown.pth', weights_only=True)['state_dict']
+    assert not any(name.startswith('head') for name in saved)
