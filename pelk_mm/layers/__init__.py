@@ -4,6 +4,7 @@ from .all_reduce_batch_norm import AllReduceBatchNorm2d
 from .branches import ReparamDepthwiseConv
 from .conv import Conv2d
 from .drop_path import DropPath
+from .grn import GRN
 from .layer_norm import LayerNorm2d
 from .partial import PartialMixer
 from .peripheral_conv import PeripheralConv2d
@@ -14,6 +15,6 @@ from .recomputation import count_statistics_once, in_recomputation, statistics_k
 DepthwiseBranches = ReparamDepthwiseConv
 
 __all__ = [
-    'AllReduceBatchNorm2d', 'Conv2d', 'DropPath', 'KernelPositionEmbedding', 'LayerNorm2d', 'PartialMixer',
+    'GRN', 'AllReduceBatchNorm2d', 'Conv2d', 'DropPath', 'KernelPositionEmbedding', 'LayerNorm2d', 'PartialMixer',
     'PeripheralConv2d', 'ReparamDepthwiseConv', 'count_statistics_once', 'in_recomputation', 'statistics_kept'
 ]

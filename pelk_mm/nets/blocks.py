@@ -8,11 +8,11 @@ import torch
 import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
-from ..layers import DropPath, count_statistics_once
+from ..layers import GRN, DropPath, count_statistics_once
 
 
 class LargeKernelBlock(nn.Module):
-    """Token mixer -> norm -> 1x1 (x ffn_ratio) -> act -> 1x1 -> layer scale -> drop path -> + input.
+    """Token mixer -> norm -> 1x1 (x ffn_ratio) -> act (-> GRN) -> 1x1 -> layer scale -> drop path -> + input.
 
     Args:
         channels (int): C.
@@ -23,17 +23,19 @@ class LargeKernelBlock(nn.Module):
         drop_path_rate (float): Probability of dropping the residual branch of a sample.
         layer_scale_init_value (float): Initial layer scale; 0 leaves it out.
         with_cp (bool): Recompute the block in the backward pass to save memory.
+        use_grn (bool): Whether a :class:`~pelk_mm.layers.GRN` follows the activation. Defaults to False.
     """
 
     def __init__(self, channels: int, mixer: nn.Module, ffn_ratio: float, norm_layer: Callable[[int], nn.Module],
                  act_layer: Callable[[], nn.Module], drop_path_rate: float, layer_scale_init_value: float,
-                 with_cp: bool) -> None:
+                 with_cp: bool, use_grn: bool = False) -> None:
         super().__init__()
         hidden = int(channels * ffn_ratio)
         self.mixer = mixer
         self.norm = norm_layer(channels)
         self.pointwise_conv1 = nn.Linear(channels, hidden)
         self.act = act_layer()
+        self.grn = GRN(hidden) if use_grn else None
         self.pointwise_conv2 = nn.Linear(hidden, channels)
         self.gamma = nn.Parameter(
             torch.full((channels, ), float(layer_scale_init_value))) if layer_scale_init_value > 0 else None
@@ -50,7 +52,10 @@ class LargeKernelBlock(nn.Module):
     def _forward(self, x: Tensor, position_cell_sums: Tensor | None) -> Tensor:
         mixed = self.mixer(x) if position_cell_sums is None else self.mixer(x, position_cell_sums)
         out = self.norm(mixed).permute(0, 2, 3, 1)
-        out = self.pointwise_conv2(self.act(self.pointwise_conv1(out)))
+        out = self.act(self.pointwise_conv1(out))
+        if self.grn is not None:
+            out = self.grn(out)
+        out = self.pointwise_conv2(out)
         if self.gamma is not None:
             out = out * self.gamma
         return x + self.drop_path(out.permute(0, 3, 1, 2))

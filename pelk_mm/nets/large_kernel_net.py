@@ -40,6 +40,8 @@ class LargeKernelNet(nn.Module):
             classification; False returns (N, C, H, W), for dense prediction.
         with_cp (bool): Gradient checkpointing of every block.
         deploy (bool): Build the form that :meth:`switch_to_deploy` makes, for its checkpoints; it is not for training.
+        use_grn (bool): Whether the pointwise layers have ConvNeXt V2's global response normalization; its authors
+            then leave out the layer scale (``layer_scale_init_value=0``). Defaults to False.
     """
 
     # The settings of each name of ``arch``; filled by the subclasses, with the same keys for each name.
@@ -60,7 +62,8 @@ class LargeKernelNet(nn.Module):
                  frozen_stages: int = 0,
                  gap_before_final_norm: bool = True,
                  with_cp: bool = False,
-                 deploy: bool = False) -> None:
+                 deploy: bool = False,
+                 use_grn: bool = False) -> None:
         super().__init__()
         self.depths = positive_ints('depths', depths)
         self.num_stages = len(self.depths)
@@ -95,7 +98,7 @@ class LargeKernelNet(nn.Module):
             self.downsample_layers.append(downsample)
             blocks = [
                 LargeKernelBlock(width, self.build_mixer(stage, width), ffn_ratio, norm_layer, act_layer,
-                                 next(drop_path_rates), layer_scale_init_value, with_cp) for _ in range(depth)
+                                 next(drop_path_rates), layer_scale_init_value, with_cp, use_grn) for _ in range(depth)
             ]
             self.stages.append(LargeKernelStage(blocks, self.build_position_embedding(stage, width)))
             if stage in self.out_indices:

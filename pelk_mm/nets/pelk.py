@@ -89,6 +89,7 @@ class PeLK(LargeKernelNet):
                  act_layer: Callable[[], nn.Module] = nn.GELU,
                  drop_path_rate: float = 0.0,
                  layer_scale_init_value: float = 1e-6,
+                 use_grn: bool = False,
                  out_indices: int | Sequence[int] = -1,
                  frozen_stages: int = 0,
                  gap_before_final_norm: bool = True,
@@ -118,8 +119,9 @@ class PeLK(LargeKernelNet):
         super().__init__(
             settings['depths'], settings['channels'], width_factor=width_factor, in_channels=in_channels,
             ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
-            drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, out_indices=out_indices,
-            frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm, with_cp=with_cp, deploy=deploy)
+            drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, use_grn=use_grn,
+            out_indices=out_indices, frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm,
+            with_cp=with_cp, deploy=deploy)
 
     def conv_channels(self, channels: int) -> int:
         """Number of convolved channels of a block with ``channels``."""
