@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from .install_hints import require
@@ -16,7 +18,7 @@ require('timm', by='pelk_mm.timm', instead='pelk_mm.nets has the same networks i
 
 import torch
 from timm.layers import NormMlpClassifierHead, get_act_layer, get_norm_layer
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, convnext, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -25,6 +27,14 @@ from .nets.blocks import LargeKernelBlock
 
 # Names are added as they are registered.
 __all__ = ['PeLK', 'SLaK', 'TimmNet', 'checkpoint_filter_fn', 'net_state_dict']
+
+_FIRST_CONV = 'downsample_layers.0.0'
+
+# Depths and first width of timm's sizes. V1 and V2 have those that timm knows.
+_CONVNEXTS = dict(
+    atto=((2, 2, 6, 2), 40), femto=((2, 2, 6, 2), 48), pico=((2, 2, 6, 2), 64), nano=((2, 2, 8, 2), 80),
+    tiny=((3, 3, 9, 3), 96), small=((3, 3, 27, 3), 96), base=((3, 3, 27, 3), 128), large=((3, 3, 27, 3), 192),
+    xlarge=((3, 3, 27, 3), 256), huge=((3, 3, 27, 3), 352))
 
 
 class TimmNet(nets.LargeKernelNet):
@@ -197,21 +207,25 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: TimmNet) -> di
 
     Args:
         state_dict (Mapping[str, Tensor]): Of a model of this module, of a network of :mod:`pelk_mm.nets`, or of a
-            classifier, segmentor or detector around one in OpenMMLab.
+            classifier, segmentor or detector around one in OpenMMLab; or of any ConvNeXt that
+            :func:`pelk_mm.nets.grow_convnext` takes, which is grown.
         model (TimmNet): The model that loads it.
 
     Returns:
         dict[str, Tensor]: With the model's names.
+
+    Raises:
+        ValueError: If it is of none of these, or a ConvNeXt's weight does not fit.
     """
-    return _of_net(state_dict, model)
-
-
-def _of_net(state_dict: Mapping[str, Tensor], model: TimmNet) -> dict[str, Tensor]:
-    if any(name.startswith('backbone.') for name in state_dict):
+    if not any('.mixer.' in name for name in state_dict):
+        weights = nets.convnext_state_dict(state_dict)
+        # timm itself adapts the stem to other channels of the image.
+        inner = {name: value for name, value in weights.backbone.items() if name != f'{_FIRST_CONV}.weight'}
+        state_dict = {**weights.backbone, **nets.grown_state_dict(model, inner)[0], **weights.head}
+    elif any(name.startswith('backbone.') for name in state_dict):
         state_dict = {name.removeprefix('backbone.'): value for name, value in state_dict.items()
                       if name.startswith(('backbone.', 'head.fc.'))}
-    norm = re.compile(rf'norm{model.num_stages - 1}\.')
-    return {norm.sub('head.norm.', name) if norm.match(name) else name: value for name, value in state_dict.items()}
+    return {re.sub(rf'^norm{model.num_stages - 1}\.', 'head.norm.', name): value for name, value in state_dict.items()}
 
 
 def _create(variant: str, cls: type[TimmNet], pretrained: bool, **kwargs: Any) -> nn.Module:
@@ -219,9 +233,12 @@ def _create(variant: str, cls: type[TimmNet], pretrained: bool, **kwargs: Any) -
         cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
         if not (cfg.has_weights or cfg.state_dict):
             raise RuntimeError(
-                f'No pretrained weights exist for {variant}: none of PeLK are published. Use pretrained=False, a file '
-                'of yours with pretrained_cfg_overlay=dict(file=...), or a name such as pelk_convnext_tiny_51, which '
-                "starts from ConvNeXt's weights")
+                f'No pretrained weights exist for {variant}, as nobody has published any of PeLK. Use '
+                'pretrained=False, a file of yours with pretrained_cfg_overlay=dict(file=...), or a name such as '
+                "pelk_convnext_tiny_51, which starts from ConvNeXt's weights")
+    # As in timm: what was trained as a masked autoencoder only has no norm for the head.
+    if kwargs.get('pretrained_cfg') == 'fcmae':
+        kwargs.setdefault('pretrained_strict', False)
     return build_model_with_cfg(
         cls, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'), **kwargs)
@@ -243,9 +260,18 @@ def _register(name: str, cls: type[TimmNet], cfgs: Mapping[str, Any], **argument
 
 def _untrained(name: str, **about: str) -> Mapping[str, Any]:
     return generate_default_cfgs({
-        f'{name}.untrained': dict(pool_size=(7, 7), first_conv='downsample_layers.0.0', classifier='head.fc',
-                                  license='apache-2.0', **about)
+        f'{name}.untrained': dict(pool_size=(7, 7), first_conv=_FIRST_CONV, classifier='head.fc', license='apache-2.0',
+                                  **about)
     })
+
+
+def _grown(name: str, source: str) -> Mapping[str, Any]:
+    """Configs with the weights of a ConvNeXt of timm, under the same tags."""
+    known = convnext.default_cfgs[source]
+    cfgs = {tag: replace(cfg, first_conv=_FIRST_CONV,
+                         hf_hub_id=f'timm/{source}.{tag}' if cfg.hf_hub_id == 'timm/' else cfg.hf_hub_id)
+            for tag, cfg in known.cfgs.items()}
+    return {name: replace(known, cfgs=cfgs)}
 
 
 def _register_nets() -> None:
@@ -265,4 +291,18 @@ def _register_nets() -> None:
             _register(name, SLaK, _untrained(name, **slak), arch=arch, **width)
 
 
+def _register_grown() -> None:
+    versions = dict(convnext={}, convnextv2=dict(use_grn=True, layer_scale_init_value=0.0))
+    plain: dict[str, Any] = dict(center=7, conv_ratio=1, width_factor=1, small_kernel=None, position_embedding=False,
+                                 branch_norm_layer=None)
+    for (version, more), (size, (depths, width)) in product(versions.items(), _CONVNEXTS.items()):
+        source = f'{version}_{size}'
+        for kernels, kernel_sizes in (('51', (51, 49, 47, 13)), ('101', (101, 69, 67, 13))):
+            name = f'pelk_{source}_{kernels}'
+            arch = dict(depths=depths, channels=[width * 2**stage for stage in range(4)], kernel_sizes=kernel_sizes)
+            if source in convnext.default_cfgs:
+                _register(name, PeLK, _grown(name, source), arch=arch, **plain, **more)
+
+
 _register_nets()
+_register_grown()
