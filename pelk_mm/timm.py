@@ -219,6 +219,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: TimmNet) -> di
     """
     if not any('.mixer.' in name for name in state_dict):
         weights = nets.convnext_state_dict(state_dict)
+        if not isinstance(model, nets.PeLK):
+            raise ValueError(f'the checkpoint must be of {type(model).__name__}, got other names such as '
+                             f'{next(iter(state_dict), None)!r}; a ConvNeXt grows into a PeLK only')
         # timm itself adapts the stem to other channels of the image.
         inner = {name: value for name, value in weights.backbone.items() if name != f'{_FIRST_CONV}.weight'}
         state_dict = {**weights.backbone, **nets.grown_state_dict(model, inner)[0], **weights.head}

@@ -7,7 +7,7 @@ import torch
 
 timm = pytest.importorskip('timm')
 
-import pelk_mm.timm  # noqa: E402
+import pelk_mm.timm  # noqa: E402, F401
 from pelk_mm.nets import PeLK, compare_features, grow_convnext  # noqa: E402
 
 BOTH = pytest.mark.parametrize('source', ['convnext_atto', 'convnextv2_atto', 'convnext_tiny', 'convnextv2_tiny'])
@@ -104,6 +104,8 @@ def test_other_files_are_refused(tmp_path, convnext):
     _, overlay = convnext('convnext_femto')
     with pytest.raises(ValueError, match='must have the shape'):
         timm.create_model('pelk_convnext_atto_51', pretrained=True, pretrained_cfg_overlay=overlay)
+    with pytest.raises(ValueError, match="must be of SLaK, got other names such as 'stem.0.weight'"):
+        timm.create_model('slak_atto', pretrained=True, pretrained_cfg_overlay=overlay)
     torch.save(timm.create_model('resnet10t').state_dict(), tmp_path / 'resnet.pth')
     with pytest.raises(ValueError, match='ConvNeXt'):
         timm.create_model('pelk_convnext_atto_51', pretrained=True,
