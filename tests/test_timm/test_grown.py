@@ -89,6 +89,18 @@ def test_other_arguments(source, convnext):
 
 
 @torch.no_grad()
+def test_the_backbone_of_a_segmentor(convnext, tmp_path):
+    model, _ = convnext('convnext_atto')
+    state = {f'backbone.{key}': value for key, value in model.state_dict().items() if not key.startswith('head.')}
+    torch.save(dict(state_dict=dict(state, **{'decode_head.conv.weight': torch.ones(2)})), tmp_path / 'segmentor.pth')
+    features = timm.create_model('pelk_convnext_atto_51', features_only=True, pretrained=True,
+                                 pretrained_cfg_overlay=dict(file=str(tmp_path / 'segmentor.pth'))).eval()
+    x = torch.rand(1, 3, 64, 64)
+    for found, right in zip(features(x), model.forward_intermediates(x, intermediates_only=True), strict=True):
+        close(found, right)
+
+
+@torch.no_grad()
 def test_masked_autoencoders_without_a_norm_of_the_head(convnext, tmp_path):
     model, _ = convnext('convnextv2_atto', num_classes=0)
     state = {key: value for key, value in model.state_dict().items() if not key.startswith('head.')}

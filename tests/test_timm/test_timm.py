@@ -17,7 +17,7 @@ import pelk_mm.timm  # noqa: E402
 from pelk_mm import nets  # noqa: E402
 from pelk_mm.layers import DropPath  # noqa: E402
 
-NAMES = sorted(name for name in timm.list_models() if timm.model_entrypoint(name).__module__ == 'pelk_mm.timm')
+NAMES = sorted(name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith('pelk_mm.'))
 # Kernels, branches and head of the name, in few channels.
 NARROW = dict(depths=(1, 2, 1, 1), channels=(8, 12, 16, 20), layer_scale_init_value=1.0)
 BY_NAME = pytest.mark.parametrize('name', NAMES)
@@ -39,7 +39,7 @@ def test_names():
     assert {'pelk_tiny_101', 'pelk_tiny_151', 'pelk_tiny_dense', 'pelk_base_w1', 'slak_small'} <= set(NAMES)
     for source in timm.list_models('convnext*', exclude_filters=['*_ols', '*_rms', '*_hnf', '*_mlp', '*_xxl*', '*ze*']):
         assert {f'pelk_{source}_51', f'pelk_{source}_101'} <= set(NAMES)
-    assert set(NAMES) <= set(pelk_mm.timm.__all__)
+    assert set(NAMES) == set(timm.list_models(module='pelk'))
     assert timm.list_models('pelk_tin*')[:2] == ['pelk_tiny', 'pelk_tiny_101']
     assert not timm.is_model_pretrained('pelk_tiny')
 
@@ -238,9 +238,11 @@ def test_copies_and_deployment(name):
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(twin(x), model(x), rtol=0, atol=0)
     before, size = model(x), len(model.state_dict())
+    merged = timm.utils.reparameterize_model(model)
     model.switch_to_deploy()
-    assert len(model.state_dict()) < size
-    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
+    for deployed in (merged, model):
+        assert len(deployed.state_dict()) < size
+        torch.testing.assert_close(deployed(x), before, rtol=1e-4, atol=1e-5)
 
 
 @KINDS
