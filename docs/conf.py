@@ -41,6 +41,7 @@ SHOWN = {
     'repository/digits': 'configs/digits/README.md',
     'repository/ablations': 'configs/ablations/README.md',
     'repository/baselines': 'configs/baselines/README.md',
+    'repository/grown': 'configs/grown/README.md',
     'repository/contributing': 'CONTRIBUTING.md',
     'repository/changelog': 'CHANGELOG.md',
 }

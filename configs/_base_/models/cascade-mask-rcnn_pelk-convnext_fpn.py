@@ -1,0 +1,12 @@
+# With the backbone of pelk-convnext_classifier.py.
+_base_ = './cascade-mask-rcnn_pelk_fpn.py'
+
+model = dict(
+    backbone=dict(
+        center=7,
+        conv_ratio=1.0,
+        width_factor=1.0,
+        small_kernel=None,
+        branch_norm_cfg=None,
+        position_embedding=False),
+    neck=dict(in_channels=[96, 192, 384, 768]))

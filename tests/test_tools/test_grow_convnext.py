@@ -1,0 +1,127 @@
+"""A grown ConvNeXt as a user gets it: the tool, its checkpoint in a config, checked, loaded, deployed, exported."""
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+
+from pelk_mm.analysis import build_model
+from pelk_mm.checkpoints.pretrained import PretrainedBackbone
+from pelk_mm.deploy import load_trained
+from pelk_mm.engine.launch import load_config
+from pelk_mm.testing.tiny_models import tiny_config, write_pictures
+
+from ..test_nets.convnexts import DEPTHS, WIDTHS, logits_of, make_source, relative
+
+GROW = 'model_converters/grow_convnext.py'
+
+
+def grown_config(path, v2, classes=5):
+    """A classifier whose backbone is what the tool prints."""
+    cfg = tiny_config('classification')
+    cfg.model.backbone = dict(
+        type='pelk_mm.PeLK',
+        arch=dict(depths=DEPTHS, channels=WIDTHS, kernel_sizes=(15, 13, 11, 9), center=7),
+        conv_ratio=1.0, width_factor=1.0, small_kernel=None, branch_norm_cfg=None, position_embedding=True,
+        use_grn=v2, layer_scale_init_value=0 if v2 else 1e-6)
+    cfg.model.head.update(in_channels=WIDTHS[-1], num_classes=classes)
+    cfg.model.data_preprocessor.num_classes = classes
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(params=[False, True], ids=['V1', 'V2'])
+def grown(request, tmp_path, run_tool):
+    """The source, the file made of it, a config for it, and what the tool printed."""
+    source = make_source('facebookresearch', request.param)
+    torch.save(dict(model=source.state_dict(), optimizer={}), tmp_path / 'convnext.pth')
+    code, printed = run_tool(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9,
+                             '--position-embedding', '--shape', 96, 64)
+    assert code == 0, printed
+    return source, tmp_path / 'grown.pth', grown_config(tmp_path / 'grown.py', request.param), printed
+
+
+def test_the_tool_proves_and_its_checkpoint_is_complete(grown, run_tool):
+    source, checkpoint, config, printed = grown
+    count = len(source.state_dict())
+    assert f'{count} tensors with the names of facebookresearch: {count - 2} of the backbone, 2 outside' in printed
+    differences = [float(line.rpartition(' ')[2]) for line in printed.splitlines() if line.startswith('stage ')]
+    assert len(differences) == 4
+    assert 0 < max(differences) < 1e-5
+    assert 'stage 1: K = 7 -> 15, 121 parameters a channel' in printed
+    assert 'not in the source, and not written: norm0, norm1, norm2' in printed
+    assert 'outside the backbone, kept: head.fc.weight' in printed
+    backbone = eval(printed.rpartition('backbone: ')[2])
+    cfg = load_config(str(config))
+    cfg.model.backbone = backbone
+    model, meta = load_trained(cfg, str(checkpoint))
+    assert meta['grown_from'] == 'convnext.pth'
+    images = torch.rand(2, 3, 64, 52)
+    with torch.no_grad():
+        assert relative(model(images), logits_of(source, images)) < 1e-5
+    before = checkpoint.read_bytes()
+    code, printed = run_tool(GROW, checkpoint.with_name('convnext.pth'), checkpoint)
+    assert (code, checkpoint.read_bytes()) == (2, before)
+    assert 'exists and is not overwritten' in printed
+
+
+def test_everything_else_knows_the_result(grown, tmp_path, run_tool):
+    _, checkpoint, config, _ = grown
+    code, printed = run_tool('misc/check_checkpoint.py', checkpoint, config)
+    assert code == 0, printed
+    cfg = load_config(str(config))
+    model = build_model(cfg, 'cpu')
+    match = PretrainedBackbone(str(checkpoint))(model.backbone)
+    assert (match.missing, match.unused, match.other_shapes) == ([], [], [])
+    wrapper = build_optim_wrapper(model, dict(
+        optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05),
+        constructor='pelk_mm.LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=0.5, decay_type='layer_wise', flat_decay_mult=0.0)))
+    settings = {id(parameter): (group['lr'], group['weight_decay'])
+                for group in wrapper.optimizer.param_groups for parameter in group['params']}
+    block = model.backbone.stages[0].blocks[0]
+    assert settings[id(block.mixer.mixer.large.weight)] == (0.5**6, 0.05)
+    scale = block.gamma if block.grn is None else block.grn.gamma
+    assert settings[id(scale)] == (0.5**6, 0.0)
+
+
+@pytest.mark.slow
+def test_deployed_and_exported(grown, tmp_path, run_tool):
+    _, checkpoint, config, _ = grown
+    (tmp_path / 'images').mkdir()
+    images = ('--images', write_pictures(tmp_path / 'images'))
+    switch = ('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'deployed.pth')
+    code, printed = run_tool(*switch, *images)
+    assert code == 0, printed
+    assert not any('position_embedding' in name
+                   for name in torch.load(tmp_path / 'deployed.pth', weights_only=True)['state_dict'])
+    code, printed = run_tool('model_converters/export.py', tmp_path / 'deployed.py', tmp_path / 'deployed.pth',
+                             tmp_path / 'grown.onnx', '--timing-seconds', 0, *images)
+    assert code == 0, printed
+
+
+def test_a_segmentor_and_safetensors(tmp_path, run_tool):
+    safetensors = pytest.importorskip('safetensors.torch')
+    source = make_source('facebookresearch')
+    weights = {f'backbone.{name}': value.clone() for name, value in source.state_dict().items()
+               if not name.startswith(('head', 'norm'))}
+    safetensors.save_file({**weights, 'backbone.norm2.weight': torch.rand(16), 'backbone.norm2.bias': torch.rand(16),
+                           'decode_head.conv_seg.weight': torch.rand(4, 8, 1, 1)}, tmp_path / 'seg.safetensors')
+    files = tmp_path / 'seg.safetensors', tmp_path / 'seg.pth'
+    code, printed = run_tool(GROW, *files, '--kernel-sizes', 15, 13, 11, 9)
+    assert code == 0, printed
+    saved = torch.load(tmp_path / 'seg.pth', weights_only=True)['state_dict']
+    assert 'decode_head.conv_seg.weight' in saved
+    assert {name for name in saved if '.norm' in name and 'stages' not in name} == {
+        'backbone.norm2.weight', 'backbone.norm2.bias'}
+    assert 'backbone.stages.3.blocks.0.gamma' in saved
+
+
+def test_what_is_no_convnext_writes_nothing(tmp_path, run_tool):
+    torch.save(dict(state_dict=dict(weight=torch.ones(1))), tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='no ConvNeXt with the names of facebookresearch, mmpretrain, timm'):
+        run_tool(GROW, tmp_path / 'other.pth', tmp_path / 'grown.pth')
+    torch.save(make_source('facebookresearch').state_dict(), tmp_path / 'convnext.pth')
+    code, printed = run_tool(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--tolerance', 0)
+    assert code == 1
+    assert 'NOT equal within 0. Nothing is written.' in printed
+    assert not (tmp_path / 'grown.pth').exists()
