@@ -1,5 +1,6 @@
 """The first lines of the guide need PyTorch and timm only."""
 
+import os
 import re
 import subprocess
 import sys
@@ -22,7 +23,7 @@ print(sorted({name.partition('.')[0] for name in sys.modules} & {'transformers',
 
 @pytest.mark.parametrize('page', ['docs/guides/timm_and_transformers.md'])
 def test_five_lines(root, page, tmp_path, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(root))
+    monkeypatch.setenv('PYTHONPATH', str(root), prepend=os.pathsep)
     blocks = re.findall(r'```python\n(.*?)```', (root / page).read_text(encoding='utf-8'), re.DOTALL)
     lines = next(block for block in blocks if 'pelk_convnext_tiny_51' in block)
     result = subprocess.run([sys.executable, '-c', BLOCKED + lines + CHECK], cwd=tmp_path, capture_output=True,
