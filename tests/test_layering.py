@@ -22,7 +22,7 @@ BELOW = {
     'engine': {'checkpoints', 'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry'},
     'deploy': {'analysis', 'checkpoints', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops'},
     'reports': {'analysis', 'checkpoints', 'compat', 'engine', 'install_hints', 'reports'},
-    'diagnostics': {'analysis', 'checkpoints', 'diagnostics', 'engine', 'install_hints', 'mmcv_ops', 'ops'},
+    'diagnostics': {'analysis', 'checkpoints', 'diagnostics', 'engine', 'install_hints', 'mmcv_ops', 'nets', 'ops'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
     'timm': {'install_hints', 'nets', 'timm'},
 }

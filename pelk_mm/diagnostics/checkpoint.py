@@ -29,6 +29,7 @@ from pelk_mm.checkpoints.entries import AVERAGED_ENTRIES, ENTRIES, named_tensors
 from pelk_mm.checkpoints.loading import UnsafeCheckpoint, checkpoint_error, safe_load
 from pelk_mm.checkpoints.matching import Match, shorten
 from pelk_mm.engine.sparsity import unpack_mask
+from pelk_mm.nets import convnext_state_dict
 
 from .finding import Finding, error, note, ok
 
@@ -96,7 +97,8 @@ def match_config(path: Path, tensors: Mapping[str, Tensor], cfg: Config, key: st
         cfg (Config): With ``model``.
         key (str, optional): Entry of the checkpoint that a converter needs as ``--key``.
     """
-    own = build_model(cfg).state_dict()
+    model = build_model(cfg)
+    own = model.state_dict()
     # MMEngine drops the 'module.' of a wrapped model by itself.
     match = Match(own, {re.sub(r'^module\.', '', name): value for name, value in tensors.items()})
     complete = len(match.matched) == len(own)
@@ -114,6 +116,9 @@ def match_config(path: Path, tensors: Mapping[str, Tensor], cfg: Config, key: st
             'Use the config that was written beside it when it was deployed, or the checkpoint that training saved.')
         return
     renaming, fix, renamed = _likely_renaming(path, tensors, own, match, key)
+    grown = _growing(path, tensors, model, key)
+    if grown is not None and len(grown[2].matched) > len(renamed.matched):
+        renaming, fix, renamed = grown
     if renaming:
         yield error('names', f'{renaming}: with that {_numbers(renamed)}', fix)
         yield from _rest(renamed)
@@ -244,6 +249,27 @@ def _likely_renaming(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str
             if len(renamed.matched) > len(best[2].matched):
                 best = (text, fix, renamed)
     return best
+
+
+def _growing(path: Path, tensors: Mapping[str, Tensor], model: Any, key: str | None) -> tuple[str, str, Match] | None:
+    """Return what :func:`_likely_renaming` does for a ConvNeXt that the model's PeLK can be grown from; else None."""
+    grids = getattr(getattr(model, 'backbone', None), 'grids', None)
+    with suppress(ValueError):
+        weights = convnext_state_dict(tensors)
+        own = model.state_dict()
+        found = {f'backbone.{name}': value for name, value in weights.backbone.items()}
+        # Kernels grow to those of the model.
+        found.update({name: own[name] for name in found if name.endswith('.large.weight') and name in own})
+        options = ['--key', key] if key else []
+        if any('position_embedding' in name for name in own):
+            options.append('--position-embedding')
+        fix = shlex.join(['python', 'tools/model_converters/grow_convnext.py', str(path),
+                          str(path.with_name(f'{path.stem}_grown.pth')), *options, '--kernel-sizes',
+                          *(str(grid.kernel_size) for grid in grids or ())])
+        match = Match(own, found | weights.head)
+        if grids and not match.unused:
+            return f'the names are those of a ConvNeXt ({weights.naming}), which can be grown', fix, match
+    return None
 
 
 def _best_prefixes(match: Match) -> tuple[str, str]:

@@ -29,8 +29,10 @@ class GRN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        norm = x.norm(dim=(1, 2), keepdim=True)
-        return self.gamma * (x * (norm / (norm.mean(-1, keepdim=True) + self.eps))) + self.beta + x
+        # Of 16 bits the sums would overflow, and eps would be lost.
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)
+        return self.gamma * (x * (norm / (norm.mean(-1, keepdim=True) + self.eps)).to(x.dtype)) + self.beta + x
 
     def extra_repr(self) -> str:
         return f'{len(self.gamma)}, eps={self.eps}'

@@ -18,6 +18,7 @@ class Naming:
         stage (str): What computes the output of a stage.
         block (str): Precedes the names of a block's parts.
         mixer (str): The depthwise convolution.
+        norm (str): The norm behind it.
         pointwise (tuple[str, str]): The two pointwise layers.
         act (str): The activation between them.
         grn (tuple[str, str]): Parameters of V2's global response normalization: gamma and beta.

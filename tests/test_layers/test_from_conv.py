@@ -94,3 +94,13 @@ def test_grn_is_that_of_the_paper():
     dead = torch.zeros(1, 3, 3, 5, dtype=torch.float64, requires_grad=True)
     layer(dead).sum().backward()
     assert torch.isfinite(dead.grad).all()
+
+
+def test_grn_of_16_bits_is_that_of_32():
+    layer = GRN(5)
+    with torch.no_grad():
+        layer.gamma.fill_(1)
+    # Their squares overflow in fp16, as does the norm of an image.
+    x = 300 * torch.randn(1, 256, 256, 5)
+    half = layer.half()(x.half())
+    torch.testing.assert_close(half.float(), layer.float()(x), rtol=2e-3, atol=1)

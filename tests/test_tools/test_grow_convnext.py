@@ -68,8 +68,19 @@ def test_everything_else_knows_the_result(grown, tmp_path, run_tool):
     _, checkpoint, config, _ = grown
     code, printed = run_tool('misc/check_checkpoint.py', checkpoint, config)
     assert code == 0, printed
+    code, printed = run_tool('misc/check_checkpoint.py', tmp_path / 'convnext.pth', config)
+    assert code == 1
+    assert 'the names are those of a ConvNeXt (facebookresearch), which can be grown: with that' in printed
+    fix = next(line.split() for line in printed.splitlines() if 'grow_convnext.py' in line)
+    assert fix[-6:] == ['--position-embedding', '--kernel-sizes', '15', '13', '11', '9']
+    code, printed = run_tool(GROW, *fix[fix.index('tools/' + GROW) + 1:])
+    assert code == 0, printed
+    assert torch.load(tmp_path / 'convnext_grown.pth').keys() == torch.load(checkpoint).keys()
     cfg = load_config(str(config))
     model = build_model(cfg, 'cpu')
+    # Downsampling has the same names: only that fits, and would leave the blocks as they are initialised.
+    with pytest.raises(ValueError, match=r'is a ConvNeXt, .* e\.g\. stages\.0\.0\.dwconv\.weight: grow it first by'):
+        PretrainedBackbone(str(tmp_path / 'convnext.pth'))(model.backbone)
     match = PretrainedBackbone(str(checkpoint))(model.backbone)
     assert (match.missing, match.unused, match.other_shapes) == ([], [], [])
     wrapper = build_optim_wrapper(model, dict(
@@ -94,6 +105,16 @@ def test_deployed_and_exported(grown, tmp_path, run_tool):
     assert code == 0, printed
     assert not any('position_embedding' in name
                    for name in torch.load(tmp_path / 'deployed.pth', weights_only=True)['state_dict'])
+    # Without the embedding there is nothing to merge, and that is fine.
+    cfg = load_config(str(config))
+    cfg.model.backbone.position_embedding = False
+    cfg.dump(tmp_path / 'plain.py')
+    saved = torch.load(checkpoint, weights_only=True)
+    saved['state_dict'] = {k: v for k, v in saved['state_dict'].items() if 'position_embedding' not in k}
+    torch.save(saved, tmp_path / 'plain.pth')
+    plain = ('model_converters/switch_to_deploy.py', tmp_path / 'plain.py', tmp_path / 'plain.pth')
+    code, printed = run_tool(*plain, tmp_path / 'plain_deployed.pth', *images)
+    assert code == 0, printed
     code, printed = run_tool('model_converters/export.py', tmp_path / 'deployed.py', tmp_path / 'deployed.pth',
                              tmp_path / 'grown.onnx', '--timing-seconds', 0, *images)
     assert code == 0, printed
@@ -125,3 +146,13 @@ def test_what_is_no_convnext_writes_nothing(tmp_path, run_tool):
     assert code == 1
     assert 'NOT equal within 0. Nothing is written.' in printed
     assert not (tmp_path / 'grown.pth').exists()
+
+
+def test_a_head_with_a_hidden_layer_is_left_out(tmp_path, run_tool):
+    weights = make_source('facebookresearch').state_dict()
+    torch.save({**weights, 'head.pre_logits.fc.weight': torch.rand(20, 20)}, tmp_path / 'mlp.pth')
+    code, printed = run_tool(GROW, tmp_path / 'mlp.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9)
+    assert code == 0, printed
+    assert 'left out (the head has a hidden layer): head.fc.weight' in printed
+    saved = torch.load(tmp_path / 'grown.pth', weights_only=True)['state_dict']
+    assert not any(name.startswith('head') for name in saved)

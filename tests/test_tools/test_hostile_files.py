@@ -137,6 +137,7 @@ WAYS = {
     'publish_model': ('model_converters/publish_model.py', 'bad.pth', 'out.pth'),
     'classifier_to_backbone': ('model_converters/classifier_to_backbone.py', 'bad.pth', 'out.pth'),
     'convnext_to_mmpretrain': ('model_converters/convnext_to_mmpretrain.py', 'bad.pth', 'out.pth'),
+    'grow_convnext': ('model_converters/grow_convnext.py', 'bad.pth', 'out.pth'),
     'slak_to_pelk_mm': ('model_converters/slak_to_pelk_mm.py', 'bad.pth', 'out.pth'),
     'check_checkpoint': ('misc/check_checkpoint.py', 'bad.pth', 'tiny.py'),
 }

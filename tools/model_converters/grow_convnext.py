@@ -75,13 +75,16 @@ def main() -> None:
         sys.exit(1)
     state, fresh = grown_state_dict(net, weights.backbone)
     grown = {f'backbone.{name}': value for name, value in state.items() if name.partition('.')[0] not in fresh}
-    grown.update(weights.head)
+    # A last layer behind a hidden one is no classifier of the features, and mmpretrain's head would take it for one.
+    hidden = any(name.startswith('head.pre_logits.') for name in weights.head)
+    kept = {name: value for name, value in weights.head.items() if not (hidden and name.startswith('head.'))}
+    grown.update(kept)
     atomic_save(dict(meta=dict(grown_from=Path(args.source).name), state_dict=grown), args.target)
     print(f'{len(grown)} tensors written to {args.target}')
     if fresh:
         print(f'not in the source, and not written: {", ".join(fresh)}')
     for name in weights.head:
-        print(f'outside the backbone, kept: {name}')
+        print(f'outside the backbone, {"kept" if name in kept else "left out (the head has a hidden layer)"}: {name}')
     print(f'backbone: {describe(net, weights.arch, args)}')
 
 
