@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from pelk_mm import __version__
@@ -19,6 +20,8 @@ myst_heading_anchors = 4
 
 autodoc_typehints = 'none'
 autodoc_member_order = 'bysource'
+# pelk_mm.timm is documented where timm is not installed too.
+autodoc_mock_imports = [] if find_spec('timm') else ['timm']
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Fields in the text, as an attribute may be documented by its own annotation too.

@@ -21,6 +21,7 @@ INSTALL_LINES: Mapping[str, str] = MappingProxyType(
         onnx=_EXPORT,
         onnxruntime=_EXPORT,
         onnxscript=_EXPORT,
+        timm='pip install "pelk-mm[timm]"',
         sklearn='pip install "pelk-mm[digits]"',
         hypothesis='pip install "pelk-mm[tests]"',
         cv2='pip install opencv-python-headless',

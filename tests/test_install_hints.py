@@ -46,6 +46,12 @@ def test_without_openmmlab():
         assert found[f'pelk_mm.{name}'] == f'pelk_mm.models needs mmengine{STACK}{PLAIN}'
 
 
+def test_without_timm():
+    found = imports(['timm'], ['pelk_mm.nets', 'pelk_mm.timm'])
+    line = ', which is not installed: pip install "pelk-mm[timm]"'
+    assert found == {'pelk_mm.nets': 'works', 'pelk_mm.timm': f'pelk_mm.timm needs timm{line}{PLAIN}'}
+
+
 def test_with_mmengine_only():
     found = imports(['mmcv', 'mmseg', 'mmdet', 'mmpretrain'], ['pelk_mm.models', 'pelk_mm.registry'])
     assert found == {'pelk_mm.models': f'pelk_mm.models needs mmcv{STACK}{PLAIN}', 'pelk_mm.registry': 'works'}
@@ -78,7 +84,7 @@ def test_lines(module, line):
 def test_extras_of_the_lines_exist(root):
     from pelk_mm.install_hints import INSTALL_LINES
     extras = {line.partition('[')[2].partition(']')[0] for line in INSTALL_LINES.values() if '[' in line}
-    assert extras == {'onedl', 'deploy', 'digits', 'tests'}
+    assert extras == {'onedl', 'deploy', 'digits', 'tests', 'timm'}
     declared = (root / 'setup.py').read_text(encoding='utf-8')
     assert all(f"'{extra}'" in declared and (root / f'requirements/{extra}.txt').is_file() for extra in extras)
 

@@ -24,6 +24,7 @@ BELOW = {
     'reports': {'analysis', 'checkpoints', 'compat', 'engine', 'install_hints', 'reports'},
     'diagnostics': {'analysis', 'checkpoints', 'diagnostics', 'engine', 'install_hints', 'mmcv_ops', 'nets', 'ops'},
     'mmcv_ops': {'install_hints', 'mmcv_ops'},
+    'timm': {'install_hints', 'nets', 'timm'},
 }
 
 
@@ -61,6 +62,10 @@ def broken_rules(source: str, file: Path) -> list:
         broken.append('only *_triton.py may import triton')
     if layer in ('ops', 'layers', 'nets') and external - {'torch'}:
         broken.append(f'{layer} may import torch only, got {external - {"torch"}}')
+    if layer == 'timm' and external - {'timm', 'torch'}:
+        broken.append(f'timm may import timm and torch only, got {external - {"timm", "torch"}}')
+    if 'timm' in own and layer != 'timm':
+        broken.append('pelk_mm.timm is for users to import')
     if layer == 'models' and external & {'mmdet', 'mmpretrain', 'mmseg'}:
         broken.append(f'models may name toolboxes in configs only, got {external & TOOLBOXES}')
     if layer in BELOW and own - BELOW[layer] - {'__version__'}:
@@ -102,6 +107,9 @@ def test_every_file_keeps_the_rules(file):
     ('reports/a.py', 'from ..deploy import merge', 'may not import'),
     ('analysis/a.py', 'print(1)', 'does not print'),
     ('analysis/a.py', 'import sys\nsys.path.append("x")', 'sys.path'),
+    ('analysis/a.py', 'from .. import timm', 'for users'),
+    ('timm/a.py', 'import timm, transformers', 'torch only'),
+    ('timm/a.py', 'from ..models import PeLK', 'may not import'),
     ('engine/a.py', 'import torch\ntorch.backends.cudnn.benchmark = True', 'sets nothing'),
 ])
 def test_broken_rules_are_found(path, source, message):
