@@ -1,11 +1,12 @@
-"""What the pictures of this package share: where they are written, and colours."""
+"""Colours and curves of figures, and files that are not overwritten."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..checkpoints.atomic import atomic_write, refuse_existing
@@ -14,13 +15,17 @@ from ..checkpoints.atomic import atomic_write, refuse_existing
 COLORS = ('#0072B2', '#E69F00', '#009E73')
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a figure to a new file.
+def draw_curves(axis: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], markersize: int = 3) -> None:
+    """Draw curves over the size of the kernel, by label their sizes and values."""
+    for color, (label, (sizes, values)) in zip(COLORS, curves.items()):
+        axis.plot(sizes, values, color=color, label=label, marker='o', markersize=markersize)
+    axis.set_xlabel('kernel size K')
+    axis.grid(alpha=0.3)
+    axis.spines[['top', 'right']].set_visible(False)
 
-    Args:
-        figure (Figure): What to draw.
-        path (Path): File to write, whose ending tells the kind, for instance ``.png`` or ``.svg``. Its folder is made.
-        dpi (int): Pixels per inch. Defaults to 100.
+
+def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
+    """Write a figure to a new file, ``.png``, ``.svg`` or any other ending that matplotlib knows. Its folder is made.
 
     Raises:
         FileExistsError: If the file exists.
@@ -32,11 +37,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
 
 
 def save_json(numbers: Mapping, path: Path) -> None:
-    """Write plain numbers to a new file.
-
-    Args:
-        numbers (Mapping): What ``json`` can write.
-        path (Path): File to write. Its folder is made.
+    """Write plain numbers to a new JSON file. Its folder is made.
 
     Raises:
         FileExistsError: If the file exists.

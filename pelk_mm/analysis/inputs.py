@@ -72,7 +72,7 @@ def fit_channels(image: np.ndarray, channels: int, name: Any) -> np.ndarray:
         ValueError: If the image has another number of channels, and is not a colour or grey image for a model of the
             other kind.
     """
-    image = image[..., None] if image.ndim == 2 else image
+    image = np.atleast_3d(image)
     count = image.shape[2]
     if count == channels:
         return image
@@ -90,7 +90,7 @@ def displayable(image: np.ndarray) -> np.ndarray:
     Args:
         image (np.ndarray): (H, W) or (H, W, C). Of more than three channels the first three are taken.
     """
-    image = image[..., None] if image.ndim == 2 else image
+    image = np.atleast_3d(image)
     image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, 2)
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)

@@ -8,10 +8,11 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from ..analysis.text_tables import to_markdown_table
 from .metrics import QUANTITIES
 from .plots import plot_costs
 from .run_files import Problem
-from .tables import Table, to_csv_text, to_grid
+from .tables import Table, to_csv_text
 
 
 def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
@@ -28,7 +29,7 @@ def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str)
         heads = [f'{QUANTITIES[name].name} ({QUANTITIES[name].unit}), {column}' for name, column in shown]
         lines = [[_plain(row.name), *(row.cells(name)[column][0] for name, column in shown), row.status]
                  for row in table.rows]
-        grid = to_grid(['Model', *heads, 'Status'], lines, ['Model', 'Status'])
+        grid = to_markdown_table(['Model', *heads, 'Status'], lines, ['Model', 'Status'])
         parts += [f'## {_plain(table.title)}', _plain(table.note), grid]
         runs = [
             f'- **{_plain(row.name)}**: {_plain(row.remark)}  \n  {_code(row.command)}  \n  config '

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from .. import compat
+from ..analysis.text_tables import to_markdown_table
 from ..engine.steps import digest
 from .catalogue import Entry, read_metafile
 from .commands import Launcher, overrides, parse_options
@@ -19,7 +20,7 @@ from .digits_configs import scale_config_to_digits
 from .metrics import METRICS
 from .plots import plot_panels
 from .run_files import read_json
-from .tables import Row, Table, Value, to_csv_text, to_grid
+from .tables import Row, Table, Value, to_csv_text
 
 # Toolbox -> the metric that its configs are compared by.
 SWEPT = dict(mmpretrain='top1', mmseg='miou')
@@ -183,7 +184,7 @@ def sweep_table(title: str, trials: Sequence[Trial]) -> Table:
 def sweep_markdown(table: Table, ours: str = 'ours') -> str:
     """Return the table of a sweep to read, plain or rendered, with a heading for our columns."""
     header, *lines = _lines(table, ours, lambda text, number: text or '-')
-    return to_grid(header, lines, header[:-2 * len(table.quantities)])
+    return to_markdown_table(header, lines, header[:-2 * len(table.quantities)])
 
 
 def save_sweep(table: Table, trials: Sequence[Trial], folder: Path, ours: str = 'ours') -> list[Path]:
