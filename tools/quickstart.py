@@ -23,6 +23,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from pelk_mm.analysis.text_tables import to_columns
 from pelk_mm.engine.launch import load_config
 from pelk_mm.engine.steps import StepFailed, Steps, digest
 
@@ -186,8 +187,7 @@ def main() -> None:
             rows.append((task.name, name, f'{value:.1f}', str(least), minutes))
 
     print()
-    for row in [('step', 'metric', '%', 'at least', 'minutes'), *rows]:
-        print('{:<16}{:<10}{:>8}{:>10}{:>14}'.format(*row))
+    print(to_columns([('step', 'metric', '%', 'at least', 'minutes'), *rows]))
     print('(minutes: of training + of the test; steps that were finished before show what they took then)')
     pictures = [work_dir / f'{task.name}.png' for task in TASKS]
     print('Pictures of predictions on validation images:', *pictures, sep='\n  ')

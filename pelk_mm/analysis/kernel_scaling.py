@@ -64,7 +64,7 @@ def scale_kernels(model: nn.Module,
     rows = []
     for size in kernel_sizes:
         taps = taps_per_channel(size, center, stripe_width)
-        rows.append(dict({kind: rest + channels * count for kind, count in taps.items()}, kernel_size=size))
+        rows.append(dict(kernel_size=size, **{kind: rest + channels * count for kind, count in taps.items()}))
     return rows
 
 

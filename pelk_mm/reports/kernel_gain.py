@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -144,16 +143,12 @@ def draw_gain(kernel_sizes: Sequence[int],
 
 def _models(root: Path, catalogue: Iterable[Entry]) -> dict[str, tuple[str, int]]:
     """Form and K of the first stage, by name of the config."""
-    entries = yaml.safe_load((root / TABLE / 'metafile.yml').read_text(encoding='utf-8'))['Models']
-    models, configs = {}, []
-    for entry in entries:
-        if entry['Metadata']['Training Data'] == 'ADE20K':
-            labels = entry['Metadata']['Ablation']
-            model = labels['Form'], int(labels['Kernel'].partition('x')[0])
-            models[entry['Name']] = model
-            configs.append((read_config(str(root / entry['Config'])).to_dict(), model))
-    for other in catalogue:
-        if other.data == 'ADE20K' and other.folder.startswith('ablations') and other.name not in models:
-            config = read_config(str(root / other.path)).to_dict()
-            models.update((other.name, model) for same, model in configs if same == config)
+    models: dict[str, tuple[str, int]] = {}
+    table = []
+    segmentors = [entry for entry in catalogue if entry.data == 'ADE20K' and entry.folder.startswith('ablations')]
+    for entry in sorted(segmentors, key=lambda entry: entry.path.parent != TABLE):
+        config = read_config(str(root / entry.path)).to_dict()
+        if entry.path.parent == TABLE:
+            table.append((config, (entry.labels['Form'], int(entry.labels['Kernel'].partition('x')[0]))))
+        models.update((entry.name, model) for same, model in table if same == config)
     return models

@@ -134,10 +134,9 @@ def tiny_config(task: str) -> Config:
             num_workers=0,
             sampler=dict(type='DefaultSampler', shuffle=False),
             dataset=dict(_DATASETS[scope], pipeline=pipeline)))
-    if scope == 'mmseg':
-        content['visualizer'] = dict(type='SegLocalVisualizer', vis_backends=None)
-    if scope == 'mmdet':
-        content['visualizer'] = dict(type='DetLocalVisualizer', vis_backends=None)
+    if scope != 'mmpretrain':
+        kind = dict(mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer')[scope]
+        content['visualizer'] = dict(type=kind, vis_backends=None)
     return Config(copy.deepcopy(content))
 
 
