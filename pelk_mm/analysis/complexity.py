@@ -175,7 +175,7 @@ class Complexity:
     def to_table(self) -> str:
         """A table to read."""
         shares = ('% model', '% backbone')
-        rows = [('', 'stored M', 'counted M', 'GMACs', *shares, 'executed G', *shares)]
+        rows: list[tuple[str, ...]] = [('', 'stored M', 'counted M', 'GMACs', *shares, 'executed G', *shares)]
         for name in self.costs:
             rows.append(self._line(name, name))
             if name == 'backbone':

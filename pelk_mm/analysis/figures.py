@@ -15,7 +15,7 @@ from ..checkpoints.atomic import atomic_write, refuse_existing
 COLORS = ('#0072B2', '#E69F00', '#009E73')
 
 
-def draw_curves(axis: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], markersize: int = 3) -> None:
+def draw_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]], markersize: int = 3) -> None:
     """Draw curves over the size of the kernel, by label their sizes and values."""
     for color, (label, (sizes, values)) in zip(COLORS, curves.items()):
         axis.plot(sizes, values, color=color, label=label, marker='o', markersize=markersize)

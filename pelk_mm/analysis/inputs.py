@@ -17,9 +17,6 @@ def count_channels(model: nn.Module) -> int:
     """Return the number of channels of the images that a model takes.
 
     It is that of the backbone's first convolution, else of the data preprocessor's mean; 3 if there is neither.
-
-    Args:
-        model (nn.Module): A model of MMEngine's kind, a backbone, or any other module.
     """
     stacked: set[nn.Module] = set()
     for module in getattr(model, 'backbone', model).modules():
@@ -40,10 +37,6 @@ def swaps_colours(preprocessor: Any, channels: int) -> bool:
 
 def normalisation(preprocessor: Any, channels: int) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of a data preprocessor, (C or 1, 1, 1) each; 0 and 1 without.
-
-    Args:
-        preprocessor (nn.Module): With or without ``mean`` and ``std``.
-        channels (int): Of the images that the model takes.
 
     Raises:
         ValueError: If they are of another number of channels.

@@ -69,13 +69,9 @@ def scale_kernels(model: nn.Module,
 
 
 def draw_scaling(rows: Sequence[dict[str, int]], name: str, center: int = 5, stripe_width: int = 5) -> Figure:
-    """Draw the parameters of a kernel and of the whole network against the kernel's size.
+    """Draw the parameters of a kernel and of a network, called ``name``, against the kernel's size.
 
-    Args:
-        rows (Sequence[dict[str, int]]): From :func:`scale_kernels`.
-        name (str): What to call the network.
-        center (int): As for :func:`scale_kernels`.
-        stripe_width (int): As for :func:`scale_kernels`.
+    ``rows`` are those that :func:`scale_kernels` returns for the same ``center`` and ``stripe_width``.
     """
     figure = Figure(figsize=(10, 4), layout=ConstrainedLayoutEngine(w_pad=0.12))
     one, whole = figure.subplots(1, 2)

@@ -16,12 +16,9 @@ from .tables import Table, to_csv_text
 
 
 def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
-    """Return the tables, with the commands and environments of their runs below each.
+    """Return the tables, with the commands and environments of their runs below each, and what was left out.
 
-    Args:
-        tables (Sequence[Table]): The tables.
-        problems (Sequence[Problem]): Files that were left out.
-        made (str): Date and source of the page.
+    ``made`` is the line below the title, with date and source.
     """
     parts = ['# Leaderboard', made]
     for table in tables:
@@ -72,13 +69,7 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 
 def to_html(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
-    """Return one page with everything in it: styles, script and plots. It loads nothing.
-
-    Args:
-        tables (Sequence[Table]): The tables.
-        problems (Sequence[Problem]): Files that were left out.
-        made (str): Date and source of the page.
-    """
+    """Return what :func:`to_markdown` does as one page with everything in it, styles, script and plots."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string(files(__package__).joinpath('page.html').read_text(encoding='utf-8'))
     plots = {table.key: plot_costs(table) for table in tables}

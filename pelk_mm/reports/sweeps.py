@@ -145,7 +145,10 @@ def plan_sweep(table: Path,
             config = work_dir / 'configs' / f'{folders[key].name}.py'
             config.parent.mkdir(parents=True, exist_ok=True)
             config.write_text(text, encoding='utf-8')
-        trials.append(Trial(entry, SWEPT[scope], config, words, folders[key] / _last_checkpoint(cfg), start))
+        # As MMEngine names the last one.
+        unit, end = next((unit, cfg.train_cfg[f'max_{unit}s']) for unit in ('iter', 'epoch')
+                         if f'max_{unit}s' in cfg.train_cfg)
+        trials.append(Trial(entry, SWEPT[scope], config, words, folders[key] / f'{unit}_{end}.pth', start))
     return trials
 
 
@@ -160,13 +163,6 @@ def _start_of(entry: Entry, scope: str | None, trials: Sequence[Trial], metafile
     if start is None:
         raise ValueError(f'{metafile}: no classifier with the row {entry.labels} comes before {entry.name}')
     return start
-
-
-def _last_checkpoint(cfg: Config) -> str:
-    """Return the name that MMEngine gives to the last checkpoint of a training."""
-    if 'max_iters' in cfg.train_cfg:
-        return f'iter_{cfg.train_cfg.max_iters}.pth'
-    return f'epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
 def sweep_table(title: str, trials: Sequence[Trial]) -> Table:

@@ -13,9 +13,7 @@ def odd(low: int, high: int) -> st.SearchStrategy[int]:
 def half_grids(widest: int = 9, longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
     """Valid half grids, the outermost width first and the centre's, which is odd, last.
 
-    Args:
-        widest (int): The largest width. Defaults to 9.
-        longest (int): The largest number of widths beside the centre's. Defaults to 6.
+    No width is over ``widest``, and no more than ``longest`` stand beside the centre's.
     """
     outer = st.lists(st.integers(1, widest), max_size=longest)
     return st.builds(lambda widths, centre: (*widths, centre), outer, odd(1, widest))
@@ -23,14 +21,7 @@ def half_grids(widest: int = 9, longest: int = 6) -> st.SearchStrategy[tuple[int
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, least: int = 1, most: int = 6) -> bytes:
-    """A file with bits flipped, bytes changed, put in or taken out, or cut off.
-
-    Args:
-        draw (Callable): Given by hypothesis.
-        content (bytes): The whole file.
-        least (int): The smallest number of such changes. Defaults to 1.
-        most (int): The largest. Defaults to 6.
-    """
+    """A file, from ``least`` to ``most`` times with bits flipped, bytes changed, put in or taken out, or cut off."""
     data = bytearray(content)
     for _ in range(draw(st.integers(least, most))):
         position = draw(st.integers(0, max(len(data) - 1, 0)))

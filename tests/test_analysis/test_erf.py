@@ -1,6 +1,7 @@
 """Effective receptive fields: nets whose field is known, the published ratios' method, and the tool."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -191,22 +192,12 @@ def test_images_are_found_and_prepared(tmp_path):
     # In the order of their names: 0, 2, 4, then sub/1, sub/3, sub/5.
     assert [path.name for path in find_images(tmp_path, 4, first=True)] == ['0.PNG', '2.PNG', '4.PNG', '1.PNG']
     assert len(find_images(tmp_path, 50, first=True)) == 6
-    preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0])
     for kind, flag, expected in (('mmpretrain.ClsDataPreprocessor', 'to_rgb', (10, 20, 30)),
                                  ('mmseg.SegDataPreProcessor', 'bgr_to_rgb', (10, 20, 30)),
                                  ('mmdet.DetDataPreprocessor', 'rgb_to_bgr', (10, 20, 30)),
                                  ('mmpretrain.ClsDataPreprocessor', None, (30, 20, 10))):
-        scope = kind.partition('.')[0]
-        model = dict(
-            mmpretrain=dict(type='ImageClassifier', backbone=TINY),
-            mmseg=dict(type='EncoderDecoder', backbone=TINY, decode_head=dict(type='FCNHead', in_channels=8, channels=8,
-                                                                            num_classes=2)),
-            mmdet=dict(type='RPN', backbone=TINY, neck=None, train_cfg=None, test_cfg=dict(rpn=None), rpn_head=dict(
-                type='RPNHead', in_channels=8, loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))))[scope]
-        options = {flag: True} if flag else {}
-        model = build_with_weights(Config(dict(
-            default_scope=scope, custom_imports=dict(imports=['pelk_mm.models']),
-            model=dict(model, data_preprocessor=dict(type=kind, **preprocessor, **options)))))  # yapf: disable
+        cfg = dict(type=kind, mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0]) | ({flag: True} if flag else {})
+        model = nn.Sequential(OrderedDict(data_preprocessor=MODELS.build(cfg), backbone=nn.Conv2d(3, 1, 1)))
         image, = load_images(paths[:1], (12, 20), model)
         assert image.shape == (1, 3, 12, 20)
         for value, mean, got in zip(expected, (1, 2, 3), image[0]):

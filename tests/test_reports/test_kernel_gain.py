@@ -1,13 +1,15 @@
 """Fig. 2: multiples of parameters by hand, and the mIoU of runs that lie in work directories."""
 
 import csv
-import json
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from pelk_mm.reports import find_runs
 from pelk_mm.reports.kernel_gain import Point, draw_gain, find_points, gains, parameter_multiples
+
+from .run_writer import write_start
 
 TOOL = 'analysis_tools/kernel_scaling.py'
 FIG2, TABLE1 = 'configs/ablations/fig2_kernel_size', 'configs/ablations/table1_dense_vs_stripe'
@@ -24,13 +26,9 @@ MIOUS = {
 
 def write_run(root, folder, config, miou, done=80000, **options):
     """What a training and its last validation leave behind."""
-    start = folder / '20261122_010000' / 'vis_data'
-    start.mkdir(parents=True)
     cfg = Config.fromfile(root / f'{config}.py')
     cfg.merge_from_dict(options)
-    (start / 'config.py').write_text(cfg.pretty_text)
-    (start / 'scalars.json').write_text(json.dumps(dict(mIoU=miou, step=done)) + '\n')
-    (folder / f'{config.rpartition("/")[2]}.py').write_text('')
+    write_start(folder, Path(config).name, cfg.to_dict(), [dict(mIoU=miou, step=done)])
 
 
 @pytest.fixture
