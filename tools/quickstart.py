@@ -187,7 +187,7 @@ def main() -> None:
             rows.append((task.name, name, f'{value:.1f}', str(least), minutes))
 
     print()
-    print(to_columns([('step', 'metric', '%', 'at least', 'minutes'), *rows]))
+    print(to_columns([('step', 'metric', '%', 'at least', 'minutes'), *rows], num_text=2))
     print('(minutes: of training + of the test; steps that were finished before show what they took then)')
     pictures = [work_dir / f'{task.name}.png' for task in TASKS]
     print('Pictures of predictions on validation images:', *pictures, sep='\n  ')

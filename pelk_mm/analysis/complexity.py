@@ -149,12 +149,7 @@ class Complexity:
                 parts[name]['parts'] = {kind: self._row(name, kind) for kind in kinds}
         total = self.total.rounded()
         return dict(
-            task=self.task,
-            shape=list(self.shape),
-            density=self.density,
-            deployed=self.deployed,
-            rois=self.rois and list(self.rois),
-            backend=self.backend,
+            {name: value for name, value in vars(self).items() if name != 'costs'},
             **total,
             params_counted_with_embedding=total['params_counted'] + self.params_embedding,
             mparams=total['params_counted'] / 1e6,

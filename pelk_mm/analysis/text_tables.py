@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from prettytable import PrettyTable, TableStyle
 
 
-def to_columns(rows: Sequence[Sequence[object]]) -> str:
-    """Return lines of text in columns, the first left-aligned and the others right."""
+def to_columns(rows: Sequence[Sequence[object]], num_text: int = 1) -> str:
+    """Return lines of text in columns, the first ``num_text`` left-aligned and the others right."""
     table = PrettyTable(header=False, border=False, padding_width=0, right_padding_width=2)
     table.add_rows([list(row) for row in rows])
     table.align = 'r'
-    table.align['Field 1'] = 'l'
+    for name in table.field_names[:num_text]:
+        table.align[name] = 'l'
     return '\n'.join(line.rstrip() for line in table.get_string().splitlines())
 
 

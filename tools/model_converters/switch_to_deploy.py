@@ -83,7 +83,7 @@ def print_differences(differences: Sequence[Difference], tolerance: float) -> No
         lines.append((each.name, 'same' if each.alone else 'own', f'{each.magnitude:.3g}', f'{each.maximum:.2e}',
                       f'{each.mean:.2e}', f'{each.relative:.2e}',
                       '' if each.relative <= tolerance else 'above the tolerance'))
-    print(to_columns(lines))
+    print(to_columns(lines, num_text=2))
 
 
 def object_to(differences: Sequence[Difference], layers: Iterable[str], predictions: Predictions,
