@@ -36,12 +36,12 @@ class Task:
     """One of the three trainings.
 
     Attributes:
-        name (str): Names its folder and its picture.
+        name (str): Names its folder and its image.
         config (str): Config file.
-        predictions (str): What to call the predictions; ``tools/test.py --out`` tells the kind from the ending.
+        predictions (str): What to call the predictions; ``tools/test.py --out`` takes the kind from the ending.
         metrics (dict[str, tuple[str, int, int]]): By key of the metric, what to call it, its factor to per cent, and
             the least per cent to expect.
-        figure_size (tuple[float, float]): Width and height of its picture in inches.
+        figure_size (tuple[float, float]): Width and height of its image in inches.
         draw (Callable): ``draw(figure, cfg, predictions)``.
     """
 

@@ -1,4 +1,4 @@
-"""Costs and pictures of models as importable functions; the tools only parse arguments."""
+"""Costs and figures of models as importable functions; the tools only parse arguments."""
 
 from ..install_hints import require
 

@@ -113,7 +113,7 @@ class Complexity:
 
     @property
     def total(self) -> Cost:
-        """The whole model."""
+        """The complete model."""
         return _sum(self.component(name) for name in self.costs)
 
     @property

@@ -145,7 +145,7 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
 def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | None:
     """Largest number of bytes in use during ``run``, its result included, on top of what was in use before.
 
-    On CUDA what PyTorch allocates; on the CPU what the process holds in memory, which Linux tells. None elsewhere.
+    On CUDA what PyTorch allocates; on the CPU what the process holds in memory, as Linux reports it. None elsewhere.
     """
     device = torch.device(device)
     if device.type == 'cuda':

@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--dtype', default='float32', choices=['float64', 'float32', 'bfloat16', 'float16'])
-    parser.add_argument('--backward', action='store_true', help='forward and backward instead of forward alone')
+    parser.add_argument('--backward', action='store_true', help='forward and backward instead of only forward')
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--stages', type=int, nargs='+', default=[1, 2, 3, 4])
     parser.add_argument('--seconds', type=float, default=0.5, help='time to spend on each method and shape')
@@ -69,7 +69,7 @@ def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
-    """Name -> function of (x, theta); x as planes but for the method that says otherwise."""
+    """Name -> function of (x, theta); x as planes, except for the method that says otherwise."""
     reasons = available_backends(x, theta, grid)
     able = [name for name, reason in reasons.items() if reason is None and name != 'reference']
     runs = {name: partial(peripheral_conv2d, grid=grid, backend=name) for name in ('auto', *able)}

@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--tf32', action='store_true', help='add fp32 with TF32 on, as in PyTorch 1.10; needs a GPU')
     parser.add_argument('--size', type=int, default=224, help='side of the image, for inference')
     parser.add_argument('--batch', type=int, help='for inference; by default 128, on the CPU 1')
-    parser.add_argument('--no-training', action='store_true', help='time inference alone')
+    parser.add_argument('--no-training', action='store_true', help='time only inference')
     parser.add_argument('--seconds', type=float, default=5.0, help='time to spend on each model and setting')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the results')
     parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the images per second')
