@@ -80,7 +80,7 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
 
     Args:
         cfg (Config): As for :func:`build_model`. It is not changed.
-        checkpoint (str, optional): Path or URL of any checkpoint that contains the complete backbone. None initialises it
+        checkpoint (str, optional): Path or URL of a checkpoint with the complete backbone. None initialises it
             as the config says, but loads nothing that the config names.
         device (str): Where the model goes. Defaults to ``'cpu'``.
         seed (int): Of the random weights; PyTorch's generator is left as it was. Defaults to 0.
