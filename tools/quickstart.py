@@ -25,6 +25,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from pelk_mm.analysis.text_tables import to_columns
 from pelk_mm.engine.launch import load_config
 from pelk_mm.engine.steps import StepFailed, Steps, digest
 
@@ -37,12 +38,12 @@ class Task:
     """One of the three trainings.
 
     Attributes:
-        name (str): Name of its folder and its figure.
+        name (str): Names its folder and its image.
         config (str): Config file.
-        predictions (str): Name of the predictions, whose ending gives the format to ``tools/test.py --out``.
+        predictions (str): What to call the predictions; ``tools/test.py --out`` takes the kind from the ending.
         metrics (dict[str, tuple[str, int, int]]): By key of the metric, what to call it, its factor to per cent, and
             the least per cent to expect.
-        figure_size (tuple[float, float]): Width and height of its figure in inches.
+        figure_size (tuple[float, float]): Width and height of its image in inches.
         draw (Callable): ``draw(figure, cfg, predictions)``.
     """
 
@@ -201,8 +202,7 @@ def main() -> None:
             rows.append((task.name, name, f'{value:.1f}', str(least), times))
 
     print()
-    for row in [('step', 'metric', '%', 'at least', 'minutes'), *rows]:
-        print('{:<16}{:<10}{:>8}{:>10}{:>14}'.format(*row))
+    print(to_columns([('step', 'metric', '%', 'at least', 'minutes'), *rows], num_text=2))
     print('(minutes: of training + of the test, those of the last two tasks side by side; steps that were finished\n'
           'before show what they took then)')
     pictures = [work_dir / f'{task.name}.png' for task in TASKS]

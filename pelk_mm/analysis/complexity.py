@@ -21,21 +21,21 @@ The conventions, which meet the published figures of ConvNeXt, Swin and PeLK:
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
 from pelk_mm.ops.peripheral_conv2d.backends import resolve_name
 from pelk_mm.ops.peripheral_conv2d.operations import Operations
 
-from .executed import count_operations, record_calls
 from .mac_counter import count_macs, part_of_convolution
 from .model_building import WeightsOnMeta
+from .text_tables import to_columns
 
 # Kinds of parts, in the order of the tables.
 PARTS = {
@@ -113,7 +113,7 @@ class Complexity:
 
     @property
     def total(self) -> Cost:
-        """The costs of the complete model."""
+        """The complete model."""
         return _sum(self.component(name) for name in self.costs)
 
     @property
@@ -127,14 +127,15 @@ class Complexity:
 
     def share(self, component: str, part: str | None = None, of: str | None = None) -> float:
         """Share of the multiply-adds of the model, or of its component ``of``, in 0 ... 1."""
-        return self._cost(component, part).macs / max(self._whole(of).macs, 1)
+        return self._share('macs', component, part, of)
 
     def executed_share(self, component: str, part: str | None = None, of: str | None = None) -> float:
-        """Share of the operations executed by the model, or its component ``of``, in 0 ... 1."""
-        return self._cost(component, part).executed / max(self._whole(of).executed, 1)
+        """Share of what the model, or its component ``of``, executes, in 0 ... 1."""
+        return self._share('executed', component, part, of)
 
-    def _whole(self, of: str | None) -> Cost:
-        return self.total if of is None else self.component(of)
+    def _share(self, kind: str, component: str, part: str | None, of: str | None) -> float:
+        whole = self.total if of is None else self.component(of)
+        return getattr(self._cost(component, part), kind) / max(getattr(whole, kind), 1)
 
     def _cost(self, component: str, part: str | None) -> Cost:
         return self.component(component) if part is None else self.costs[component].get(part, Cost())
@@ -148,12 +149,7 @@ class Complexity:
                 parts[name]['parts'] = {kind: self._row(name, kind) for kind in kinds}
         total = self.total.rounded()
         return dict(
-            task=self.task,
-            shape=list(self.shape),
-            density=self.density,
-            deployed=self.deployed,
-            rois=self.rois and list(self.rois),
-            backend=self.backend,
+            {name: value for name, value in vars(self).items() if name != 'costs'},
             **total,
             params_counted_with_embedding=total['params_counted'] + self.params_embedding,
             mparams=total['params_counted'] / 1e6,
@@ -172,27 +168,17 @@ class Complexity:
         return row
 
     def to_table(self) -> str:
-        """Return a table to read."""
-        rows: list[tuple[str, Cost, bool]] = []
+        """A table to read."""
+        shares = ('% model', '% backbone')
+        rows: list[tuple[str, ...]] = [('', 'stored M', 'counted M', 'GMACs', *shares, 'executed G', *shares)]
         for name in self.costs:
-            rows.append((name, self.component(name), name == 'backbone'))
+            rows.append(self._line(name, name))
             if name == 'backbone':
-                rows += [(f'  {PARTS[kind]}', cost, True) for kind, cost in self.costs[name].items()]
-        rows.append(('total', self.total, False))
-        width = max(len(name) for name, *_ in rows)
-        shares = f'{"% model":>8}  {"% backbone":>10}'
-        lines = [f'{"":{width}}  {"stored M":>9}  {"counted M":>9}  {"GMACs":>10}  {shares}  {"executed G":>10}  '
-                 f'{shares}']
-        total, backbone = self.total, _sum(self.costs.get('backbone', {}).values())
-        for name, cost, inside in rows:
-            cells = [f'{name:{width}}', f'{cost.params_stored / 1e6:9.2f}', f'{cost.params_counted / 1e6:9.2f}']
-            for value, of_model, of_backbone in ((cost.macs, total.macs, backbone.macs),
-                                                 (cost.executed, total.executed, backbone.executed)):
-                cells += [f'{value / 1e9:10.2f}', f'{100 * value / max(of_model, 1):8.3g}']
-                cells.append(f'{100 * value / max(of_backbone, 1):10.3g}' if inside else ' ' * 10)
-            lines.append('  '.join(cells).rstrip())
-        height, image_width = self.shape
-        lines.append(f'{self.task}, one image of {height} x {image_width} (H x W); GMACs: multiply-adds in dense form')
+                rows += [self._line(f'  {PARTS[kind]}', name, kind) for kind in self.costs[name]]
+        rows.append(self._line('total'))
+        height, width = self.shape
+        lines = [to_columns(rows)]
+        lines.append(f'{self.task}, one image of {height} x {width} (H x W); GMACs: multiply-adds in dense form')
         lines.append(f'executed: zeros too, peripheral convolutions by backend {self.backend!r}, of which '
                      f'{self.total.executed_additions / 1e9:.2f} G additions')
         conventions = ['branches merged' if self.deployed else 'training form', f'weights x {self.density:g}']
@@ -203,6 +189,15 @@ class Complexity:
             lines.append(f'{self.rois[0]} proposals through each box head, {self.rois[1]} through each mask head')
             lines.append('(published figures: 1000 and 100, as MMDetection 2.x counted; 3.x counts 1000 and 1000)')
         return '\n'.join(lines)
+
+    def _line(self, title: str, name: str | None = None, part: str | None = None) -> tuple[str, ...]:
+        cost = self.total if name is None else self._cost(name, part)
+        cells = [title, f'{cost.params_stored / 1e6:.2f}', f'{cost.params_counted / 1e6:.2f}']
+        for kind in ('macs', 'executed'):
+            value = getattr(cost, kind)
+            cells += [f'{value / 1e9:.2f}', f'{100 * value / max(getattr(self.total, kind), 1):.3g}']
+            cells.append(f'{100 * self._share(kind, name, part, name):.3g}' if name == 'backbone' else '')
+        return tuple(cells)
 
 
 def count_complexity(model: nn.Module,
@@ -236,7 +231,8 @@ def count_complexity(model: nn.Module,
     _check(shape, density, num_rois, num_mask_rois, backend)
     model = copy.deepcopy(model).eval()
     if not hasattr(model, 'backbone'):
-        model = _Bare(model)
+        # Named as in a model.
+        model = nn.Sequential(OrderedDict(backbone=model))
     rois = (num_rois, num_mask_rois) if hasattr(model, 'roi_head') else None
     result = Complexity(_task(model), (shape[0], shape[1]), density, deploy, rois, backend)
     costs: dict[str, dict[str, Cost]] = defaultdict(lambda: defaultdict(Cost))
@@ -244,13 +240,9 @@ def count_complexity(model: nn.Module,
 
     stored = list(_parameters(model))
     for name, embedding, users in _embeddings(model):
-        cost = costs[_component(name)]['embedding']
+        executed = Operations() if deploy else _embedding_operations(embedding, users)
         # The constant of Eq. 3, computed plainly.
-        cost.macs += users * embedding.weight.numel()
-        if not deploy:
-            executed = _embedding_operations(embedding, users)
-            cost.executed_macs += executed.multiply_adds
-            cost.executed_additions += executed.additions
+        _add(costs[_component(name)], 'embedding', users * embedding.weight.numel(), executed)
     switch_to_deploy = getattr(model.backbone, 'switch_to_deploy', None)
     if deploy and switch_to_deploy is not None:
         with WeightsOnMeta() if stored[0][1].is_meta else nullcontext():
@@ -260,18 +252,13 @@ def count_complexity(model: nn.Module,
         is_sparse = component == 'backbone' or result.task == 'classification'
         return density if has_weights and is_sparse else 1
 
-    with record_calls(model) as calls:
-        counts = count_macs(model, shape, rois)
-    peripheral = count_operations(calls, backend)
-    for (name, part), macs in counts.items():
+    counter = count_macs(model, shape, rois, backend)
+    for (name, part), macs in counter.macs.items():
         component = _component(name)
-        cost = costs[component][part]
-        cost.macs += macs * factor(component, part != 'attention')
-        executed = peripheral.get(name, Operations(macs))
-        cost.executed_macs += executed.multiply_adds
-        cost.executed_additions += executed.additions
-    # Classify a custom module's weights by the operator it ran.
-    seen = {name: part for name, part in counts if part != 'attention'}
+        counted = macs * factor(component, part != 'attention')
+        _add(costs[component], part, counted, counter.executed.get(name, Operations(macs)))
+    # Weights of modules that are no standard layers are for what these were seen to run.
+    seen = {name: part for name, part in counter.macs if part != 'attention'}
     for name, parameter, standard_part in stored:
         part = standard_part or seen.get(_owner(name), 'other')
         costs[_component(name)][part].params_stored += parameter.numel()
@@ -279,11 +266,13 @@ def count_complexity(model: nn.Module,
         part, component = standard_part or seen.get(_owner(name), 'other'), _component(name)
         if part != 'embedding':
             costs[component][part].params_counted += parameter.numel() * factor(component, parameter.ndim in (2, 4))
-
-    for name, parts in costs.items():
-        if parts:
-            result.costs[name] = {part: parts[part] for part in PARTS if part in parts}
+    result.costs = {name: {part: parts[part] for part in PARTS if part in parts}
+                    for name, parts in costs.items() if parts}
     return result
+
+
+def _add(parts: dict[str, Cost], part: str, macs: float, executed: Operations) -> None:
+    parts[part] += Cost(macs=macs, executed_macs=executed.multiply_adds, executed_additions=executed.additions)
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
@@ -308,17 +297,6 @@ def default_shape(cfg: Config) -> tuple[int, int]:
     raise ValueError('shape must be given: no pipeline of the config has a transform with crop_size or scale')
 
 
-class _Bare(nn.Module):
-    """A backbone without head, named as in a model."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: Tensor):
-        return self.backbone(x)
-
-
 def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: int, backend: str) -> None:
     if len(shape) != 2 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ValueError(f'shape must be two positive ints, height and width, got {shape}')
@@ -333,7 +311,7 @@ def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: i
 def _task(model: nn.Module) -> str:
     if hasattr(model, 'decode_head'):
         return 'segmentation'
-    return 'classification' if isinstance(model, _Bare) or hasattr(model, 'head') else 'detection'
+    return 'classification' if isinstance(model, nn.Sequential) or hasattr(model, 'head') else 'detection'
 
 
 def _component(name: str) -> str:

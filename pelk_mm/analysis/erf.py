@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mmcv
 import numpy as np
@@ -125,15 +124,18 @@ def measure_receptive_field(model: nn.Module,
         ValueError: If the module returns no feature map, there are no images, or no pixel contributes.
     """
     backbone = getattr(model, 'backbone', model)
-    _return_maps(backbone)
+    if hasattr(backbone, 'gap_before_final_norm'):
+        backbone.gap_before_final_norm = False
+    if hasattr(backbone, 'out_type'):
+        backbone.out_type = 'featmap'
     # Not chained: not every backbone of the toolboxes returns itself.
     backbone.eval()
     backbone.requires_grad_(False)
     total, count = None, 0
     with ExitStack() as stack:
         for image in track(images, description=description, total=num_images):
-            if before_norm and count == 0:
-                stack.enter_context(_without_final_norm(backbone, image))
+            if before_norm and count == 0 and (norm := _final_norm(backbone, image)) is not None:
+                stack.enter_context(norm.register_forward_hook(lambda module, args, output: args[0]))
             image = image.detach().requires_grad_()
             features = backbone(image)
             while isinstance(features, (tuple, list)):
@@ -202,17 +204,15 @@ def load_images(paths: Sequence[Path],
     mean, std = (value.to(device) for value in normalisation(preprocessor, channels))
     for path in paths:
         loaded = read_image(str(path)) if load is None else load(path)
-        loaded = _repeat_channels(loaded, channels) if channels > 3 else fit_channels(loaded, channels, path)
+        if channels > 3:
+            loaded = np.atleast_3d(loaded)[..., np.arange(channels) % np.atleast_3d(loaded).shape[2]]
+        else:
+            loaded = fit_channels(loaded, channels, path)
         image = mmcv.imresize(loaded, shape[::-1], interpolation='bicubic').reshape(*shape, channels)
         tensor = torch.from_numpy(image).to(device).permute(2, 0, 1).float()
         if swaps_colours(preprocessor, channels):
             tensor = tensor.flip(0)
         yield ((tensor - mean) / std)[None]
-
-
-def _repeat_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    image = image[..., None] if image.ndim == 2 else image
-    return image[..., np.arange(channels) % image.shape[2]]
 
 
 def draw_receptive_fields(fields: Sequence[Sequence[ReceptiveField]], names: Sequence[str]) -> Figure:
@@ -245,37 +245,18 @@ def _draw_field(axis: Axes, field: ReceptiveField):
     for region in regions:
         corner = (width // 2 - region.side / 2, height // 2 - region.side / 2)
         axis.add_patch(Rectangle(corner, region.side, region.side, fill=False, edgecolor='white', linewidth=0.8))
-    axis.set_xlim(-0.5, width - 0.5)
-    axis.set_ylim(height - 0.5, -0.5)
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     shares = '   '.join(f'{100 * region.threshold:g} %: {100 * region.ratio:.3g}' for region in regions)
     axis.set_xlabel(f'area ratio r in % at t =\n{shares}', fontsize='small')
     return view
 
 
-@contextmanager
-def _without_final_norm(backbone: nn.Module, image: Tensor) -> Iterator[None]:
-    """Let the norm that a backbone ends with return its input; nothing changes if it ends otherwise."""
+def _final_norm(backbone: nn.Module, image: Tensor) -> nn.Module | None:
+    """Return the norm that a backbone ends with, None if it ends otherwise."""
     called: list[nn.Module] = []
-    leaves = [module for module in backbone.modules() if not any(module.children())]
-    handles = [leaf.register_forward_hook(lambda module, *_: called.append(module)) for leaf in leaves]
-    with torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for module in backbone.modules():
+            if not any(module.children()):
+                hooks.enter_context(module.register_forward_hook(lambda leaf, *_: called.append(leaf)))
         backbone(image)
-    for handle in handles:
-        handle.remove()
-    if not (called and is_norm(called[-1])):
-        yield
-        return
-    handle = called[-1].register_forward_hook(lambda module, args, output: args[0])
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _return_maps(backbone: Any) -> None:
-    if getattr(backbone, 'gap_before_final_norm', False):
-        backbone.gap_before_final_norm = False
-    if hasattr(backbone, 'out_type'):
-        backbone.out_type = 'featmap'
+    return called[-1] if called and is_norm(called[-1]) else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..checkpoints.atomic import atomic_write, refuse_existing
@@ -14,8 +15,13 @@ from ..checkpoints.atomic import atomic_write, refuse_existing
 COLORS = ('#0072B2', '#E69F00', '#009E73')
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
-    """Write a figure to a new file.
+def draw_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]], markersize: int = 3) -> None:
+    """Draw curves over the size of the kernel, by label their sizes and values."""
+    for color, (label, (sizes, values)) in zip(COLORS, curves.items()):
+        axis.plot(sizes, values, color=color, label=label, marker='o', markersize=markersize)
+    axis.set_xlabel('kernel size K')
+    axis.grid(alpha=0.3)
+    axis.spines[['top', 'right']].set_visible(False)
 
     Args:
         figure (Figure): What to draw.
@@ -32,11 +38,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
 
 
 def save_json(numbers: Mapping, path: Path) -> None:
-    """Write plain numbers to a new file.
-
-    Args:
-        numbers (Mapping): What ``json`` can write.
-        path (Path): File to write. Its folder is made.
+    """Write plain numbers to a new JSON file. Its folder is made.
 
     Raises:
         FileExistsError: If the file exists.

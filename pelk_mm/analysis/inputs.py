@@ -17,9 +17,6 @@ def count_channels(model: nn.Module) -> int:
     """Return the number of channels of the images that a model takes.
 
     It is that of the backbone's first convolution, else of the data preprocessor's mean; 3 if there is neither.
-
-    Args:
-        model (nn.Module): A model of MMEngine's kind, a backbone, or any other module.
     """
     stacked: set[nn.Module] = set()
     for module in getattr(model, 'backbone', model).modules():
@@ -40,10 +37,6 @@ def swaps_colours(preprocessor: Any, channels: int) -> bool:
 
 def normalisation(preprocessor: Any, channels: int) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation of a data preprocessor, (C or 1, 1, 1) each; 0 and 1 without.
-
-    Args:
-        preprocessor (nn.Module): With or without ``mean`` and ``std``.
-        channels (int): Of the images that the model takes.
 
     Raises:
         ValueError: If they are of another number of channels.
@@ -72,7 +65,7 @@ def fit_channels(image: np.ndarray, channels: int, name: Any) -> np.ndarray:
         ValueError: If the image has another number of channels, and is not a colour or grey image for a model of the
             other kind.
     """
-    image = image[..., None] if image.ndim == 2 else image
+    image = np.atleast_3d(image)
     count = image.shape[2]
     if count == channels:
         return image
@@ -90,7 +83,7 @@ def displayable(image: np.ndarray) -> np.ndarray:
     Args:
         image (np.ndarray): (H, W) or (H, W, C). Of more than three channels the first three are taken.
     """
-    image = image[..., None] if image.ndim == 2 else image
+    image = np.atleast_3d(image)
     image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, 2)
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -10,7 +10,7 @@ from torch import nn
 
 from pelk_mm.ops import SharingGrid
 
-from .figures import COLORS
+from .figures import draw_curves
 
 
 def taps_per_channel(kernel_size: int, center: int = 5, stripe_width: int = 5) -> dict[str, int]:
@@ -61,44 +61,32 @@ def scale_kernels(model: nn.Module,
         raise ValueError(f'{type(model).__name__} has no depthwise convolution')
     channels = sum(kernel.shape[0] for kernel in kernels)
     rest = sum(parameter.numel() for parameter in model.parameters()) - sum(kernel.numel() for kernel in kernels)
-    return [
-        dict(
-            kernel_size=size,
-            **{kind: rest + channels * taps
-               for kind, taps in taps_per_channel(size, center, stripe_width).items()}) for size in kernel_sizes
-    ]
+    rows = []
+    for size in kernel_sizes:
+        taps = taps_per_channel(size, center, stripe_width)
+        rows.append(dict(kernel_size=size, **{kind: rest + channels * count for kind, count in taps.items()}))
+    return rows
 
 
 def draw_scaling(rows: Sequence[dict[str, int]], name: str, center: int = 5, stripe_width: int = 5) -> Figure:
-    """Draw the parameters of a kernel and of the network against the kernel's size.
+    """Draw the parameters of a kernel and of a network, called ``name``, against the kernel's size.
 
-    Args:
-        rows (Sequence[dict[str, int]]): From :func:`scale_kernels`.
-        name (str): Name of the network.
-        center (int): As for :func:`scale_kernels`.
-        stripe_width (int): As for :func:`scale_kernels`.
+    ``rows`` are those that :func:`scale_kernels` returns for the same ``center`` and ``stripe_width``.
     """
     figure = Figure(figsize=(10, 4), layout=ConstrainedLayoutEngine(w_pad=0.12))
     one, whole = figure.subplots(1, 2)
     sizes = [row['kernel_size'] for row in rows]
     kernels = [taps_per_channel(size, center, stripe_width) for size in sizes]
-    labels = dict(
-        dense='dense, K x K',
-        stripe=f'stripes, K x {stripe_width} and {stripe_width} x K',
-        peripheral=f'peripheral, centre {center} x {center}')
-    _draw_curves(one, sizes, labels, lambda kind: [kernel[kind] for kernel in kernels])
-    _draw_curves(whole, sizes, labels, lambda kind: [row[kind] / 1e6 for row in rows])
-    one.set_yscale('log')
-    one.set_ylabel('parameters of one channel')
-    whole.set_ylabel(f'parameters of {name} in millions')
+    labels = dict(form_labels(stripe_width), peripheral=f'peripheral, centre {center} x {center}')
+    draw_curves(one, {label: (sizes, [kernel[kind] for kernel in kernels]) for kind, label in labels.items()})
+    draw_curves(whole, {label: (sizes, [row[kind] / 1e6 for row in rows]) for kind, label in labels.items()})
+    one.set(yscale='log', ylabel='parameters of one channel')
+    whole.set(ylabel=f'parameters of {name} in millions')
     whole.set_ylim(bottom=0)
     one.legend()
     return figure
 
 
-def _draw_curves(axis, sizes: list[int], labels: dict[str, str], values: Callable[[str], list]) -> None:
-    for (kind, label), color in zip(labels.items(), COLORS):
-        axis.plot(sizes, values(kind), color=color, label=label, marker='o', markersize=3)
-    axis.set_xlabel('kernel size K')
-    axis.grid(alpha=0.3)
-    axis.spines[['top', 'right']].set_visible(False)
+def form_labels(stripe_width: int) -> dict[str, str]:
+    """Return what figures call dense kernels and pairs of stripes."""
+    return dict(dense='dense, K x K', stripe=f'stripes, K x {stripe_width} and {stripe_width} x K')

@@ -167,9 +167,8 @@ def draw_sharing_grids(grids: Sequence[SharingGrid]) -> Figure:
         for start, width in zip(grid.starts, grid.widths):
             # Numbers of unit cells would run into each other.
             if width > max(1, size // 40):
-                middle = start + size // 2 + (width - 1) / 2
-                axis.text(
-                    middle, -0.01, width, ha='center', va='top', fontsize='small', transform=axis.get_xaxis_transform())
+                place = (start + size // 2 + (width - 1) / 2, -0.01)
+                axis.text(*place, width, ha='center', va='top', fontsize='small', transform=axis.get_xaxis_transform())
         axis.set_xlabel(f'half grid {", ".join(map(str, grid.half))}', labelpad=18)
     return figure
 
@@ -186,7 +185,8 @@ def draw_grid(axis: Axes, grid: SharingGrid) -> None:
     edges = [start + grid.kernel_size // 2 - 0.5 for start in grid.starts] + [grid.kernel_size - 0.5]
     axis.vlines(edges, -0.5, grid.kernel_size - 0.5, color='black', linewidth=0.5)
     axis.hlines(edges, -0.5, grid.kernel_size - 0.5, color='black', linewidth=0.5)
-    _bare(axis)
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
 
 
 def _draw_magnitude(axis: Axes, values: np.ndarray, title: str) -> None:
@@ -203,12 +203,7 @@ def _draw(axis: Axes, values: np.ndarray, title: str, **options) -> None:
     axis.imshow(values, interpolation='nearest', **options)
     axis.set_title(title, fontsize='small')
     axis.set_xlabel(f'largest {np.abs(values).max():.2g}', fontsize='small')
-    _bare(axis)
-
-
-def _bare(axis: Axes) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
 

@@ -1,11 +1,12 @@
-"""Count multiply-adds while a model runs, on the meta device or on a real one."""
+"""Counting multiply-adds while a model runs, and what a backend executes, on the meta device and on real ones."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import SharingGrid
+from pelk_mm.ops.peripheral_conv2d.operations import Operations, executed_operations
 
 from .inputs import count_channels
 
@@ -25,23 +27,23 @@ _LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
 _PERIPHERAL = torch.ops.pelk_mm.peripheral_conv2d
 
 
-def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | None) -> dict[tuple[str, str], int]:
-    """Run a model on one image and count its multiply-adds.
+def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | None, backend: str) -> MacCounter:
+    """Run a model on one image and count its operations.
 
     Args:
         model (nn.Module): A classifier, segmentor or detector of MMEngine's kind, or any module that takes an image.
         shape (Sequence[int]): Height and width of the image.
         rois (tuple[int, int] | None): Proposals through the box and through the mask heads if it has RoI heads.
-
-    Returns:
-        dict[tuple[str, str], int]: See :attr:`MacCounter.macs`.
+        backend (str): As for :class:`MacCounter`.
 
     Raises:
+        ValueError: If there is no such backend.
         RuntimeError: If the model is on the meta device and cannot run there.
     """
-    inputs = torch.zeros(1, count_channels(model), *shape, device=_device(model))
+    inputs = torch.zeros(1, count_channels(model), *shape, device=next(model.parameters()).device)
+    counter = MacCounter(model, backend)
     try:
-        with MacCounter(model).count() as counter:
+        with counter.count():
             if rois is not None:
                 _run_two_stage(model, inputs, *rois)
             elif isinstance(model, BaseModel):
@@ -55,11 +57,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], rois: tuple[int, int] | N
             raise
         raise RuntimeError(f'{type(model).__name__} does not run on the meta device ({error}); '
                            'count it on the CPU, with --device cpu') from error
-    return counter.macs
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    return counter
 
 
 def _run_two_stage(model: Any, inputs: Tensor, num_rois: int, num_mask_rois: int) -> None:
@@ -68,57 +66,56 @@ def _run_two_stage(model: Any, inputs: Tensor, num_rois: int, num_mask_rois: int
     if model.with_rpn:
         model.rpn_head(features)
     heads = model.roi_head
-    if heads.with_bbox:
-        _run_roi_heads(heads, heads.bbox_roi_extractor, heads.bbox_head, num_rois)
-    if heads.with_mask:
-        _run_roi_heads(heads, heads.mask_roi_extractor, heads.mask_head, num_mask_rois)
-
-
-def _run_roi_heads(roi_head: Any, extractors: Any, heads: Any, num_rois: int) -> None:
-    stages = zip(extractors, heads) if isinstance(heads, nn.ModuleList) else [(extractors, heads)]
-    for extractor, head in stages:
-        size = extractor.roi_layers[0].output_size
-        features = torch.zeros(num_rois, extractor.out_channels, *size, device=_device(head))
-        head(roi_head.shared_head(features) if roi_head.with_shared_head else features)
+    for kind, count in (('bbox', num_rois), ('mask', num_mask_rois)):
+        if not getattr(heads, f'with_{kind}'):
+            continue
+        extractors, stages = getattr(heads, f'{kind}_roi_extractor'), getattr(heads, f'{kind}_head')
+        if not isinstance(stages, nn.ModuleList):
+            extractors, stages = [extractors], [stages]
+        for extractor, head in zip(extractors, stages):
+            size = extractor.roi_layers[0].output_size
+            rois = inputs.new_zeros(count, extractor.out_channels, *size)
+            head(heads.shared_head(rois) if heads.with_shared_head else rois)
 
 
 class MacCounter(TorchDispatchMode):
     """Count multiply-adds of convolutions, linear layers and products of activations, by module and kind of part.
 
     The formulas are PyTorch's (``torch.utils.flop_counter``); the peripheral convolution is counted in dense form,
-    K * K taps a channel, not the operations of its backend.
+    K * K taps a channel, and beside that what a backend would execute, also if another one runs.
 
     Args:
-        model (nn.Module): Its submodules' names are the keys of the counts.
+        model (nn.Module): Its submodules' names are what the counts are attributed to.
+        backend (str): See :func:`pelk_mm.ops.peripheral_conv2d.operations.executed_operations`.
 
     Attributes:
         macs (dict[tuple[str, str], int]): By name of the innermost module that runs the operator, ``''`` outside
             all, and kind of part.
+        executed (dict[str, Operations]): By name of a :class:`pelk_mm.layers.PeripheralConv2d`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, backend: str) -> None:
         super().__init__()
         self.macs: dict[tuple[str, str], int] = defaultdict(int)
-        self._model = model
+        self.executed: dict[str, Operations] = defaultdict(Operations)
+        self._model, self._backend = model, backend
         self._running: list[tuple[str, nn.Module]] = [('', model)]
 
     @contextmanager
-    def count(self) -> Iterator[MacCounter]:
+    def count(self) -> Iterator[None]:
         """Count what runs in this context, without gradients."""
-        handles = []
-        for name, module in self._model.named_modules():
-            handles += [
-                module.register_forward_pre_hook(lambda *_, entry=(name, module): self._running.append(entry)),
-                module.register_forward_hook(lambda *_: self._leave(), always_call=True)
-            ]
-        try:
-            with torch.no_grad(), self:
-                yield self
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, torch.no_grad(), self:
+            for name, module in self._model.named_modules():
+                hooks.enter_context(module.register_forward_pre_hook(partial(self._enter, name)))
+                hooks.enter_context(module.register_forward_hook(self._leave, always_call=True))
+            yield
 
-    def _leave(self) -> None:
+    def _enter(self, name: str, module: nn.Module, args: tuple) -> None:
+        self._running.append((name, module))
+        if isinstance(module, PeripheralConv2d):
+            self.executed[name] += executed_operations(self._backend, args[0], module.grid)
+
+    def _leave(self, *args: Any) -> None:
         self._running.pop()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -126,8 +123,7 @@ class MacCounter(TorchDispatchMode):
         out = func(*args, **kwargs)
         operator = func.overloadpacket
         if operator is _PERIPHERAL:
-            half_grid = args[3]
-            macs = out.numel() * SharingGrid(tuple(half_grid)).kernel_size**2
+            macs = out.numel() * SharingGrid(tuple(args[3])).kernel_size**2
         elif operator in flop_registry:
             macs = flop_registry[operator](*args, **kwargs, out_val=out) // 2
         else:

@@ -54,21 +54,15 @@ def build_model(cfg: Config, device: str = 'meta') -> nn.Module:
         ValueError: If the config has no model.
     """
     on_meta = torch.device(device).type == 'meta'
-    return _build(cfg, WeightsOnMeta() if on_meta else nullcontext()).to(device).eval()
+    return _build(cfg, WeightsOnMeta() if on_meta else nullcontext()).to(device)
 
 
 def build_without_weights(cfg: Config) -> nn.Module:
-    """Build ``cfg.model`` in eval mode on the CPU, without memory for its weights.
+    """Build a model as :func:`build_model` does on the CPU, without memory for its weights.
 
-    All parts without weights work, such as the data preprocessor and the code that turns outputs into predictions.
-
-    Args:
-        cfg (Config): As for :func:`build_model`. It is not changed.
-
-    Raises:
-        ValueError: If the config has no model.
+    What needs no weights works, such as the data preprocessor, and what makes predictions of a network's outputs.
     """
-    return _build(cfg, WeightsOnMeta()).eval()
+    return _build(cfg, WeightsOnMeta())
 
 
 def _build(cfg: Config, weights: AbstractContextManager) -> nn.Module:
@@ -78,7 +72,7 @@ def _build(cfg: Config, weights: AbstractContextManager) -> nn.Module:
     if cfg.get('data_preprocessor') is not None:
         content.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')), weights:
-        return MODELS.build(content)
+        return MODELS.build(content).eval()
 
 
 def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str = 'cpu', seed: int = 0) -> nn.Module:
@@ -86,7 +80,7 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
 
     Args:
         cfg (Config): As for :func:`build_model`. It is not changed.
-        checkpoint (str, optional): Path or URL of any checkpoint with the complete backbone. None initialises it
+        checkpoint (str, optional): Path or URL of a checkpoint with the complete backbone. None initialises it
             as the config says, but loads nothing that the config names.
         device (str): Where the model goes. Defaults to ``'cpu'``.
         seed (int): Of the random weights; PyTorch's generator is left as it was. Defaults to 0.
@@ -110,8 +104,11 @@ def build_with_weights(cfg: Config, checkpoint: str | None = None, device: str =
             # MMEngine logs how each single parameter was initialised.
             with quiet(MMLogger.get_current_instance()):
                 backbone.init_weights()
-    if checkpoint is not None:
-        _load_complete(backbone, checkpoint)
+    match = None if checkpoint is None else PretrainedBackbone(checkpoint)(backbone)
+    if match is not None and match.missing:
+        raise ValueError(f'checkpoint {checkpoint} must have every weight of {type(backbone).__name__}, it has '
+                         f'{len(match.matched)} of {len(match.own)}, and not, for example, '
+                         f'{", ".join(match.missing[:3])}: use the config that it was trained with')
     return model.to(device)
 
 
@@ -136,11 +133,3 @@ def _forget_pretrained(model: dict) -> None:
         init = part.get('init_cfg')
         if isinstance(init, dict) and 'checkpoint' in init:
             part['init_cfg'] = None
-
-
-def _load_complete(backbone: nn.Module, checkpoint: str) -> None:
-    match = PretrainedBackbone(checkpoint)(backbone)
-    if match is not None and match.missing:
-        raise ValueError(f'checkpoint {checkpoint} must have every weight of {type(backbone).__name__}, it has '
-                         f'{len(match.matched)} of {len(match.own)}, and not, for example, '
-                         f'{", ".join(match.missing[:3])}: use the config that it was trained with')

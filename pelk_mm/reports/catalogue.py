@@ -45,14 +45,7 @@ class Entry:
 
 
 def read_catalogue(root: Path) -> tuple[list[Entry], Problems]:
-    """Read every metafile under ``configs``.
-
-    Args:
-        root (Path): The repository.
-
-    Returns:
-        tuple[list[Entry], Problems]: The entries, and the metafiles that could not be read.
-    """
+    """Read every metafile under ``configs`` of a repository; return the entries, and those that could not be read."""
     entries, problems = [], Problems()
     for metafile in sorted((root / 'configs').rglob('metafile.yml')):
         with problems.at(metafile):

@@ -99,15 +99,11 @@ def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str
     if is_test:
         return shlex.join(['python', 'tools/test.py', config, str(run.config.get('load_from'))]), options
     seed = [f'randomness.seed={run.seed}'] if run.seed else []
-    words = _launcher_of(run).command('train', run.name, [config], *overrides([*(options or ()), *seed]))
+    kind, processes = run.environment.get('launcher', 'none'), int(run.environment.get('processes', 1))
+    launcher = Launcher(gpus=None if (kind, processes) == ('none', 1) else processes,
+                        partition='PARTITION' if kind == 'slurm' else None)
+    words = launcher.command('train', run.name, [config], *overrides([*(options or ()), *seed]))
     return shlex.join(words), options and [option for option in options if not _WITHOUT_EFFECT.match(option)]
-
-
-def _launcher_of(run: Run) -> Launcher:
-    launcher, processes = run.environment.get('launcher', 'none'), int(run.environment.get('processes', 1))
-    if launcher == 'slurm':
-        return Launcher(partition='PARTITION')
-    return Launcher() if (launcher, processes) == ('none', 1) else Launcher(gpus=processes)
 
 
 def _changes(run: Run, path: Path, is_test: bool) -> list[str] | None:

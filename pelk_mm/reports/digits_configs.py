@@ -51,7 +51,11 @@ def scale_config_to_digits(cfg: Config) -> Config:
         raise ValueError(f'an ablation must be a config of {" or ".join(DIGITS)} to run on digits, got {scope}')
     path, unit, length = DIGITS[scope]
     small = Config.fromfile(CONFIGS / path)
-    side = _side(cfg) if scope == 'mmpretrain' else DIGITS_SIDE
+    side = DIGITS_SIDE
+    if scope == 'mmpretrain':
+        crop = next(step.scale for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomResizedCrop')
+        # A multiple of the stride of stage 3.
+        side = round(DIGITS_SIDE * crop / IMAGENET_SIDE / 16) * 16
     backbone = {key: value for key, value in cfg.model.backbone.items() if key not in ('grids', 'center', 'base')}
     backbone.update({key: value for key, value in small.model.backbone.items() if key != 'type'})
     backbone['kernel_sizes'] = _cut_kernels(_build(cfg.model.backbone, scope), side)
@@ -83,12 +87,6 @@ def scale_config_to_digits(cfg: Config) -> Config:
 
 def _build(backbone: dict, scope: str) -> Any:
     return build_model(Config(dict(model=backbone, default_scope=scope)))
-
-
-def _side(cfg: Config) -> int:
-    """Return 64 x (side of the row's crops / 224), rounded to a multiple of the stride of stage 3."""
-    crop = next(step.scale for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomResizedCrop')
-    return round(DIGITS_SIDE * crop / IMAGENET_SIDE / 16) * 16
 
 
 def _cut_kernels(backbone: Any, side: int) -> list:

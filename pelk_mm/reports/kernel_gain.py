@@ -7,15 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from pelk_mm.engine.launch import read_config
 
-from ..analysis.figures import COLORS
-from ..analysis.kernel_scaling import taps_per_channel
+from ..analysis.figures import draw_curves
+from ..analysis.kernel_scaling import form_labels, taps_per_channel
 from .catalogue import Entry, read_catalogue
 from .commands import command_of
 from .runs import Run
@@ -122,44 +121,34 @@ def draw_gain(kernel_sizes: Sequence[int],
     """
     figure = Figure(figsize=(10 if gained else 5.5, 4), layout=ConstrainedLayoutEngine(w_pad=0.12))
     *first, cost = figure.subplots(1, 2 if gained else 1, squeeze=False)[0]
-    labels = dict(dense='dense, K x K', stripe=f'stripes, K x {stripe_width} and {stripe_width} x K')
-    for color, (form, multiples) in zip(COLORS, parameter_multiples(kernel_sizes, stripe_width).items()):
-        cost.plot(kernel_sizes, multiples, color=color, label=labels[form], marker='o', markersize=3)
-        cost.annotate(
-            f'{multiples[-1]:.1f}x', (kernel_sizes[-1], multiples[-1]),
-            xytext=(0, 6),
-            textcoords='offset points',
-            ha='center')
-        for axis in first:
-            points = sorted((gained or {}).get(form, {}).items())
-            axis.plot(*zip(*points) if points else ((), ()), color=color, label=labels[form], marker='o', markersize=5)
+    labels, last = form_labels(stripe_width), kernel_sizes[-1]
+    multiples = parameter_multiples(kernel_sizes, stripe_width)
+    draw_curves(cost, {labels[form]: (kernel_sizes, multiples[form]) for form in FORMS})
+    for form in FORMS:
+        multiple = multiples[form][-1]
+        cost.annotate(f'{multiple:.1f}x', (last, multiple), xytext=(0, 6), textcoords='offset points', ha='center')
     cost.set_ylabel(f'convolutional parameters, multiple of K = {kernel_sizes[0]}')
-    cost.set_ylim(0, 1.1 * max(line.get_ydata()[-1] for line in cost.lines))
+    cost.set_ylim(0, 1.1 * max(values[-1] for values in multiples.values()))
     for axis in first:
+        points = {labels[form]: sorted((gained or {}).get(form, {}).items()) for form in FORMS}
+        draw_curves(axis, {label: tuple(zip(*line)) or ((), ()) for label, line in points.items()}, markersize=5)
         axis.axhline(0, color='0.7', linewidth=0.8, zorder=0)
         axis.set_ylabel(f'mIoU gained over K = {kernel_sizes[0]}, points')
     for axis in (*first, cost):
-        axis.set_xlabel('kernel size K')
         axis.set_xlim(cost.get_xlim())
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.spines[['top', 'right']].set_visible(False)
     cost.legend(loc='upper left')
     return figure
 
 
 def _models(root: Path, catalogue: Iterable[Entry]) -> dict[str, tuple[str, int]]:
     """Form and K of the first stage, by name of the config."""
-    entries = yaml.safe_load((root / TABLE / 'metafile.yml').read_text(encoding='utf-8'))['Models']
-    models, configs = {}, []
-    for entry in entries:
-        if entry['Metadata']['Training Data'] == 'ADE20K':
-            labels = entry['Metadata']['Ablation']
-            model = labels['Form'], int(labels['Kernel'].partition('x')[0])
-            models[entry['Name']] = model
-            configs.append((read_config(str(root / entry['Config'])).to_dict(), model))
-    for other in catalogue:
-        if other.data == 'ADE20K' and other.folder.startswith('ablations') and other.name not in models:
-            config = read_config(str(root / other.path)).to_dict()
-            models.update((other.name, model) for same, model in configs if same == config)
+    models: dict[str, tuple[str, int]] = {}
+    table = []
+    segmentors = [entry for entry in catalogue if entry.data == 'ADE20K' and entry.folder.startswith('ablations')]
+    for entry in sorted(segmentors, key=lambda entry: entry.path.parent != TABLE):
+        config = read_config(str(root / entry.path)).to_dict()
+        if entry.path.parent == TABLE:
+            table.append((config, (entry.labels['Form'], int(entry.labels['Kernel'].partition('x')[0]))))
+        models.update((entry.name, model) for same, model in table if same == config)
     return models

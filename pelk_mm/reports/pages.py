@@ -8,19 +8,17 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
+from ..analysis.text_tables import to_markdown_table
 from .metrics import QUANTITIES
 from .plots import plot_costs
 from .run_files import Problem
-from .tables import Table, to_csv_text, to_grid
+from .tables import Table, to_csv_text
 
 
 def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
-    """Return the tables, with the commands and environments of their runs below each.
+    """Return the tables, with the commands and environments of their runs below each, and what was left out.
 
-    Args:
-        tables (Sequence[Table]): The tables.
-        problems (Sequence[Problem]): Files that were left out.
-        made (str): Date and source of the page.
+    ``made`` is the line below the title, with date and source.
     """
     parts = ['# Leaderboard', made]
     for table in tables:
@@ -28,7 +26,7 @@ def to_markdown(tables: Sequence[Table], problems: Sequence[Problem], made: str)
         heads = [f'{QUANTITIES[name].name} ({QUANTITIES[name].unit}), {column}' for name, column in shown]
         lines = [[_plain(row.name), *(row.cells(name)[column][0] for name, column in shown), row.status]
                  for row in table.rows]
-        grid = to_grid(['Model', *heads, 'Status'], lines, ['Model', 'Status'])
+        grid = to_markdown_table(['Model', *heads, 'Status'], lines, ['Model', 'Status'])
         parts += [f'## {_plain(table.title)}', _plain(table.note), grid]
         runs = [
             f'- **{_plain(row.name)}**: {_plain(row.remark)}  \n  {_code(row.command)}  \n  config '
@@ -71,13 +69,7 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 
 def to_html(tables: Sequence[Table], problems: Sequence[Problem], made: str) -> str:
-    """Return one page with everything in it: styles, script and plots. It loads nothing.
-
-    Args:
-        tables (Sequence[Table]): The tables.
-        problems (Sequence[Problem]): Files that were left out.
-        made (str): Date and source of the page.
-    """
+    """Return what :func:`to_markdown` does as one page with everything in it, styles, script and plots."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     template = environment.from_string(files(__package__).joinpath('page.html').read_text(encoding='utf-8'))
     plots = {table.key: plot_costs(table) for table in tables}

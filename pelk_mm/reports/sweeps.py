@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.config import Config
 
 from .. import compat
+from ..analysis.text_tables import to_markdown_table
 from ..engine.steps import digest
 from .catalogue import Entry, read_metafile
 from .commands import Launcher, overrides, parse_options
@@ -19,7 +20,7 @@ from .digits_configs import scale_config_to_digits
 from .metrics import METRICS
 from .plots import plot_panels
 from .run_files import read_json
-from .tables import Row, Table, Value, to_csv_text, to_grid
+from .tables import Row, Table, Value, to_csv_text
 
 # Toolbox -> the metric that its configs are compared by.
 SWEPT = dict(mmpretrain='top1', mmseg='miou')
@@ -144,7 +145,10 @@ def plan_sweep(table: Path,
             config = work_dir / 'configs' / f'{folders[key].name}.py'
             config.parent.mkdir(parents=True, exist_ok=True)
             config.write_text(text, encoding='utf-8')
-        trials.append(Trial(entry, SWEPT[scope], config, words, folders[key] / _last_checkpoint(cfg), start))
+        # As MMEngine names the last one.
+        unit, end = next((unit, cfg.train_cfg[f'max_{unit}s']) for unit in ('iter', 'epoch')
+                         if f'max_{unit}s' in cfg.train_cfg)
+        trials.append(Trial(entry, SWEPT[scope], config, words, folders[key] / f'{unit}_{end}.pth', start))
     return trials
 
 
@@ -159,13 +163,6 @@ def _start_of(entry: Entry, scope: str | None, trials: Sequence[Trial], metafile
     if start is None:
         raise ValueError(f'{metafile}: no classifier with the row {entry.labels} comes before {entry.name}')
     return start
-
-
-def _last_checkpoint(cfg: Config) -> str:
-    """Return the name that MMEngine gives to the last checkpoint of a training."""
-    if 'max_iters' in cfg.train_cfg:
-        return f'iter_{cfg.train_cfg.max_iters}.pth'
-    return f'epoch_{cfg.train_cfg.max_epochs}.pth'
 
 
 def sweep_table(title: str, trials: Sequence[Trial]) -> Table:
@@ -183,7 +180,7 @@ def sweep_table(title: str, trials: Sequence[Trial]) -> Table:
 def sweep_markdown(table: Table, ours: str = 'ours') -> str:
     """Return the table of a sweep to read, plain or rendered, with a heading for our columns."""
     header, *lines = _lines(table, ours, lambda text, number: text or '-')
-    return to_grid(header, lines, header[:-2 * len(table.quantities)])
+    return to_markdown_table(header, lines, header[:-2 * len(table.quantities)])
 
 
 def save_sweep(table: Table, trials: Sequence[Trial], folder: Path, ours: str = 'ours') -> list[Path]:

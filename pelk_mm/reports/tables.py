@@ -9,8 +9,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from prettytable import PrettyTable, TableStyle
-
 from .metrics import QUANTITIES
 
 # Spreadsheet programs may take these for the beginning of a formula (OWASP, "CSV Injection").
@@ -119,17 +117,6 @@ class Table:
         if all(row.value(quantity).paper is None for row in self.rows):
             return ['ours']
         return ['paper', 'ours', *(['difference'] if QUANTITIES[quantity].has_difference else [])]
-
-
-def to_grid(header: Sequence[str], lines: Iterable[Sequence[object]], text_columns: Sequence[str]) -> str:
-    """Return a table in Markdown that also reads as plain text, its text columns left-aligned and the others right."""
-    grid = PrettyTable(header)
-    grid.add_rows(list(map(list, lines)))
-    grid.set_style(TableStyle.MARKDOWN)
-    grid.align = 'r'
-    for column in text_columns:
-        grid.align[column] = 'l'
-    return grid.get_string()
 
 
 def to_csv_text(lines: Iterable[Sequence[object]]) -> str:

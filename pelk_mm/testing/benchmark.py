@@ -10,21 +10,25 @@ Typical use, on any device::
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
 import platform
 import random
-import statistics
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 T = TypeVar('T')
 
@@ -55,6 +59,10 @@ class Timing:
         """Interquartile range over the median."""
         return (self.high - self.low) / self.median
 
+    def to_dict(self, batch: int) -> dict[str, Any]:
+        """The attributes, the spread, and images per second where a call takes so many."""
+        return dict(vars(self), spread=self.spread, images_per_second=batch / self.median)
+
 
 def rotating(make: Callable[[int], T], device: str | torch.device, limit: int = 64) -> list[T]:
     """Draw enough input sets that going round them leaves none in the device's last-level cache.
@@ -72,7 +80,8 @@ def rotating(make: Callable[[int], T], device: str | torch.device, limit: int = 
     device = torch.device(device)
     if device.type == 'cuda':
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        wanted = -(-3 * cache // max(_nbytes(sets[0]), 1)) + 1
+        size = sum(leaf.nbytes for leaf in tree_leaves(sets[0]) if isinstance(leaf, Tensor))
+        wanted = -(-3 * cache // max(size, 1)) + 1
         sets += [make(seed) for seed in range(1, min(limit, wanted))]
     return sets
 
@@ -128,7 +137,9 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
         now = time.perf_counter()
         if now > end and len(rounds[name]) >= min_rounds or now - start > limit:
             break
-    return {name: _timing(times, calls[name]) for name, times in rounds.items()}
+    quarters = {name: np.quantile(times, (0.25, 0.5, 0.75)).tolist() for name, times in rounds.items()}
+    return {name: Timing(median, low, high, len(rounds[name]), calls[name])
+            for name, (low, median, high) in quarters.items()}
 
 
 def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | None:
@@ -172,10 +183,8 @@ def environment(device: str | torch.device) -> dict[str, Any]:
         allow_tf32=dict(matmul=torch.backends.cuda.matmul.allow_tf32, cudnn=torch.backends.cudnn.allow_tf32),
         cudnn_benchmark=torch.backends.cudnn.benchmark)
     for package in ('triton', 'mmcv', 'onedl-mmcv', 'mmpretrain', 'onedl-mmpretrain'):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             stamp[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     if device.type == 'cuda':
         properties = torch.cuda.get_device_properties(device)
         stamp.update(
@@ -187,6 +196,12 @@ def environment(device: str | torch.device) -> dict[str, Any]:
             cuda=torch.version.cuda,
             cudnn=torch.backends.cudnn.version())
     return stamp
+
+
+def save_report(report: Mapping[str, Any], path: Path) -> None:
+    """Write results as JSON, over a file that is there. The folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1), encoding='utf-8')
 
 
 def why_no_device(device: str | torch.device) -> str | None:
@@ -231,37 +246,16 @@ class _CudaTimer:
             return start.elapsed_time(end) / 1e3
 
 
-def _timing(times: list[float], calls: int) -> Timing:
-    if len(times) == 1:
-        return Timing(times[0], times[0], times[0], 1, calls)
-    low, median, high = statistics.quantiles(times, n=4, method='inclusive')
-    return Timing(median, low, high, len(times), calls)
-
-
 def _process_bytes(name: str) -> int:
     """``VmRSS``, what the process holds in memory now, or ``VmHWM``, the most it held since that was reset."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def _nbytes(nest: Any) -> int:
-    if isinstance(nest, Tensor):
-        return nest.numel() * nest.element_size()
-    if isinstance(nest, Mapping):
-        return sum(map(_nbytes, nest.values()))
-    if isinstance(nest, (list, tuple)):
-        return sum(map(_nbytes, nest))
-    return 0
-
-
 def _cpu_name() -> str:
-    try:
-        for line in Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return f'{line.split(":", 1)[1].strip()} ({os.cpu_count()} cores)'
-    except OSError:
-        pass
-    return f'{platform.processor() or platform.machine()} ({os.cpu_count()} cores)'
+    info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').is_file() else ''
+    model = re.search(r'^model name\s*: (.+)$', info, re.MULTILINE)
+    return f'{model[1] if model else platform.processor() or platform.machine()} ({os.cpu_count()} cores)'
 
 
 def _commit() -> str | None:

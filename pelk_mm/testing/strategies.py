@@ -13,9 +13,7 @@ def odd(low: int, high: int) -> st.SearchStrategy[int]:
 def half_grids(widest: int = 9, longest: int = 6) -> st.SearchStrategy[tuple[int, ...]]:
     """Valid half grids, the outermost width first and the centre's, which is odd, last.
 
-    Args:
-        widest (int): The largest width. Defaults to 9.
-        longest (int): The largest number of widths beside the centre's. Defaults to 6.
+    No width is over ``widest``, and no more than ``longest`` stand beside the centre's.
     """
     outer = st.lists(st.integers(1, widest), max_size=longest)
     return st.builds(lambda widths, centre: (*widths, centre), outer, odd(1, widest))

@@ -134,10 +134,9 @@ def tiny_config(task: str) -> Config:
             num_workers=0,
             sampler=dict(type='DefaultSampler', shuffle=False),
             dataset=dict(_DATASETS[scope], pipeline=pipeline)))
-    if scope == 'mmseg':
-        content['visualizer'] = dict(type='SegLocalVisualizer', vis_backends=None)
-    if scope == 'mmdet':
-        content['visualizer'] = dict(type='DetLocalVisualizer', vis_backends=None)
+    if scope != 'mmpretrain':
+        kind = dict(mmseg='SegLocalVisualizer', mmdet='DetLocalVisualizer')[scope]
+        content['visualizer'] = dict(type=kind, vis_backends=None)
     return Config(copy.deepcopy(content))
 
 
@@ -147,13 +146,7 @@ def build_tiny_model(cfg: Config) -> nn.Module:
 
 
 def write_tiny_model(task: str, folder: Path, cfg: Config | None = None) -> tuple[Path, Path]:
-    """Write ``<task>.py`` and ``<task>.pth``, a checkpoint as training writes it.
-
-    Args:
-        task (str): See :func:`tiny_config`.
-        folder (Path): Where to.
-        cfg (Config, optional): In place of :func:`tiny_config`'s.
-    """
+    """Write ``<task>.py`` and ``<task>.pth``, a checkpoint as training writes it, of :func:`tiny_config` or ``cfg``."""
     cfg = cfg or tiny_config(task)
     config, checkpoint = folder / f'{task}.py', folder / f'{task}.pth'
     cfg.dump(str(config))

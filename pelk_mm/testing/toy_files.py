@@ -61,18 +61,7 @@ def write_toy_module(folder: Path, name: str) -> dict[str, Any]:
 
 
 def write_onnx_stub(path: str | Path, meta: Mapping[str, str]) -> Path:
-    """Write an ONNX file whose ``logits`` are its ``image``, one number.
-
-    Args:
-        path (str | Path): The file.
-        meta (Mapping[str, str]): Its metadata.
-
-    Returns:
-        Path: The file.
-
-    Raises:
-        ImportError: If onnx is not installed.
-    """
+    """Write an ONNX file with some metadata, whose ``logits`` are its ``image``, one number; return its path."""
     import onnx
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('image', 'logits')]
     node = onnx.helper.make_node('Identity', ['image'], ['logits'])

@@ -1,3 +1,5 @@
+"""Parameters and multiply-adds by hand and as published, what is executed beside them, and get_flops.py."""
+
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -8,49 +10,36 @@ from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from pelk_mm import compat
 from pelk_mm.analysis import build_model, count_complexity, default_shape, peripheral_conv2d_flops
+from pelk_mm.analysis.breakdown import draw_breakdown
+from pelk_mm.engine.launch import read_config
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.models import PeLK, SLaK
 from pelk_mm.testing.tiny_models import tiny_config
 
 ROOT = Path(__file__).parents[2]
+TINY = 'configs/imagenet/pelk-tiny_32xb128_in1k.py'
+UPERNET = 'configs/ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py'
+CASCADE = 'configs/baselines/coco/cascade-mask-rcnn_convnext-tiny_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
 
-CONVNEXT_CASCADE = 'mmdet::convnext/cascade-mask-rcnn_convnext-t-p4-w7_fpn_4conv1fc-giou_amp-ms-crop-3x_coco.py'
-
-# Models of the toolboxes, the shape, and the published parameters (M) and multiply-adds (G).
+# Models of the toolboxes that no table of the paper has, the shape, the published parameters (M) and multiply-adds (G).
 UPSTREAM = [
-    ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', (224, 224), 28.6, 4.5),
-    ('mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', (224, 224), 28.3, 4.5),
     ('mmpretrain::resnet/resnet50_8xb32_in1k.py', (224, 224), 25.6, 4.1),
     ('mmpretrain::repvgg/repvgg-A0_8xb32_in1k.py', (224, 224), 8.31, 1.36),
-    ('mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py', (512, 2048), 60, 939),
-    ('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', (512, 2048), 60, 945),
-    (CONVNEXT_CASCADE, (800, 1280), 86, 741),
     ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', (800, 1280), 44, 260),
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', (800, 1280), 38, 239),
 ]
 
 
-@pytest.fixture(autouse=True, scope='module')
-def setup():
-    compat.setup()
-
-
-# MMEngine reads a toolbox's complete model index for every base of it: parse each config once.
+# MMEngine reads the complete model index of a toolbox for every base of it: parse each config once.
 @lru_cache(None)
 def our_config(name):
-    return Config.fromfile(ROOT / 'configs' / name)
-
-
-@lru_cache(None)
-def upstream_config(name):
-    return Config.fromstring(f'_base_ = {name!r}', '.py')
+    return Config.fromfile(ROOT / name)
 
 
 @pytest.mark.parametrize(('config', 'shape', 'mparams', 'gmacs'), UPSTREAM, ids=[case[0] for case in UPSTREAM])
 def test_published_counts_of_other_models(config, shape, mparams, gmacs):
-    cfg = upstream_config(config)
+    cfg = read_config(config)
     assert default_shape(cfg) == shape
     counts = count_complexity(build_model(cfg), shape).to_dict()
     assert counts['gmacs'] == pytest.approx(gmacs, rel=0.015)
@@ -96,7 +85,7 @@ def test_pelk_tiny_by_hand():
 
 def test_shares_of_the_backbone_in_figure_5():
     """Fig. 5(b) of PeLK-T with UperNet at 2048 x 512: shares of the backbone, beside those of the model."""
-    model = build_model(our_config('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py'))
+    model = build_model(our_config(UPERNET))
     result = count_complexity(model, (512, 2048), density=0.6)
     backbone = result.component('backbone').macs
     assert backbone / 1e9 == pytest.approx(121.7, abs=0.05)
@@ -130,14 +119,6 @@ def test_shares_of_the_backbone_in_figure_5():
     assert len(lines['decode_head']) == len(lines['total']) == len(lines['backbone']) - 2 == 6
 
 
-def test_the_embedding_is_dense():
-    """It has three dimensions, and the density is that of weights of two and four."""
-    model, macs = PeLK('atto').to('meta'), {}
-    for density in (0.1, 0.6, 1.0):
-        macs[density] = count_complexity(model, (64, 64), density=density).costs['backbone']['embedding'].macs
-    assert len(set(macs.values())) == 1 < macs[1.0]
-
-
 def test_small_kernels_count_where_they_stay():
     model, merged = (
         PeLK('atto', kernel_sizes=(13, 13, 13, 13), center=center, width_factor=1.0).to('meta') for center in (3, 5))
@@ -146,13 +127,6 @@ def test_small_kernels_count_where_they_stay():
         parts = count_complexity(net, (64, 64), deploy=deploy).costs['backbone']
         assert parts['small_kernel'].macs == expected
         assert parts['small_kernel'].params_stored > 0
-
-
-@pytest.mark.parametrize(('arch', 'gmacs'), [('tiny', 5.22), ('small', 9.95), ('base', 17.1)])
-def test_slak_in_training_form(arch, gmacs):
-    # Its authors count the 5x5 branch, too: 17.1 is published for the base size.
-    total = count_complexity(SLaK(arch).to('meta'), (224, 224), density=0.6, deploy=False).total
-    assert total.macs / 1e9 == pytest.approx(gmacs, abs=0.015)
 
 
 class Attention(nn.Module):
@@ -202,7 +176,7 @@ def test_counting_leaves_no_hooks_and_no_gradients():
 
 
 def test_mask_rois_of_mmdetection_2_and_3():
-    model = build_model(upstream_config(CONVNEXT_CASCADE))
+    model = build_model(our_config(CASCADE))
     few, many = (count_complexity(model, (800, 1280), num_mask_rois=number).total.macs for number in (100, 1000))
     # Four 3x3 convolutions on 14x14, a 2x2 transposed one to 28x28, and 80 classes; three heads.
     head = 4 * 196 * 256 * 256 * 9 + 784 * 256 * 256 + 784 * 256 * 80
@@ -213,15 +187,14 @@ def test_mask_rois_of_mmdetection_2_and_3():
 
 
 def test_heads_are_dense_except_of_classifiers():
-    cfg = our_config('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py')
+    cfg = our_config(UPERNET)
     sparse, dense = (count_complexity(build_model(cfg), (64, 64), density=density) for density in (0.6, 1.0))
     assert sparse.component('decode_head') == dense.component('decode_head')
     embedding = dense.costs['backbone']['embedding'].macs
     assert sparse.component('backbone').macs == pytest.approx(0.6 * dense.component('backbone').macs + 0.4 * embedding)
     # Trained with, not run at test time.
     assert sparse.component('auxiliary_head').macs == 0 < sparse.component('auxiliary_head').params_counted
-    cfg = our_config('imagenet/pelk-tiny_32xb128_in1k.py')
-    head = count_complexity(build_model(cfg), (64, 64), density=0.6).component('head')
+    head = count_complexity(build_model(our_config(TINY)), (64, 64), density=0.6).component('head')
     assert (head.macs, head.params_counted) == (0.6 * 998 * 1000, 0.6 * 998 * 1000 + 1000)
 
 
@@ -244,15 +217,11 @@ def test_default_shape():
     (dict(shape=(64, 64), density=1.5), r'density must be in \(0, 1\], got 1.5'),
     (dict(shape=(64, 64), num_rois=-1), 'num_rois must not be negative, got -1'),
     (dict(shape=(64, 64), num_mask_rois=-1), 'num_mask_rois must not be negative, got -1'),
+    (dict(shape=(64, 64), backend='cuda'), "backend must be .*got 'cuda'"),
 ])
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         count_complexity(nn.Conv2d(3, 3, 1), **arguments)
-
-
-def test_config_without_model():
-    with pytest.raises(ValueError, match='cfg must have a model'):
-        build_model(Config(dict(optimizer='AdamW')))
 
 
 def test_model_that_looks_at_values():
@@ -268,22 +237,102 @@ def test_model_that_looks_at_values():
         count_complexity(model.to('meta'), (4, 4))
 
 
-@pytest.mark.parametrize('as_json', [True, False])
-def test_tool(as_json, run_tool):
-    config = str(ROOT / 'configs/imagenet/pelk-tiny_32xb128_in1k.py')
-    code, printed = run_tool('analysis_tools/get_flops.py', config, '--shape', 64, 96, '--density', 0.6,
-                             '--cfg-options', 'model.head.num_classes=10', *['--json'] * as_json)
+class Net(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.peripheral = PeripheralConv2d(3, grid=(2, 1))
+        self.pointwise = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x):
+        return self.pointwise(self.peripheral(self.peripheral(x)))
+
+
+@pytest.mark.parametrize('device', ['meta', 'cpu'])
+def test_executed_operations_of_a_net_by_hand(device):
+    result = count_complexity(Net().to(device), (4, 3), density=0.5, backend='box_sums')
+    large, pointwise = (result.costs['backbone'][part] for part in ('large_kernel', 'pointwise'))
+    # Three channels, run twice.
+    assert large.macs == 0.5 * 6 * 25 * 12
+    assert large.executed_macs == 6 * 9 * 12
+    assert large.executed_additions == 6 * (1 + 3 + 2) * 12
+    # Zeros are multiplied, too.
+    assert (pointwise.macs, pointwise.executed) == (0.5 * 12 * 15, 12 * 15)
+    assert result.total.executed == large.executed + pointwise.executed
+    assert result.executed_share('backbone', 'large_kernel') == large.executed / result.total.executed
+
+
+def test_shares_of_pelk_tiny():
+    model = PeLK('tiny').to('meta')
+    dense, fast = (count_complexity(model, (224, 224), density=0.6, backend=name) for name in ('reference', 'native'))
+    # Figure 5: about a quarter. Executed by the fast backend it is a fortieth.
+    assert fast.share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
+    assert dense.executed_share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
+    assert fast.executed_share('backbone', 'large_kernel') == pytest.approx(0.0277, abs=0.0001)
+    assert dense.total.executed == pytest.approx(dense.total.macs / 0.6, rel=0.001)
+
+
+def test_embedding_is_executed_in_training_form_only():
+    model = PeLK('atto', kernel_sizes=(13, 13, 13, 13), depths=(2, 1, 1, 1)).to('meta')
+    training, deployed = (count_complexity(model, (32, 32), deploy=deploy).costs['backbone']['embedding']
+                          for deploy in (False, True))
+    # Five stages' blocks multiply sums over 9 x 9 cells; the sums are made once a stage, of rows, then of columns.
+    widths = (11, 23, 46, 93)
+    assert training.executed_macs == 81 * (sum(widths) + widths[0])
+    assert training.executed_additions == sum(widths) * (13 * 13 + 9 * 13)
+    assert deployed.executed == 0 < deployed.macs == training.macs
+
+
+def test_without_peripheral_convolutions_the_dense_form_is_executed():
+    total = count_complexity(SLaK('atto').to('meta'), (64, 64), density=0.5).total
+    assert (total.executed_macs, total.executed_additions) == (2 * total.macs, 0)
+
+
+def test_bars_are_the_costs():
+    result = count_complexity(PeLK('atto').to('meta'), (64, 64), density=0.5)
+    axis = draw_breakdown(result).axes[1]
+    drawn = sorted(bar.get_width() for container in axis.containers for bar in container)
+    costs = [cost for cost in result.costs['backbone'].values() if cost.macs or cost.executed]
+    assert drawn == pytest.approx(sorted(value / 1e9 for cost in costs for value in (cost.macs, cost.executed)))
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        'stem and downsampling', 'large kernels', 'pointwise', 'positional embedding']  # yapf: disable
+
+
+def test_bars_of_the_backbone_are_labelled_with_its_shares():
+    result = count_complexity(build_model(our_config(UPERNET)), (64, 64), density=0.6)
+    labels = [[float(text.get_text().partition(', ')[2].removesuffix(' %')) for text in axis.texts]
+              for axis in draw_breakdown(result).axes]
+    for axis_labels, components in zip(labels, (('backbone', 'decode_head'), ('backbone',))):
+        for column in (axis_labels[:len(axis_labels) // 2], axis_labels[len(axis_labels) // 2:]):
+            assert sum(column) == pytest.approx(100, abs=0.2), components
+    large = labels[1][1]
+    assert large == pytest.approx(100 * result.share('backbone', 'large_kernel', of='backbone'), rel=0.01)
+    assert large > 5 * 100 * result.share('backbone', 'large_kernel')
+
+
+def test_tool(tmp_path, run_tool):
+    plot = tmp_path / 'new' / 'shares.png'
+    command = ('analysis_tools/get_flops.py', ROOT / TINY, '--shape', 64, 96, '--density', 0.6, '--backend', 'native',
+               '--cfg-options', 'model.head.num_classes=10')  # yapf: disable
+    code, printed = run_tool(*command)
     assert code == 0, printed
-    lines = printed.splitlines()
-    if as_json:
-        counts = json.loads(lines[-1])
-        assert (counts['config'], counts['shape'], counts['density']) == (config, [64, 96], 0.6)
-        assert counts['parts']['head']['params_stored'] == 9990
-        assert all(isinstance(counts[key], int) for key in ('params_stored', 'params_counted', 'macs'))
-        assert counts['macs'] == pytest.approx(sum(part['macs'] for part in counts['parts'].values()), abs=2)
-    else:
-        assert any(line.startswith('total') for line in lines)
-        assert any('large kernels' in line for line in lines)
+    assert {'total', '  large kernels (peripheral, or depthwise over 7x7)'} <= {
+        line[:52].rstrip() for line in printed.splitlines()}
+    code, printed = run_tool(*command, '--json', '--plot', plot)
+    assert code == 0, printed
+    counts = json.loads(printed.splitlines()[-1])
+    assert (counts['config'], counts['shape'], counts['density']) == (str(ROOT / TINY), [64, 96], 0.6)
+    assert (counts['backend'], counts['parts']['head']['params_stored']) == ('native', 9990)
+    assert all(isinstance(counts[key], int) for key in ('params_stored', 'params_counted', 'macs'))
+    assert counts['macs'] == pytest.approx(sum(part['macs'] for part in counts['parts'].values()), abs=2)
+    parts = counts['parts']['backbone']['parts']
+    assert counts['executed_additions'] == parts['large_kernel']['executed_additions'] > 0
+    assert counts['gops_executed'] * 1e9 == pytest.approx(counts['executed_macs'] + counts['executed_additions'])
+    assert sum(part['executed_share'] for part in parts.values()) == pytest.approx(
+        counts['parts']['backbone']['executed_share'])
+    assert plot.stat().st_size > 10_000
+    with pytest.raises(FileExistsError, match=r'shares\.png exists and is not overwritten'):
+        run_tool(*command, '--plot', plot)
 
 
 def test_analyzers_of_mmengine_count_the_operator():

@@ -1,6 +1,7 @@
 """Effective receptive fields: nets whose field is known, the published ratios' method, and the tool."""
 
 import json
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -20,10 +21,9 @@ from pelk_mm.analysis.erf import (
     measure_receptive_field,
 )
 from pelk_mm.models import PeLK
+from pelk_mm.testing.tiny_models import tiny_config, write_pictures
 
 TOOL = 'analysis_tools/visualize_erf.py'
-TINY = dict(type='pelk_mm.PeLK', arch=dict(depths=(1, 1), channels=(8, 8), kernel_sizes=(7, 5)), width_factor=1.0,
-            layer_scale_init_value=1.0)  # yapf: disable
 
 
 def mean_filter(size=7):
@@ -191,22 +191,12 @@ def test_images_are_found_and_prepared(tmp_path):
     # In the order of their names: 0, 2, 4, then sub/1, sub/3, sub/5.
     assert [path.name for path in find_images(tmp_path, 4, first=True)] == ['0.PNG', '2.PNG', '4.PNG', '1.PNG']
     assert len(find_images(tmp_path, 50, first=True)) == 6
-    preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0])
     for kind, flag, expected in (('mmpretrain.ClsDataPreprocessor', 'to_rgb', (10, 20, 30)),
                                  ('mmseg.SegDataPreProcessor', 'bgr_to_rgb', (10, 20, 30)),
                                  ('mmdet.DetDataPreprocessor', 'rgb_to_bgr', (10, 20, 30)),
                                  ('mmpretrain.ClsDataPreprocessor', None, (30, 20, 10))):
-        scope = kind.partition('.')[0]
-        model = dict(
-            mmpretrain=dict(type='ImageClassifier', backbone=TINY),
-            mmseg=dict(type='EncoderDecoder', backbone=TINY, decode_head=dict(type='FCNHead', in_channels=8, channels=8,
-                                                                            num_classes=2)),
-            mmdet=dict(type='RPN', backbone=TINY, neck=None, train_cfg=None, test_cfg=dict(rpn=None), rpn_head=dict(
-                type='RPNHead', in_channels=8, loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=True))))[scope]
-        options = {flag: True} if flag else {}
-        model = build_with_weights(Config(dict(
-            default_scope=scope, custom_imports=dict(imports=['pelk_mm.models']),
-            model=dict(model, data_preprocessor=dict(type=kind, **preprocessor, **options)))))  # yapf: disable
+        cfg = dict(type=kind, mean=[1.0, 2.0, 3.0], std=[2.0, 2.0, 2.0]) | ({flag: True} if flag else {})
+        model = nn.Sequential(OrderedDict(data_preprocessor=MODELS.build(cfg), backbone=nn.Conv2d(3, 1, 1)))
         image, = load_images(paths[:1], (12, 20), model)
         assert image.shape == (1, 3, 12, 20)
         for value, mean, got in zip(expected, (1, 2, 3), image[0]):
@@ -234,21 +224,11 @@ def test_squares_of_the_figure_are_the_regions():
     assert axis.images[0].get_array().min() == -6
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / 'tiny.py'
-    path.write_text(f'default_scope = "mmpretrain"\ncustom_imports = dict(imports=["pelk_mm.models"])\n'
-                    f'model = dict(type="ImageClassifier", backbone={TINY!r})\n'
-                    'data_preprocessor = dict(mean=[100.0] * 3, std=[50.0] * 3, num_classes=2)\n')
-    return path
-
-
-def test_tool(tmp_path, config, run_tool):
-    images, out, checkpoint = tmp_path / 'images', tmp_path / 'out', tmp_path / 'checkpoint.pth'
+def test_tool(tmp_path, run_tool):
+    images, out, checkpoint, config = (tmp_path / name for name in ('images', 'out', 'checkpoint.pth', 'tiny.py'))
     images.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(2):
-        Image.fromarray(generator.integers(256, size=(40, 40, 3), dtype=np.uint8)).save(images / f'{index}.jpg')
+    write_pictures(images, 2)
+    tiny_config('classification').dump(str(config))
     trained = build_with_weights(Config.fromfile(config), seed=7)
     torch.save(dict(state_dict=trained.state_dict()), checkpoint)
     code, printed = run_tool(TOOL, config, config, '--checkpoints', 'none', checkpoint, '--images', images, '--sizes',
@@ -259,7 +239,7 @@ def test_tool(tmp_path, config, run_tool):
     assert numbers['num_images'] == 2
     assert [model['name'] for model in numbers['models']] == ['random', 'trained']
     assert [entry['shape'] for entry in numbers['models'][1]['sizes']] == [[64, 64], [48, 80]]
-    assert [entry['feature_shape'] for entry in numbers['models'][1]['sizes']] == [[8, 8, 8], [8, 6, 10]]
+    assert [entry['feature_shape'] for entry in numbers['models'][1]['sizes']] == [[16, 2, 2], [16, 1, 2]]
     first, second = (model['sizes'][0]['linear_regions'] for model in numbers['models'])
     assert [region['threshold'] for region in first] == [0.2, 0.3, 0.5, 0.99]
     assert all(0 < region['ratio'] <= 1 for region in first + second)
@@ -271,9 +251,6 @@ def test_tool(tmp_path, config, run_tool):
     assert 'images: all of them are used' in printed
     with pytest.raises(FileExistsError, match='erf.png exists and is not overwritten'):
         run_tool(TOOL, config, '--images', images, '--out', out)
-
-
-def test_tool_wants_one_checkpoint_for_each_config(tmp_path, config, run_tool):
-    code, printed = run_tool(TOOL, config, config, '--checkpoints', 'none', '--images', tmp_path)
+    code, printed = run_tool(TOOL, config, config, '--checkpoints', 'none', '--images', images)
     assert code == 2
     assert '--checkpoints needs one for each of the 2 configs, got 1' in printed

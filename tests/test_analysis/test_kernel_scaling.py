@@ -64,12 +64,9 @@ def test_curves(convnext):
     (dict(kernel_sizes=[7], stripe_width=4), 'stripe_width must be odd and at most kernel_size, 7, got 4'),
     (dict(kernel_sizes=[7], stripe_width=9), 'stripe_width must be odd and at most kernel_size, 7, got 9'),
 ])
-def test_wrong_sizes(convnext, arguments, message):
+def test_wrong_sizes_and_nothing_to_replace(convnext, arguments, message):
     with pytest.raises(ValueError, match=message):
         scale_kernels(convnext, **arguments)
-
-
-def test_nothing_to_replace():
     with pytest.raises(ValueError, match='Linear has no depthwise convolution'):
         scale_kernels(nn.Linear(2, 2), [7])
 
@@ -89,9 +86,3 @@ def test_tool(tmp_path, run_tool):
     assert [line.split()[0] for line in printed.splitlines()[-4:]] == ['K', '7', '15', 'written:']
     with pytest.raises(FileExistsError, match=r'kernel_scaling\.csv exists and is not overwritten'):
         run_tool(TOOL, config, '--out', out)
-
-
-def test_tool_refuses_even_sizes(tmp_path, run_tool):
-    code, printed = run_tool(TOOL, '--kernels', 8, 16, 2, '--out', tmp_path)
-    assert code == 2
-    assert '--kernels needs an odd first size' in printed

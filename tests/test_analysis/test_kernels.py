@@ -10,6 +10,7 @@ from torch import nn
 from pelk_mm.analysis.kernels import collect_kernels, draw_grid, draw_kernels, draw_sharing_grids
 from pelk_mm.models import PeLK, SLaK
 from pelk_mm.ops import SharingGrid
+from pelk_mm.testing.tiny_models import tiny_config
 
 ARCH = dict(depths=(1, 2), channels=(8, 16), kernel_sizes=(13, 9))
 
@@ -106,10 +107,10 @@ def test_grid_is_drawn_cell_by_cell():
 
 
 def test_tool(tmp_path, run_tool):
-    config = tmp_path / 'tiny.py'
-    config.write_text('default_scope = "mmpretrain"\ncustom_imports = dict(imports=["pelk_mm.models"])\n'
-                      f'model = dict(type="ImageClassifier", backbone=dict(type="pelk_mm.PeLK", arch={ARCH!r}))\n')
-    out = tmp_path / 'out'
+    config, out = tmp_path / 'tiny.py', tmp_path / 'out'
+    cfg = tiny_config('classification')
+    cfg.model.backbone = dict(type='pelk_mm.PeLK', arch=ARCH)
+    cfg.dump(str(config))
     command = ('analysis_tools/visualize_kernels.py', config, '--out', out, '--channels', 1)
     code, printed = run_tool(*command)
     assert code == 0, printed

@@ -29,8 +29,9 @@ def write_start(folder, name, config, records=(), time='20261122_011013', test=N
     start = folder / time
     (start / 'vis_data').mkdir(parents=True)
     (start / f'{time}.log').write_text(LOG.format(**dict(seed=7, launcher='none', processes=1) | log))
-    Config(config).dump(start / 'vis_data' / 'config.py')
-    Config(config).dump(folder / f'{name}.py')
+    text = Config(config).pretty_text
+    for file in (start / 'vis_data' / 'config.py', folder / f'{name}.py'):
+        file.write_text(text)
     if test is not None:
         (start / f'{time}.json').write_text(json.dumps(test))
     else:

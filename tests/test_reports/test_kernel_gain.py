@@ -1,13 +1,15 @@
 """Fig. 2: multiples of parameters by hand, and the mIoU of runs that lie in work directories."""
 
 import csv
-import json
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
 from pelk_mm.reports import find_runs
 from pelk_mm.reports.kernel_gain import Point, draw_gain, find_points, gains, parameter_multiples
+
+from .run_writer import write_start
 
 TOOL = 'analysis_tools/kernel_scaling.py'
 FIG2, TABLE1 = 'configs/ablations/fig2_kernel_size', 'configs/ablations/table1_dense_vs_stripe'
@@ -23,14 +25,10 @@ MIOUS = {
 
 
 def write_run(root, folder, config, miou, done=80000, **options):
-    """Write the files of a training and its last validation."""
-    start = folder / '20261122_010000' / 'vis_data'
-    start.mkdir(parents=True)
+    """What a training and its last validation leave behind."""
     cfg = Config.fromfile(root / f'{config}.py')
     cfg.merge_from_dict(options)
-    (start / 'config.py').write_text(cfg.pretty_text)
-    (start / 'scalars.json').write_text(json.dumps(dict(mIoU=miou, step=done)) + '\n')
-    (folder / f'{config.rpartition("/")[2]}.py').write_text('')
+    write_start(folder, Path(config).name, cfg.to_dict(), [dict(mIoU=miou, step=done)])
 
 
 @pytest.fixture
@@ -47,12 +45,8 @@ def test_multiples_of_the_paper():
     assert [round(multiple, 1) for multiple in multiples['stripe']] == [1.0, 4.4, 7.3]
 
 
-@pytest.mark.parametrize('width', [1, 3, 7])
-def test_multiples_of_stripes_do_not_depend_on_their_width(width):
-    assert parameter_multiples([7, 51], width)['stripe'] == [1, 51 / 7]
-
-
-def test_sizes_below_the_stripes_are_rejected():
+    for width in (1, 3, 7):
+        assert parameter_multiples([7, 51], width)['stripe'] == [1, 51 / 7]
     with pytest.raises(ValueError, match='stripe_width must be odd and at most kernel_size, 3, got 5'):
         parameter_multiples([3, 7])
 
@@ -67,35 +61,27 @@ def test_points_of_runs(root, runs):
         Point('stripe', 51, (46.1, ))
     ]
     assert remarks == []
-    gained = gains(points, 7)
-    assert gained['dense'] == {7: 0.0, 31: 1.25, 51: pytest.approx(1.6)}
-    assert gained['stripe'] == {7: 0.0, 51: pytest.approx(1.3)}
+    stripe = {7: 0.0, 51: pytest.approx(1.3)}
+    assert gains(points, 7) == dict(dense={7: 0.0, 31: 1.25, 51: pytest.approx(1.6)}, stripe=stripe)
+    # Without a run to compare with there is no gain.
+    assert gains(points[1:], 7) == dict(stripe=stripe)
 
 
-def test_repeated_runs_are_averaged(root, runs):
+def test_repeated_unfinished_and_other_runs(root, runs):
+    """Repeated ones are averaged, a changed one is named; half done, of digits or of a sparse row they are no point."""
     write_run(root, runs / 'again', f'{FIG2}/dense-7{ENDING}', 45.5)
-    points, _ = find_points(find_runs([runs])[0], root)
-    assert (points[0].mious, points[0].miou) == ((45.0, 45.5), 45.25)
-
-
-def test_runs_that_are_not_finished_or_of_something_else(root, runs):
-    """Of the sparse row of Table 1, of digits, half done: none of them is a point. A changed one is, and is named."""
     write_run(root, runs / 'half', f'{FIG2}/dense-13{ENDING}', 45.2, done=40000)
     write_run(root, runs / 'sparse', f'{TABLE1}/replk-51{ENDING}', 46.9)
     write_run(root, runs / 'digits', 'configs/digits/pelk-atto_upernet_1xb8-1600it_digits-128x128', 70.0, done=1600)
     changed = {'train_dataloader.batch_size': 2, 'optim_wrapper.optimizer.lr': 1e-4}
     write_run(root, runs / 'changed', f'{FIG2}/dense-25{ENDING}', 46.0, **changed)
     points, remarks = find_points(find_runs([runs])[0], root)
+    assert (points[0].mious, points[0].miou) == ((45.0, 45.5), 45.25)
     assert [point.kernel_size for point in points if point.form == 'dense'] == [7, 25, 31, 51]
     assert sorted(remarks) == [
         f'{runs / "changed"} differs from its config: optim_wrapper.optimizer.lr=0.0001, train_dataloader.batch_size=2',
         f'{runs / "half"} is not finished and left out',
     ]
-
-
-def test_no_gain_without_a_run_to_compare_with():
-    points = [Point('dense', 13, (45.0, )), Point('stripe', 7, (44.0, )), Point('stripe', 13, (44.5, ))]
-    assert gains(points, 7) == dict(stripe={7: 0.0, 13: 0.5})
 
 
 def test_figure():
@@ -135,9 +121,10 @@ def test_tool_without_runs_and_with_other_sizes(runs, tmp_path, run_tool):
     (['--figure', 2, '--center', 3], '--center are of --figure 6'),
     (['mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', '--figure', 2], 'config and --center are of --figure 6'),
     (['--runs', '.'], '--runs is of --figure 2'),
+    (['--kernels', 8, 16, 2], '--kernels needs an odd first size'),
     (['--figure', 2, '--runs', 'nothing/here'], '--runs must be folders, got nothing/here'),
 ])
-def test_tool_rejects_what_has_no_effect(tmp_path, run_tool, arguments, message):
+def test_tool_rejects_wrong_arguments(tmp_path, run_tool, arguments, message):
     code, printed = run_tool(TOOL, *arguments, '--out', tmp_path / 'out')
     assert code == 2
     assert message in printed

@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
         help='backend of the peripheral convolution whose operations count as executed, available here or not; auto, '
         'the default, is the choice on a CPU')
     parser.add_argument('--json', action='store_true', help='print one JSON object instead of the table')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the shares into a new file, .png or .svg')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the shares into a new image, .png or .svg')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, help='override settings of the config, key=value')
     return parser.parse_args()

@@ -9,13 +9,15 @@ kernel_gain.png.
 import argparse
 import csv
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from pelk_mm import compat
 from pelk_mm.analysis import build_model
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.analysis.kernel_scaling import draw_scaling, scale_kernels
+from pelk_mm.analysis.text_tables import to_columns
 from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.engine.launch import read_config
 from pelk_mm.reports import find_runs
@@ -63,15 +65,8 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def write_csv(rows: Sequence[Mapping], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('x', encoding='utf-8', newline='') as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def draw_figure_2(args: argparse.Namespace, table: Path, image: Path) -> None:
+def figure_2(args: argparse.Namespace) -> tuple[list[dict], list[list[str]], Figure]:
+    """Return the rows of the file, those to print, and the figure."""
     compat.setup()
     runs, problems = find_runs(args.runs)
     points, remarks = find_points(runs, ROOT) if runs else ([], [])
@@ -82,50 +77,52 @@ def draw_figure_2(args: argparse.Namespace, table: Path, image: Path) -> None:
         f'no finished run of {form} kernels of {args.kernels[0]}, so the gain of the others is not known'
         for form in FORMS if form not in gained and any(point.form == form for point in points)
     ]
-    sizes = sorted({*args.kernels, *(point.kernel_size for point in points)})
-    multiples = parameter_multiples(sizes, args.stripe_width)
-    mious = {(point.form, point.kernel_size): point for point in points}
-    print(f'{"K":>4}' + ''.join(f'  {form + " x":>9}  {"mIoU":>6}  {"gain":>6}  {"runs":>4}' for form in FORMS))
-    rows = []
-    for index, size in enumerate(sizes):
-        row: dict = dict(kernel_size=size)
-        line = f'{size:4}'
-        for form in FORMS:
-            point, gain = mious.get((form, size)), gained.get(form, {}).get(size)
-            row.update({
-                f'{form}_multiple': multiples[form][index],
-                f'{form}_miou': point and point.miou,
-                f'{form}_gain': gain,
-                f'{form}_runs': len(point.mious) if point else 0
-            })
-            line += (f'  {multiples[form][index]:9.1f}  {f"{point.miou:.2f}" if point else "-":>6}  '
-                     f'{"-" if gain is None else f"{gain:+.2f}":>6}  {len(point.mious) if point else 0:4}')
-        rows.append(row)
-        print(line)
-    write_csv(rows, table)
-    save_figure(draw_gain(sizes, gained, args.stripe_width), image)
     for remark in remarks:
         print(remark, file=sys.stderr)
+    sizes = sorted({*args.kernels, *(point.kernel_size for point in points)})
+    multiples = parameter_multiples(sizes, args.stripe_width)
+    found = {(point.form, point.kernel_size): point for point in points}
+    rows = []
+    for index, size in enumerate(sizes):
+        rows.append(dict(kernel_size=size))
+        for form in FORMS:
+            point = found.get((form, size))
+            rows[-1].update({
+                f'{form}_multiple': multiples[form][index],
+                f'{form}_miou': point and point.miou,
+                f'{form}_gain': gained.get(form, {}).get(size),
+                f'{form}_runs': len(point.mious) if point else 0
+            })
+    formats = ('', *('.1f', '.2f', '+.2f', '') * len(FORMS))
+    lines = [['-' if value is None else format(value, kind) for value, kind in zip(row.values(), formats)]
+             for row in rows]
+    header = ['K', *(head for form in FORMS for head in (f'{form} x', 'mIoU', 'gain', 'runs'))]
+    return rows, [header, *lines], draw_gain(sizes, gained, args.stripe_width)
 
 
-def draw_figure_6(args: argparse.Namespace, table: Path, image: Path) -> None:
+def figure_6(args: argparse.Namespace) -> tuple[list[dict], list[list[str]], Figure]:
+    """Return the rows of the file, those to print, and the figure."""
     config = args.config or CONVNEXT_TINY
     rows = scale_kernels(build_model(read_config(config)), args.kernels, args.center, args.stripe_width)
-    print(f'{"K":>4}  {"dense M":>9}  {"stripe M":>9}  {"peripheral M":>12}')
-    for row in rows:
-        print(f'{row["kernel_size"]:4}  {row["dense"] / 1e6:9.2f}  {row["stripe"] / 1e6:9.2f}  '
-              f'{row["peripheral"] / 1e6:12.2f}')
-    write_csv(rows, table)
+    kinds = ('dense', 'stripe', 'peripheral')
+    lines = [[str(row['kernel_size']), *(f'{row[kind] / 1e6:.2f}' for kind in kinds)] for row in rows]
     name = 'ConvNeXt-T' if config == CONVNEXT_TINY else Path(config.rpartition('::')[-1]).stem
-    save_figure(draw_scaling(rows, name, args.center, args.stripe_width), image)
+    figure = draw_scaling(rows, name, args.center, args.stripe_width)
+    return rows, [['K', *(f'{kind} M' for kind in kinds)], *lines], figure
 
 
 def main() -> None:
     args = parse_args()
-    name, draw = ('kernel_gain', draw_figure_2) if args.figure == 2 else ('kernel_scaling', draw_figure_6)
+    name, make = ('kernel_gain', figure_2) if args.figure == 2 else ('kernel_scaling', figure_6)
     table, image = args.out / f'{name}.csv', args.out / f'{name}.png'
     refuse_existing(table, image)
-    draw(args, table, image)
+    rows, lines, figure = make(args)
+    print(to_columns(lines))
+    save_figure(figure, image)
+    with table.open('x', encoding='utf-8', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
     print(f'written: {image}, {table}')
 
 

@@ -11,9 +11,10 @@ import torch
 from mmengine.config import DictAction
 
 from pelk_mm.analysis import build_with_weights
-from pelk_mm.analysis.erf import draw_receptive_fields, find_images, load_images, measure_receptive_field
+from pelk_mm.analysis.erf import THRESHOLDS, draw_receptive_fields, find_images, load_images, measure_receptive_field
 from pelk_mm.analysis.figures import save_figure, save_json
 from pelk_mm.analysis.inputs import count_channels
+from pelk_mm.analysis.text_tables import to_columns
 from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import image_loader
@@ -55,14 +56,13 @@ def parse_args() -> argparse.Namespace:
         '--cfg-options', nargs='+', action=DictAction, help='override settings of every config, key=value')
     add_trust_option(parser)
     args = parser.parse_args()
-    for name in ('checkpoints', 'names'):
-        values = getattr(args, name)
-        if values is not None and len(values) != len(args.configs):
+    defaults = dict(checkpoints=['none'] * len(args.configs), names=[Path(config).stem for config in args.configs])
+    for name, default in defaults.items():
+        values = getattr(args, name) or default
+        if len(values) != len(args.configs):
             parser.error(f'--{name} needs one for each of the {len(args.configs)} configs, got {len(values)}')
-    args.checkpoints = [
-        None if checkpoint == 'none' else checkpoint for checkpoint in args.checkpoints or ['none'] * len(args.configs)
-    ]
-    args.names = args.names or [Path(config).stem for config in args.configs]
+        setattr(args, name, values)
+    args.checkpoints = [None if checkpoint == 'none' else checkpoint for checkpoint in args.checkpoints]
     return args
 
 
@@ -82,6 +82,7 @@ def main() -> None:
     if len(paths) < args.num_images:
         print(f'{args.images} has {len(paths)} images: all of them are used')
     columns, results = [], []
+    lines = [['area ratio r in % at t', 'input', *(f'{100 * threshold:g} %' for threshold in THRESHOLDS)]]
     for name, config, checkpoint in zip(args.names, args.configs, args.checkpoints):
         cfg = load_config(config, args.cfg_options)
         model = build_with_weights(cfg, checkpoint, args.device, args.seed)
@@ -93,42 +94,19 @@ def main() -> None:
             for shape in args.sizes
         ]
         columns.append(fields)
-        results.append(
-            dict(
-                name=name,
-                config=config,
-                checkpoint=checkpoint,
-                sizes=[
-                    dict(
-                        shape=list(shape),
-                        feature_shape=list(field.feature_shape),
-                        regions=[vars(region) for region in field.regions()],
-                        linear_regions=[vars(region) for region in field.linear_regions()])
-                    for shape, field in zip(args.sizes, fields)
-                ]))
-    save_json(
-        dict(
-            num_images=len(paths),
-            images=str(args.images),
-            first_images=args.first_images,
-            before_norm=args.before_norm,
-            seed=args.seed,
-            options=args.cfg_options,
-            models=results), numbers)
+        sizes = []
+        for shape, field in zip(args.sizes, fields):
+            regions, linear = ([vars(region) for region in found()] for found in (field.regions, field.linear_regions))
+            sizes.append(dict(shape=shape, feature_shape=field.feature_shape, regions=regions, linear_regions=linear))
+            ratios = [f'{100 * region["ratio"]:.3f}' for region in regions]
+            lines.append([name, f'{shape[0]} x {shape[1]}', *ratios])
+        results.append(dict(name=name, config=config, checkpoint=checkpoint, sizes=sizes))
+    settings = {name: getattr(args, name) for name in ('first_images', 'before_norm', 'seed')}
+    save_json(dict(num_images=len(paths), images=str(args.images), **settings, options=args.cfg_options,
+                   models=results), numbers)
     save_figure(draw_receptive_fields(list(zip(*columns)), args.names), picture)
-    print_ratios(results)
+    print(to_columns(lines))
     print(f'written: {picture}, {numbers}')
-
-
-def print_ratios(results: list[dict]) -> None:
-    width = max(len(result['name']) for result in results)
-    print(f'{"area ratio r in % at t":{width}}  {"input":>11}', end='')
-    print(''.join(f'{100 * region["threshold"]:7g} %' for region in results[0]['sizes'][0]['regions']))
-    for result in results:
-        for entry in result['sizes']:
-            shape = '{} x {}'.format(*entry['shape'])
-            ratios = ''.join(f'{100 * region["ratio"]:9.3f}' for region in entry['regions'])
-            print(f'{result["name"]:{width}}  {shape:>11}{ratios}')
 
 
 if __name__ == '__main__':

@@ -5,19 +5,18 @@ F.conv2d, ``none`` passes them through. All variants of an arch are timed in one
 """
 
 import argparse
-import json
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from pelk_mm.layers import PartialMixer, PeripheralConv2d
 from pelk_mm.models import PeLK
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
-from pelk_mm.testing.benchmark import environment, peak_memory, rotating, time_paired, why_no_device
+from pelk_mm.testing.benchmark import environment, peak_memory, rotating, save_report, time_paired, why_no_device
 
 
 def parse_args() -> argparse.Namespace:
@@ -50,14 +49,6 @@ def without_mixers(arch: str) -> nn.Module:
     return model
 
 
-def runner(model: nn.Module) -> Callable[[Tensor], None]:
-    def run(x: Tensor) -> None:
-        with torch.no_grad():
-            model(x)
-
-    return run
-
-
 def main() -> None:
     args = parse_args()
     console = Console()
@@ -73,7 +64,7 @@ def main() -> None:
         for backend in backends:
             model = build(arch, None if backend == 'auto' else backend).to(args.device, dtype)
             try:
-                runner(model)(inputs[0])
+                model(inputs[0])
             except RuntimeError as error:
                 console.print(f'{arch}, {backend}: left out, {error}')
                 continue
@@ -82,26 +73,24 @@ def main() -> None:
     small = build(first, 'reference', kernel_sizes=(7, 7, 7, 7), grids='dense')
     models[f'{first}, 7x7 kernels'] = small.to(args.device, dtype)
     models[f'{first}, no token mixer'] = without_mixers(first).to(args.device, dtype)
-    runs = {name: runner(model) for name, model in models.items()}
-    times = time_paired(runs, inputs, args.device, seconds=args.seconds)
+    times = time_paired(models, inputs, args.device, seconds=args.seconds)
     bare = times[f'{first}, no token mixer'].median
     table = Table('variant', 'ms', 'spread', 'images/s', 'token mixers', 'peak MiB',
                   title=f'batch {args.batch}, {args.size[0]}x{args.size[1]}, {args.dtype}, {args.device}')
     report = dict(
         environment=environment(args.device), batch=args.batch, size=list(args.size), dtype=args.dtype, variants={})
     for name, time in times.items():
-        memory = peak_memory(lambda model=models[name]: runner(model)(inputs[0]), args.device)
+        memory = peak_memory(partial(models[name], inputs[0]), args.device)
         share = 1 - bare / time.median
-        report['variants'][name] = dict(vars(time), images_per_second=args.batch / time.median, mixer_share=share,
-                                        peak_memory=memory)
+        report['variants'][name] = dict(time.to_dict(args.batch), mixer_share=share, peak_memory=memory)
         table.add_row(name, f'{1e3 * time.median:.2f}', f'{time.spread:.1%}', f'{args.batch / time.median:.1f}',
                       f'{share:.1%}', '-' if memory is None else f'{memory / 2**20:.0f}')
     console.print(report['environment'])
     console.print(table)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1))
+        save_report(report, args.json)
 
 
 if __name__ == '__main__':
+    torch.set_grad_enabled(False)
     main()

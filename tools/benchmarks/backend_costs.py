@@ -9,6 +9,7 @@ import pprint
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from tqdm import tqdm
 
 from pelk_mm.ops import SharingGrid
@@ -19,15 +20,6 @@ from pelk_mm.testing.benchmark import time_paired
 FUNCTIONS = ('forward', 'theta_grad')
 KERNELS = (3, 5, 7, 9, 11, 13, 17, 21, 31, 51)
 SHAPES = ((1, 374, 7, 7), (8, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 48, 64, 64), (1, 46, 128, 128))
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--seconds', type=float, default=0.1, help='time to spend on each measurement')
-    parser.add_argument(
-        '--threads', type=int, nargs='+', default=sorted({1, torch.get_num_threads()}), help='numbers of CPU threads')
-    parser.add_argument('--check', action='store_true', help='measure, but check the present table instead of fitting')
-    return parser.parse_args()
 
 
 def measure(seconds: float, threads: int) -> tuple[dict[tuple[str, str, str], list], list[tuple]]:
@@ -66,13 +58,17 @@ def measure(seconds: float, threads: int) -> tuple[dict[tuple[str, str, str], li
 
 def fit(rows: list[tuple]) -> tuple[float, ...]:
     """Non-negative constants that minimise the relative error."""
-    from scipy.optimize import nnls
     regressors, times = (np.array(column, dtype=float) for column in zip(*rows))
     return tuple(float(f'{value:.3g}') for value in nnls(regressors / times[:, None], np.ones_like(times))[0])
 
 
 def main() -> None:
-    args = parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--seconds', type=float, default=0.1, help='time to spend on each measurement')
+    parser.add_argument(
+        '--threads', type=int, nargs='+', default=sorted({1, torch.get_num_threads()}), help='numbers of CPU threads')
+    parser.add_argument('--check', action='store_true', help='measure, but check the present table instead of fitting')
+    args = parser.parse_args()
     results, calls = {}, []
     for threads in args.threads:
         more, called = measure(args.seconds, threads)

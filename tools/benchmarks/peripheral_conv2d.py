@@ -6,20 +6,25 @@ run.
 """
 
 import argparse
-import json
 import math
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import geometric_mean
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, expand_kernel, peripheral_conv2d
-from pelk_mm.testing.benchmark import environment, rotating, time_paired, why_no_device
+from pelk_mm.testing.benchmark import environment, rotating, save_report, time_paired, why_no_device
 from pelk_mm.testing.tolerances import RELATIVE_ERROR, relative_error
 
 CHANNELS = (46, 93, 187, 374)
@@ -51,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 def fft_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
     """The same convolution by the product of spectra, in fp32 or better; sizes are padded to what FFTs like."""
     pad, kernel = grid.kernel_size // 2, expand_kernel(theta, grid).flip(-2, -1)
-    size = [_fast_length(side + grid.kernel_size - 1) for side in x.shape[-2:]]
+    size = [next_fast_len(side + grid.kernel_size - 1, real=True) for side in x.shape[-2:]]
     dtype = torch.promote_types(x.dtype, torch.float32)
     product = torch.fft.rfft2(x.to(dtype), s=size) * torch.fft.rfft2(kernel.to(dtype), s=size)
     out = torch.fft.irfft2(product, s=size)
@@ -64,50 +69,43 @@ def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
-    """Return functions of (x, theta) by name; x as planes except for the method that says otherwise."""
+    """Name -> function of (x, theta); x as planes, except for the method that says otherwise."""
     reasons = available_backends(x, theta, grid)
     able = [name for name, reason in reasons.items() if reason is None and name != 'reference']
-    runs = {
-        name: lambda x, theta, name=name: peripheral_conv2d(x, theta, grid, backend=name) for name in ('auto', *able)
-    }
-    runs['fft'] = lambda x, theta: fft_conv2d(x, theta, grid)
+    runs = {name: partial(peripheral_conv2d, grid=grid, backend=name) for name in ('auto', *able)}
+    runs['fft'] = partial(fft_conv2d, grid=grid)
     runs['copy'] = lambda x, theta: x.clone()
-    for name in DENSE:
-        runs[name] = lambda x, theta: dense_conv2d(x, theta, grid)
-    if x.device.type == 'cuda':
-        try:
-            from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
-        except ImportError:
-            return runs
+    runs.update(dict.fromkeys(DENSE, partial(dense_conv2d, grid=grid)))
+    if x.device.type == 'cuda' and find_spec('depthwise_conv2d_implicit_gemm'):
+        from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
         module = DepthWiseConv2dImplicitGEMM(x.shape[1], grid.kernel_size).to(x.device, x.dtype)
-
-        def implicit_gemm(x: Tensor, theta: Tensor) -> Tensor:
-            return torch.func.functional_call(module, dict(weight=expand_kernel(theta, grid).unsqueeze(1)), (x, ))
-
-        runs['implicit gemm'] = implicit_gemm
+        runs['implicit gemm'] = lambda x, theta: torch.func.functional_call(
+            module, dict(weight=expand_kernel(theta, grid).unsqueeze(1)), (x, ))
     return runs
 
 
-def with_backward(run: Callable) -> Callable:
+def timed(run: Callable, backward: bool) -> Callable:
+    """What is timed of a method: forward, or forward and backward, as a function of (x, theta, grad)."""
     def both(x: Tensor, theta: Tensor, grad: Tensor) -> None:
         out = run(x, theta)
         wanted = [x, theta] if out.requires_grad and out.grad_fn is not None else [x]
         torch.autograd.grad(out, wanted, grad, allow_unused=True)
 
-    return both
+    return both if backward else lambda x, theta, grad: run(x, theta)
+
+
+def draw(shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random x, theta and gradient of the output."""
+    generator = torch.Generator().manual_seed(seed)
+    x, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+    theta = torch.randn(shape[1], grid.num_cells, grid.num_cells, generator=generator) / grid.kernel_size
+    x, theta, grad = (tensor.to(args.device, getattr(torch, args.dtype)) for tensor in (x, theta, grad))
+    return x.requires_grad_(args.backward), theta.requires_grad_(args.backward), grad
 
 
 def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.Namespace) -> dict:
     """Median seconds and spread of each method that is right and not over the limit, and its relative error."""
-    dtype = getattr(torch, args.dtype)
-
-    def draw(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        x, grad = (torch.randn(shape, generator=generator).to(args.device, dtype) for _ in range(2))
-        theta = torch.randn(shape[1], grid.num_cells, grid.num_cells, generator=generator) / grid.kernel_size
-        return x.requires_grad_(args.backward), theta.to(args.device, dtype).requires_grad_(args.backward), grad
-
-    inputs = rotating(draw, args.device)
+    inputs = rotating(partial(draw, shape, grid, args), args.device)
     x, theta, _ = inputs[0]
     # fp64 boxes on the CPU, themselves tested against the dense definition, which would take minutes here in fp64.
     right = peripheral_conv2d(x.detach().cpu().double(), theta.detach().cpu().double(), grid, backend='box_sums')
@@ -120,72 +118,51 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
             with torch.no_grad():
                 errors[name] = relative_error(runs[name](_layout(name, x), theta), right)
             # FFT and dense paths have rounding of their own; what is checked is that they compute the same thing.
-            bound = RELATIVE_ERROR[dtype] * (1 if name in available_backends(x, theta, grid) else 100)
+            bound = RELATIVE_ERROR[x.dtype] * (1 if name in available_backends(x, theta, grid) else 100)
             if not errors[name] <= bound:
                 raise RuntimeError(f'{name} is wrong for {shape}, {list(grid.half)}: relative error {errors[name]:.1e}')
-    timed = {}
-    for name, run in runs.items():
-        run = with_backward(run) if args.backward else (lambda x, theta, grad, run=run: run(x, theta))
-        timed[name] = lambda sets, name=name, run=run: run(*sets[name in DENSE[1:]])
+    # By layout: planes, and channels last for the method of that name.
     layouts = [(tensors, tuple(_layout(DENSE[1], t) if t.ndim == 4 else t for t in tensors)) for tensors in inputs]
-    quick = {name: run for name, run in timed.items() if name not in DENSE}
-    with torch.set_grad_enabled(args.backward):
-        times = time_paired(quick, layouts, args.device, seconds=args.seconds)
-        slow = {name: run for name, run in timed.items() if name in DENSE}
-        if slow:
-            times.update(time_paired(slow, layouts, args.device, seconds=args.seconds, min_rounds=3))
-    result.update({name: dict(vars(time), error=errors.get(name)) for name, time in times.items()})
+    calls = {name: timed(run, args.backward) for name, run in runs.items()}
+    for is_dense in (False, True):
+        group = {name: lambda sets, name=name: calls[name](*sets[name == DENSE[1]])
+                 for name in calls if (name in DENSE) == is_dense}
+        if not group:
+            continue
+        with torch.set_grad_enabled(args.backward):
+            times = time_paired(group, layouts, args.device, seconds=args.seconds, min_rounds=3 if is_dense else 9)
+        result.update({name: dict(vars(time), error=errors.get(name)) for name, time in times.items()})
     return result
 
 
 def measure_scaling(args: argparse.Namespace) -> list[dict]:
     """How the time of the automatic choice grows with the kernel, on the map of the curve, all kernels in one run."""
-    dtype = getattr(torch, args.dtype)
-
-    def draw(seed: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        x, grad = (torch.randn(CURVE_SHAPE, generator=generator).to(args.device, dtype) for _ in range(2))
-        return x.requires_grad_(args.backward), grad
-
-    def timed(kernel: int, center: int) -> Callable:
-        grid = SharingGrid.from_kernel_size(kernel, center)
-        theta = torch.randn(CURVE_SHAPE[1], grid.num_cells, grid.num_cells, device=args.device, dtype=dtype)
-        theta.requires_grad_(args.backward)
-        if args.backward:
-            both = with_backward(lambda x, theta: peripheral_conv2d(x, theta, grid))
-            return lambda inputs: both(inputs[0], theta, inputs[1])
-        return lambda inputs: peripheral_conv2d(inputs[0], theta, grid)
-
-    kernels = [kernel for pair in SCALING for kernel in pair]
+    runs = {}
+    for kernel in (kernel for pair in SCALING for kernel in pair):
+        grid = SharingGrid.from_kernel_size(*kernel)
+        run, theta = timed(partial(peripheral_conv2d, grid=grid), args.backward), draw(CURVE_SHAPE, grid, args)[1]
+        runs[kernel] = lambda inputs, run=run, theta=theta: run(inputs[0], theta, inputs[2])
     with torch.set_grad_enabled(args.backward):
-        times = time_paired({kernel: timed(*kernel) for kernel in kernels}, rotating(draw, args.device), args.device,
-                            seconds=4 * args.seconds)
-    rows = []
-    for small, large in SCALING:
-        medians = times[small].median, times[large].median
-        rows.append(dict(kernel_sizes=(small[0], large[0]), centers=(small[1], large[1]), medians=medians))
-    return rows
+        inputs = rotating(partial(draw, CURVE_SHAPE, SharingGrid.dense(1), args), args.device)
+        times = time_paired(runs, inputs, args.device, seconds=4 * args.seconds)
+    return [dict(kernel_sizes=(small[0], large[0]), centers=(small[1], large[1]),
+                 medians=(times[small].median, times[large].median)) for small, large in SCALING]
 
 
 _dense_rates: dict[str, float] = {}
 
 
 def dense_seconds(name: str, shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace) -> float:
-    """Estimate of one dense call, from the rate (multiply-adds a second) of one channel of a call of that kind."""
+    """Estimate of one dense call, from the rate (multiply-adds a second) of eight channels of a call of that kind."""
     work = math.prod(shape) * grid.kernel_size**2
     if args.device != 'cpu' or work < 1e8:
         return 0.0
     key = f'{name} {grid.kernel_size} {shape[2:]}'
     if key not in _dense_rates:
         small = (1, 8, *shape[2:])
-        x = _layout(name, torch.randn(small, dtype=getattr(torch, args.dtype)))
-        theta = torch.randn(small[1], grid.num_cells, grid.num_cells, dtype=x.dtype)
-        run, inputs = (lambda x, theta: dense_conv2d(x, theta, grid)), (x, theta)
-        if args.backward:
-            run, inputs = with_backward(run), (x.requires_grad_(), theta.requires_grad_(), torch.randn_like(x))
-        from time import perf_counter
+        x, *others = draw(small, grid, args)
         start = perf_counter()
-        run(*inputs)
+        timed(partial(dense_conv2d, grid=grid), args.backward)(_layout(name, x), *others)
         _dense_rates[key] = math.prod(small) * grid.kernel_size**2 / (perf_counter() - start)
     return work / _dense_rates[key]
 
@@ -196,21 +173,6 @@ def _layout(name: str, x: Tensor) -> Tensor:
     return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
 
 
-def _fast_length(length: int) -> int:
-    while True:
-        rest = length
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return length
-        length += 1
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def ratio(row: dict, name: str) -> float | None:
     """How many times slower than the automatic choice."""
     return row['times'][name]['median'] / row['times']['auto']['median'] if row['times'].get(name) else None
@@ -219,8 +181,7 @@ def ratio(row: dict, name: str) -> float | None:
 def summary(rows: list[dict]) -> dict:
     """Geometric means over the shapes of stages 1 to 3, and the extremes."""
     result = {}
-    names = sorted({name for row in rows for name in row['times']} - {'auto'})
-    for name in names:
+    for name in sorted({name for row in rows for name in row['times']} - {'auto'}):
         ratios = [r for row in rows if row['stage'] <= 3 and (r := ratio(row, name))]
         if ratios:
             result[name] = dict(
@@ -243,10 +204,8 @@ def show(console: Console, title: str, rows: list[dict]) -> None:
 
 
 def plot(file: Path, results: dict) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 4.6), width_ratios=(1.7, 1), layout='constrained')
+    figure = Figure(figsize=(14, 4.6), layout='constrained')
+    left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows = [row for row in results['shapes'] if row['shape'][0] == results['shapes'][0]['shape'][0]]
     names = [name for name in ('auto', 'fft', *DENSE, 'implicit gemm') if any(row['times'].get(name) for row in rows)]
     labels = dict(auto='peripheral_conv2d', fft='FFT', conv2d='F.conv2d')
@@ -309,8 +268,7 @@ def main() -> None:
                       f'of {values["shapes"]} shapes of stages 1 to 3; {values["lowest"]:.3g} ... '
                       f'{values["highest"]:.3g})')
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1))
+        save_report(results, args.json)
     if args.plot:
         plot(args.plot, results)
 

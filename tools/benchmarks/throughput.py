@@ -7,20 +7,20 @@ is a backbone with average pooling and a linear classifier, randomly initialised
 """
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from pelk_mm import compat
-from pelk_mm.testing.benchmark import environment, peak_memory, rotating, time_paired, why_no_device
+from pelk_mm.testing.benchmark import environment, peak_memory, rotating, save_report, time_paired, why_no_device
 
 # Name -> backbone, channels of its last stage.
 BACKBONES = {
@@ -99,28 +99,21 @@ def tensor_float(dtype: str) -> Iterator[None]:
 
 def inference(args: argparse.Namespace, dtype: str) -> dict[str, dict]:
     """Name -> seconds per call and images per second, of all models in one run."""
-
-    def runner(model: nn.Module) -> Callable[[Tensor], Tensor]:
-        return torch.inference_mode()(model.forward)
-
     def draw(seed: int) -> Tensor:
         return torch.randn(args.batch, 3, args.size, args.size, device=args.device, dtype=DTYPES[dtype])
 
-    runs = {name: runner(deployed(name).to(args.device, DTYPES[dtype])) for name in args.models}
+    models = {name: deployed(name).to(args.device, DTYPES[dtype]) for name in args.models}
+    runs = {name: torch.inference_mode()(model.forward) for name, model in models.items()}
     with tensor_float(dtype):
         times = time_paired(runs, rotating(draw, args.device), args.device, seconds=args.seconds, hide_launches=False)
-    return {
-        name: dict(vars(time), images_per_second=args.batch / time.median, spread=time.spread)
-        for name, time in times.items()
-    }
+    return {name: time.to_dict(args.batch) for name, time in times.items()}
 
 
 def training(args: argparse.Namespace, name: str, dtype: str, size: int, batch: int) -> dict:
     """Seconds per step and peak memory of one model; or why it could not be measured."""
     model = Classifier(name).to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    device_type = torch.device(args.device).type
-    precision = torch.autocast(device_type, DTYPES[dtype]) if dtype == 'bf16' else nullcontext()
+    precision = torch.autocast(torch.device(args.device).type, DTYPES[dtype], enabled=dtype == 'bf16')
 
     def step(inputs: tuple[Tensor, Tensor]) -> None:
         images, labels = inputs
@@ -138,7 +131,7 @@ def training(args: argparse.Namespace, name: str, dtype: str, size: int, batch: 
             time = time_paired({name: step}, inputs, args.device, seconds=args.seconds, hide_launches=False)[name]
     except torch.OutOfMemoryError:
         return dict(reason='not measured: out of memory')
-    return dict(vars(time), spread=time.spread, images_per_second=batch / time.median, peak_memory=memory)
+    return dict(time.to_dict(batch), peak_memory=memory)
 
 
 def ratios(results: dict[str, dict]) -> dict[str, dict[str, float]]:
@@ -171,12 +164,10 @@ def show(console: Console, report: dict) -> None:
 
 
 def plot(report: dict, file: Path) -> None:
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
     names = list(next(iter(report['inference'].values())))
     height = 0.8 / len(report['inference'])
-    fig, axes = plt.subplots(figsize=(7, 0.6 + 0.3 * len(names) * (1 + len(report['inference']))))
+    figure = Figure(figsize=(7, 0.6 + 0.3 * len(names) * (1 + len(report['inference']))), layout='constrained')
+    axes = figure.subplots()
     for index, (dtype, results) in enumerate(report['inference'].items()):
         bars = axes.barh([place + index * height for place in range(len(names))],
                          [results[name]['images_per_second'] for name in names], height, label=dtype)
@@ -187,9 +178,8 @@ def plot(report: dict, file: Path) -> None:
     axes.set_xlabel('images per second')
     axes.set_title(f'{report["environment"]["device_name"]}, {report["setting"]}', fontsize=9)
     axes.legend()
-    fig.tight_layout()
     file.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150)
 
 
 def main() -> None:
@@ -220,8 +210,7 @@ def main() -> None:
     console.print(report['environment'])
     show(console, report)
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1))
+        save_report(report, args.json)
     if args.plot:
         plot(report, args.plot)
 

@@ -39,19 +39,6 @@ class Classifier(BaseModel):
         return dict(loss=nn.functional.cross_entropy(scores, labels))
 
 
-class Noise(torch.utils.data.Dataset):
-    """As many samples as a run takes, all the same."""
-
-    def __init__(self, size: int, length: int) -> None:
-        self.image, self.length = torch.randn(3, size, size), length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        return dict(inputs=self.image, labels=index % 1000)
-
-
 class Alternate(Hook):
     """Takes the measured hooks out of every second block of steps, and times the blocks."""
 
@@ -93,6 +80,7 @@ def measure(rank: int, args: argparse.Namespace, arch: str, processes: int, port
         wrapper = dict(type='MMDistributedDataParallel', device_ids=device_ids, broadcast_buffers=False)
     alternate = Alternate(args.block)
     steps = args.block * (2 * args.pairs + 3)
+    image = torch.randn(3, args.size, args.size)
     with tempfile.TemporaryDirectory() as folder:
         Runner(
             model=Classifier(arch),
@@ -102,7 +90,7 @@ def measure(rank: int, args: argparse.Namespace, arch: str, processes: int, port
                 num_workers=0,
                 collate_fn=dict(type='default_collate'),
                 sampler=dict(type='InfiniteSampler', shuffle=False),
-                dataset=dict(type=Noise, size=args.size, length=args.batch * processes)),
+                dataset=[dict(inputs=image, labels=label) for label in range(args.batch * processes)]),
             train_cfg=dict(by_epoch=False, max_iters=steps),
             optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-5)),
             default_hooks=dict(checkpoint=None),

@@ -14,17 +14,13 @@ KERNELS = [('forward_kernel', tile) for tiles in (triton_backend.FORWARD_TILES, 
 KERNELS += [('theta_grad_kernel', tile) for tile in triton_backend.THETA_GRAD_TILES.values()]
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--capability', type=int, default=90, help='compute capability, 90 for 9.0')
     parser.add_argument('--dtypes', nargs='+', default=['fp32', 'bf16'], choices=['fp32', 'bf16', 'fp16'])
     parser.add_argument('--aligns', type=int, nargs='+', default=[4, 1], choices=[4, 2, 1])
     parser.add_argument('--wide', action='store_true', help='offsets of 64 bits')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
+    args = parser.parse_args()
     table = Table('kernel', 'G, BK, BN, warps', 'dtype', 'align', 'registers', 'spilled bytes', 'shared bytes',
                   'tensor cores', 'load bits')
     variants = [(kernel, triton_backend.fit_registers(tile, align), dtype, align) for kernel, tile in KERNELS

@@ -8,14 +8,9 @@ from pathlib import Path
 
 from pelk_mm.datasets.prepare import prepare_ade20k
 
-
-def parse_args() -> argparse.Namespace:
+if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('archive', type=Path, help='ADEChallengeData2016.zip, or its folder')
     parser.add_argument('--out', type=Path, default=Path('data/ade'), help='folder to extract to')
-    return parser.parse_args()
-
-
-if __name__ == '__main__':
-    args = parse_args()
+    args = parser.parse_args()
     prepare_ade20k(args.archive, args.out)

@@ -10,16 +10,12 @@ from pathlib import Path
 from pelk_mm.datasets.check import CHECKS
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> int:
+    """Return 1 when something is missing or wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('dataset', choices=CHECKS)
     parser.add_argument('--root', type=Path, help='folder of the data set (default: the one the configs name)')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Return 1 if something is missing or wrong, else 0."""
-    args = parse_args()
+    args = parser.parse_args()
     check, default_root = CHECKS[args.dataset]
     items = check(args.root or Path(default_root))
     for item in items:

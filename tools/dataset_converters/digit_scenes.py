@@ -5,8 +5,7 @@ from pathlib import Path
 
 from pelk_mm.datasets import make_digit_scenes
 
-
-def parse_args() -> argparse.Namespace:
+if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('data/digit_scenes'), help='folder to make')
     parser.add_argument('--seed', type=int, default=0, help='seed of everything random')
@@ -19,9 +18,5 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--digits-per-scene', type=int, nargs=2, default=(3, 7), metavar=('FEWEST', 'MOST'), help='digits in a scene')
     parser.add_argument('--val-fraction', type=float, default=0.2, help='share of the digits kept for validation')
-    return parser.parse_args()
-
-
-if __name__ == '__main__':
-    args = vars(parse_args())
+    args = vars(parser.parse_args())
     make_digit_scenes(args.pop('out'), **args)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pelk_mm.datasets.prepare import prepare_imagenet
 
-
-def parse_args() -> argparse.Namespace:
+if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'archives',
@@ -22,9 +21,5 @@ def parse_args() -> argparse.Namespace:
         choices=('meta', 'folders'),
         default='meta',
         help='label the validation images by meta/val.txt, or by class folders')
-    return parser.parse_args()
-
-
-if __name__ == '__main__':
-    args = parse_args()
+    args = parser.parse_args()
     prepare_imagenet(args.archives, args.out, args.val_layout)

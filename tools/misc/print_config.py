@@ -8,7 +8,7 @@ from mmengine.config import DictAction
 from pelk_mm.engine.launch import read_config
 
 
-def parse_args() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config, a file or TOOLBOX::NAME')
     parser.add_argument('--save-path', help='also write it to this new file: .py, .yml or .json')
@@ -20,11 +20,6 @@ def parse_args() -> argparse.Namespace:
             parser.error(f'--save-path must end with .py, .yml, .yaml or .json, got {args.save_path}')
         if os.path.exists(args.save_path):
             parser.error(f'--save-path: {args.save_path} exists')
-    return args
-
-
-def main() -> None:
-    args = parse_args()
     cfg = read_config(args.config)
     cfg.merge_from_dict(args.cfg_options or {})
     print(cfg.pretty_text)

@@ -6,7 +6,6 @@ first. The exit code is 1 if an output, or a final prediction, differs by more t
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.checkpoints.entries import add_weights_option
 from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import (
-    Agreement,
     EvalImages,
     ImageModel,
     OnnxModel,
@@ -36,7 +34,9 @@ from pelk_mm.deploy import (
 )
 from pelk_mm.deploy.verify import TIES
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.benchmark import Timing, environment, time_paired
+from pelk_mm.testing.benchmark import environment, time_paired
+
+ABOVE = '  above the tolerance'
 
 
 def parse_args() -> argparse.Namespace:
@@ -75,10 +75,7 @@ def parse_args() -> argparse.Namespace:
     if args.out.suffix != '.onnx':
         parser.error(f'out must end with .onnx, got {args.out}')
     forms = ('fast', 'dense') if args.form == 'both' else (args.form, )
-    args.files = {
-        form: args.out if form == forms[0] else args.out.with_stem(f'{args.out.stem}-dense')
-        for form in forms
-    }
+    args.files = dict(zip(forms, (args.out, args.out.with_stem(f'{args.out.stem}-dense'))))
     written = [file.with_suffix(suffix) for file in args.files.values() for suffix in ('.onnx', '.pt2')]
     try:
         refuse_existing(*written, *filter(None, [args.json]))
@@ -110,34 +107,27 @@ def main() -> None:
         for path in (file, package):
             agreements, size = verify_outputs(reference, path, inputs), path.stat().st_size
             print(f'{path}: {form} form, {size / 1e6:.2f} MB')
-            print_agreements(agreements, args.tolerance)
+            for each in agreements:
+                print(f'    {"x".join(map(str, each.shape)):>14}  {each.output:7}  max difference {each.maximum:.2e}, '
+                      f'relative {each.relative:.2e}{"" if each.relative <= args.tolerance else ABOVE}')
             predictions = verify_predictions(model, task, path, images.batches())
-            judged = not predictions.has_instances
-            wrong = judged and not predictions.error <= max(args.tolerance, TIES)
-            print(f'    {predictions}{"  above the tolerance" if wrong else ""}')
-            numbers.append(
-                dict(
-                    file=str(path),
-                    form=form,
-                    bytes=size,
-                    agreements=[vars(each) for each in agreements],
-                    **predictions.to_dict(),
-                    equal=not wrong and all(each.relative <= args.tolerance for each in agreements)))
+            wrong = not predictions.has_instances and not predictions.error <= max(args.tolerance, TIES)
+            print(f'    {predictions}{ABOVE if wrong else ""}')
+            equal = not wrong and all(each.relative <= args.tolerance for each in agreements)
+            numbers.append(dict(file=str(path), form=form, bytes=size, agreements=[vars(each) for each in agreements],
+                                **predictions.to_dict(), equal=equal))
         runs[f'onnxruntime, {form} form'] = OnnxModel(file, torch.get_num_threads()).run
-    times: dict[str, Timing] = {}
+    times = {}
     if args.timing_seconds > 0:
         print(f'timing for about {args.timing_seconds:g} s at most (--timing-seconds) ...', flush=True)
         times = time_paired(runs, inputs[:1], 'cpu', limit=args.timing_seconds)
-        print_latencies(times, inputs[0].shape)
+        print(f'latency of {"x".join(map(str, inputs[0].shape))} on {torch.get_num_threads()} CPU threads:')
+        for name, time in times.items():
+            print(f'    {name:26} {1e3 * time.median:8.2f} ms ({1e3 * time.low:.2f} ... {1e3 * time.high:.2f})')
     if args.json is not None:
         latency = dict(shape=inputs[0].shape, seconds={name: vars(time) for name, time in times.items()})
-        save_json(
-            dict(
-                config=args.config,
-                checkpoint=args.checkpoint,
-                environment=environment('cpu'),
-                files=numbers,
-                latency=latency), args.json)
+        save_json(dict(config=args.config, checkpoint=args.checkpoint, environment=environment('cpu'), files=numbers,
+                       latency=latency), args.json)
     if not all(entry['equal'] for entry in numbers):
         sys.exit(f'NOT equal within {args.tolerance:g}')
 
@@ -159,19 +149,6 @@ def print_window(model: Any) -> None:
         print(f"test_cfg.mode='slide': the files compute one window of any size. OnnxModel and image_demo.py slide it "
               f'as in testing, crop_size {tuple(test_cfg["crop_size"])} and stride {tuple(test_cfg["stride"])}; any '
               'other runtime has to do the same, or predicts from the image at once, which gives other results.')
-
-
-def print_agreements(agreements: Iterable[Agreement], tolerance: float) -> None:
-    for agreement in agreements:
-        print(f'    {"x".join(map(str, agreement.shape)):>14}  {agreement.output:7}  '
-              f'max difference {agreement.maximum:.2e}, relative {agreement.relative:.2e}'
-              f'{"" if agreement.relative <= tolerance else "  above the tolerance"}')
-
-
-def print_latencies(times: Mapping[str, Timing], shape: tuple[int, ...]) -> None:
-    print(f'latency of {"x".join(map(str, shape))} on {torch.get_num_threads()} CPU threads:')
-    for name, time in times.items():
-        print(f'    {name:26} {1e3 * time.median:8.2f} ms ({1e3 * time.low:.2f} ... {1e3 * time.high:.2f})')
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ from mmengine.config import DictAction
 from rich.progress import track
 
 from pelk_mm.analysis.figures import save_json
+from pelk_mm.analysis.text_tables import to_columns
 from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.checkpoints.entries import add_weights_option
 from pelk_mm.checkpoints.loading import add_trust_option
@@ -61,20 +62,12 @@ def main() -> None:
     differences, predictions = compare(model, deployment.model, deployment.layers, batches)
     counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (model, deployment.model)]
     if args.json is not None:
-        save_json(
-            dict(
-                config=args.config,
-                checkpoint=args.checkpoint,
-                images=len(images),
-                tolerance=args.tolerance,
-                parameters=counts,
-                differences=[difference.to_dict() for difference in differences],
-                **predictions.to_dict()), args.json)
+        settings = dict(config=args.config, checkpoint=args.checkpoint, images=len(images), tolerance=args.tolerance)
+        save_json(dict(settings, parameters=counts, differences=[each.to_dict() for each in differences],
+                       **predictions.to_dict()), args.json)
     print_differences(differences, args.tolerance)
     print(predictions)
-    objection = object_to(differences, deployment.layers, args.tolerance) or object_to_predictions(
-        predictions, args.tolerance)
-    if objection:
+    if objection := object_to(differences, deployment.layers, predictions, args.tolerance):
         print(objection)
         sys.exit(1)
     save_deployment(deployment, meta, args.out)
@@ -85,15 +78,16 @@ def main() -> None:
 
 
 def print_differences(differences: Sequence[Difference], tolerance: float) -> None:
-    width = max(len(difference.name) for difference in differences)
-    print(f'{"":{width}}  {"input":9}  {"max |y|":>9}  {"max error":>9}  {"mean error":>10}  {"relative":>9}')
-    for difference in differences:
-        print(f'{difference.name:{width}}  {"same" if difference.alone else "own":9}  {difference.magnitude:9.3g}  '
-              f'{difference.maximum:9.2e}  {difference.mean:10.2e}  {difference.relative:9.2e}'
-              f'{"" if difference.relative <= tolerance else "  above the tolerance"}')
+    lines = [('', 'input', 'max |y|', 'max error', 'mean error', 'relative', '')]
+    for each in differences:
+        lines.append((each.name, 'same' if each.alone else 'own', f'{each.magnitude:.3g}', f'{each.maximum:.2e}',
+                      f'{each.mean:.2e}', f'{each.relative:.2e}',
+                      '' if each.relative <= tolerance else 'above the tolerance'))
+    print(to_columns(lines, num_text=2))
 
 
-def object_to(differences: Sequence[Difference], layers: Iterable[str], tolerance: float) -> str:
+def object_to(differences: Sequence[Difference], layers: Iterable[str], predictions: Predictions,
+              tolerance: float) -> str:
     """Why the deployed form must not be written, '' if nothing speaks against it."""
     worst = worst_of(differences)
     if not worst.relative <= tolerance:
@@ -102,11 +96,7 @@ def object_to(differences: Sequence[Difference], layers: Iterable[str], toleranc
     unproven = sorted(set(layers) - {difference.name for difference in differences})
     if unproven:
         return f'NOT proven: nothing reached {", ".join(unproven)}. Choose other --images or more, --num-images.'
-    return ''
-
-
-def object_to_predictions(predictions: Predictions, tolerance: float) -> str:
-    """As :func:`object_to`. Detectors are left out: a tie may fall either way in NMS."""
+    # Predictions of detectors are left out: a tie may fall either way in NMS.
     if predictions.has_instances or predictions.error <= max(tolerance, TIES):
         return ''
     return f'NOT equal: {predictions}, more than {max(tolerance, TIES):g}. Nothing is written.'
