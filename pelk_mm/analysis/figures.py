@@ -1,4 +1,4 @@
-"""Colours and saving of the figures of this package."""
+"""Colours and curves of figures, and files that are not overwritten."""
 
 from __future__ import annotations
 
@@ -23,10 +23,9 @@ def draw_curves(axis: Axes, curves: Mapping[str, Sequence[Sequence[float]]], mar
     axis.grid(alpha=0.3)
     axis.spines[['top', 'right']].set_visible(False)
 
-    Args:
-        figure (Figure): What to draw.
-        path (Path): File to write; its ending gives the format, for instance ``.png`` or ``.svg``. Its folder is made.
-        dpi (int): Pixels per inch. Defaults to 100.
+
+def save_figure(figure: Figure, path: Path, dpi: int = 100) -> None:
+    """Write a figure to a new file, ``.png``, ``.svg`` or any other ending that matplotlib knows. Its folder is made.
 
     Raises:
         FileExistsError: If the file exists.

@@ -24,7 +24,7 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.backbone.parameters()])
 
 
-def test_random_weights_depend_only_on_the_seed():
+def test_random_weights_depend_on_the_seed_alone():
     generator = torch.get_rng_state()
     first, again, other = (weights(build_with_weights(config(), seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -42,22 +42,17 @@ def test_on_meta_shapes_are_those_of_the_real_model(backbone, deploy):
     assert all(value.is_meta for value in meta.values())
 
 
-def test_a_checkpoint_is_loaded(tmp_path):
-    trained = build_with_weights(config(), seed=3)
-    path = save(trained, tmp_path / 'a.pth')
-    assert torch.equal(weights(build_with_weights(config(), path)), weights(trained))
-
-
-def test_checkpoints_named_by_the_config_are_not_loaded():
+def test_what_the_config_names_is_not_loaded():
     cfg = config(init_cfg=dict(type='Pretrained', checkpoint='missing.pth'))
     assert torch.equal(weights(build_with_weights(cfg)), weights(build_with_weights(config())))
     assert cfg.model.backbone.init_cfg.checkpoint == 'missing.pth'
 
 
-def test_a_checkpoint_must_have_the_complete_backbone(tmp_path):
-    trained = build_with_weights(config())
-    missing = 'backbone.stages.1.blocks.0.pointwise_conv1'
-    path = save(trained, tmp_path / 'a.pth', drop=[missing])
+def test_a_checkpoint_is_loaded_and_must_have_the_complete_backbone(tmp_path):
+    trained = build_with_weights(config(), seed=3)
+    path = save(trained, tmp_path / 'a.pth')
+    assert torch.equal(weights(build_with_weights(config(), path)), weights(trained))
+    path = save(trained, tmp_path / 'a.pth', drop=['backbone.stages.1.blocks.0.pointwise_conv1'])
     count = len(trained.backbone.state_dict())
     with pytest.raises(ValueError, match=rf'has {count - 2} of {count}, and not, for example, '
                        r'stages\.1\.blocks\.0\.pointwise_conv1\.(weight|bias)'):
