@@ -35,7 +35,7 @@ def load_photographs() -> dict[str, list[Image.Image]]:
     """Load scikit-learn's two sample photographs, cut into a part for training and one for validation.
 
     Returns:
-        dict: 'train' and 'val', each a list of two RGB pictures.
+        dict: 'train' and 'val', each a list of two RGB images.
     """
     require('sklearn', by='the built-in data set')
     from sklearn.datasets import load_sample_image
@@ -51,7 +51,7 @@ def load_photographs() -> dict[str, list[Image.Image]]:
 def render_digit(digit: np.ndarray, size: float, angle: float, stretch: float, weight: float) -> np.ndarray:
     """Draw one handwritten digit as an antialiased stroke.
 
-    The 8x8 picture is interpolated by cubic splines, which turns its grey levels back into the outline they were
+    The 8x8 image is interpolated by cubic splines, which turns its grey levels back into the outline they were
     counted from, and cut off at a level with an edge about one pixel wide.
 
     Args:
@@ -107,16 +107,16 @@ def random_background(rng: np.random.RandomState, size: int, photos: list[Image.
         left = rng.randint(photo.width - side + 1)
         top = rng.randint(photo.height - side + 1)
         crop = photo.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-        picture = np.asarray(crop) / 255.0
+        image = np.asarray(crop) / 255.0
     else:
         blend = (_noise, _stripes, _checks)[rng.randint(3)](rng, size)
         first, second = rng.uniform(0, 1, (2, 3))
-        picture = first + (second - first) * blend[..., None]
-        picture = np.clip(picture + rng.normal(0, 0.02, picture.shape), 0, 1)
+        image = first + (second - first) * blend[..., None]
+        image = np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1)
     # Dim, for bright digits: figure and ground are told apart in minutes of training, the shapes remain to be learned.
     # Tinted, so that two photographs give many colours.
-    mean = picture.mean(axis=(0, 1))
-    return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (picture - mean))
+    mean = image.mean(axis=(0, 1))
+    return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (image - mean))
 
 
 def random_color(rng: np.random.RandomState, surroundings: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def paste(canvas: np.ndarray, opacity: np.ndarray, top: int, left: int, color: n
     window += opacity[..., None] * (color - window)
 
 
-def to_picture(canvas: np.ndarray) -> Image.Image:
+def to_image(canvas: np.ndarray) -> Image.Image:
     """Turn a canvas (H, W, 3) into an 8-bit image."""
     return Image.fromarray(np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8))
 
@@ -155,7 +155,7 @@ def _noise(rng: np.random.RandomState, size: int) -> np.ndarray:
 
 
 def _waves(rng: np.random.RandomState, size: int, angle: float) -> np.ndarray:
-    """A sine across the picture in the direction ``angle`` (radians), with values in [-1, 1]."""
+    """A sine across the image in the direction ``angle`` (radians), with values in [-1, 1]."""
     rows, cols = np.indices((size, size))
     period = size * rng.uniform(0.06, 0.3)
     along = cols * math.cos(angle) + rows * math.sin(angle)
@@ -163,11 +163,9 @@ def _waves(rng: np.random.RandomState, size: int, angle: float) -> np.ndarray:
 
 
 def _stripes(rng: np.random.RandomState, size: int) -> np.ndarray:
-    """Soft parallel stripes in [0, 1]."""
     return 0.5 + 0.5 * _waves(rng, size, rng.uniform(0, math.pi))
 
 
 def _checks(rng: np.random.RandomState, size: int) -> np.ndarray:
-    """Soft checks in [0, 1]."""
     angle = rng.uniform(0, math.pi)
     return 0.5 + 0.5 * np.clip(3 * _waves(rng, size, angle) * _waves(rng, size, angle + math.pi / 2), -1, 1)

@@ -20,10 +20,10 @@ from .digit_rendering import (
     random_background,
     random_color,
     random_digit,
-    to_picture,
+    to_image,
 )
 
-# Part of meta.json: raise it when the same parameters come to mean other pictures.
+# Part of meta.json: raise it when the same parameters come to mean other images.
 VERSION = 1
 DIGIT_CLASSES = tuple('0123456789')
 # Label maps follow ADE20K: 0 is "other" and ignored (it does not occur here), class i of this list has the value i + 1.
@@ -82,16 +82,8 @@ def make_digit_scenes(root: str | os.PathLike,
         ValueError: If an argument is out of range.
         FileExistsError: If ``root`` holds something else. Nothing is changed then.
     """
-    parameters = dict(
-        seed=seed,
-        num_cls_train=num_cls_train,
-        num_cls_val=num_cls_val,
-        num_scenes_train=num_scenes_train,
-        num_scenes_val=num_scenes_val,
-        cls_size=cls_size,
-        scene_size=scene_size,
-        digits_per_scene=digits_per_scene,
-        val_fraction=val_fraction)
+    parameters = dict(locals())
+    del parameters['root']
     _check_parameters(parameters)
     # As JSON gives it back.
     parameters['digits_per_scene'] = list(digits_per_scene)
@@ -217,7 +209,6 @@ def _find_existing(root: Path, parameters: dict[str, Any]) -> dict[str, Any] | N
 
 
 def _make(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Write the whole data set into an empty folder and return its metadata."""
     parts = split_digits(parameters['seed'], parameters['val_fraction'])
     photos = load_photographs()
     for split in SPLITS:
@@ -229,7 +220,7 @@ def _make(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _random_streams(seed: int, task: int, split: str, count: int) -> Iterator[np.random.RandomState]:
-    """One source of randomness per picture: picture i stays the same whatever the number of pictures."""
+    """One source of randomness per image: image i stays the same, however many there are."""
     for index in track(range(count), description=f"{('images', 'scenes')[task]} ({split})"):
         yield np.random.RandomState([seed, task, SPLITS.index(split), index])
 
@@ -249,12 +240,11 @@ def _make_cls(root: Path, split: str, indices: list[int], photos: list[Image.Ima
         opacity = random_digit(rng, digits[index], (0.6 * size, 0.85 * size), MAX_ANGLE)
         top, left = _random_corner(rng, opacity, size)
         _draw(rng, canvas, opacity, top, left)
-        to_picture(canvas).save(folders[labels[index]] / f'{index:04d}_{rendering}.png', compress_level=1)
+        to_image(canvas).save(folders[labels[index]] / f'{index:04d}_{rendering}.png', compress_level=1)
 
 
 def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.Image],
                  parameters: dict[str, Any]) -> None:
-    """Write the scenes of one part with label maps and instance annotations."""
     digits, labels = load_handwritten_digits()
     size = parameters['scene_size']
     fewest, most = parameters['digits_per_scene']
@@ -283,7 +273,7 @@ def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.
             shown.append(int(index))
 
         name = f'{number:04d}.png'
-        to_picture(canvas).save(image_folder / name, compress_level=1)
+        to_image(canvas).save(image_folder / name, compress_level=1)
         values = np.array([1] + [labels[index] + 2 for index in shown], dtype=np.uint8)
         Image.fromarray(values[owner + 1]).save(label_folder / name)
         images.append(dict(id=number, file_name=name, height=size, width=size))
@@ -305,7 +295,7 @@ def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.
 
 
 def _random_corner(rng: np.random.RandomState, patch: np.ndarray, size: int) -> tuple[int, int]:
-    """Top and left of a random place for ``patch`` wholly inside a square picture."""
+    """Top and left of a random place for ``patch`` inside a square image."""
     return rng.randint(size - patch.shape[0] + 1), rng.randint(size - patch.shape[1] + 1)
 
 

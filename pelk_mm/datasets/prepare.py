@@ -128,20 +128,20 @@ def check_ade20k_labels(root: Path) -> list[str]:
     """
     problems = []
     for path in track(sorted((root / 'annotations').glob('*/*.png')), description='label maps'):
-        picture = root / 'images' / path.parent.name / f'{path.stem}.jpg'
+        image = root / 'images' / path.parent.name / f'{path.stem}.jpg'
         with Image.open(path) as labels:
             mode, size, largest = labels.mode, labels.size, int(np.asarray(labels).max())
-        if not picture.is_file():
-            problems.append(f'{path}: its picture {picture} is missing')
+        if not image.is_file():
+            problems.append(f'{path}: its image {image} is missing')
             continue
-        with Image.open(picture) as opened:
+        with Image.open(image) as opened:
             expected = opened.size
         if mode != 'L':
             problems.append(f'{path}: mode {mode}, expected L (8 bit, one channel)')
         elif largest > ADE20K_NUM_CLASSES:
             problems.append(f'{path}: label {largest}, expected 0 .. {ADE20K_NUM_CLASSES}')
         elif size != expected:
-            problems.append(f'{path}: width and height {size}, its picture has {expected}')
+            problems.append(f'{path}: width and height {size}, its image has {expected}')
     return problems
 
 
@@ -194,7 +194,6 @@ def _extracted(folder: Path, part: str, target: Path) -> str:
 
 
 def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) -> None:
-    """Bring the validation images into place, from the archive if it is there, and label them."""
     wnid_of, wnids = read_imagenet_devkit(devkit)
     val, meta = root / 'val', root / 'meta/val.txt'
     sorted_already = val.is_dir() and any(re.fullmatch(r'n\d{8}', entry.name) for entry in val.iterdir())
@@ -221,14 +220,12 @@ def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) 
 
 
 def _val_path(name: str, wnid_of: dict[str, str], layout: str) -> str:
-    """Where a validation image belongs, relative to ``val``."""
     if name not in wnid_of:
         raise ValueError(f'The archive of validation images holds {name}, for which the devkit has no label.')
     return name if layout == 'meta' else f'{wnid_of[name]}/{name}'
 
 
 def _move_into_folders(val: Path, wnid_of: dict[str, str]) -> None:
-    """Move the images that lie directly in ``val`` into their class folders."""
     moves = [(val / name, val / wnid / name) for name, wnid in wnid_of.items() if (val / name).is_file()]
     for source, target in moves:
         if target.exists():

@@ -10,7 +10,7 @@ from pelk_mm.datasets.digit_rendering import (
     random_color,
     random_digit,
     render_digit,
-    to_picture,
+    to_image,
 )
 
 # A vertical bar of 8 cells by 2, with a foot to the right at its lower end: an L.
@@ -105,7 +105,7 @@ def test_paste_blends_inside_its_window_only():
     assert not canvas.any()
 
 
-def test_to_picture_rounds_and_clips():
-    picture = np.asarray(to_picture(np.array([[[0.0, 0.5, 2.0]]])))
-    assert picture.dtype == np.uint8
-    assert picture.tolist() == [[[0, 128, 255]]]
+def test_to_image_rounds_and_clips():
+    image = np.asarray(to_image(np.array([[[0.0, 0.5, 2.0]]])))
+    assert image.dtype == np.uint8
+    assert image.tolist() == [[[0, 128, 255]]]

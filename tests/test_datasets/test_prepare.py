@@ -238,7 +238,7 @@ def test_ade20k(ade20k, tmp_path):
 @pytest.mark.parametrize(('labels', 'message'), [
     (np.full((4, 5), 151, dtype=np.uint8), r'label 151, expected 0 \.\. 150'),
     (np.zeros((4, 5, 3), dtype=np.uint8), 'mode RGB'),
-    (np.zeros((5, 4), dtype=np.uint8), r'\(4, 5\), its picture has \(5, 4\)'),
+    (np.zeros((5, 4), dtype=np.uint8), r'\(4, 5\), its image has \(5, 4\)'),
 ])
 def test_ade20k_labels_are_checked(ade20k, tmp_path, labels, message):
     with zipfile.ZipFile(ade20k, 'a') as opened:
@@ -248,7 +248,7 @@ def test_ade20k_labels_are_checked(ade20k, tmp_path, labels, message):
         prepare_ade20k(ade20k, tmp_path / 'ade')
 
 
-def test_ade20k_labels_without_picture_are_reported(ade20k, tmp_path):
+def test_ade20k_labels_without_image_are_reported(ade20k, tmp_path):
     prepare_ade20k(ade20k, tmp_path / 'ade')
     root = tmp_path / 'ade/ADEChallengeData2016'
     assert check_ade20k_labels(root) == []
