@@ -87,30 +87,14 @@ def make_digit_scenes(root: str | os.PathLike,
     _check_parameters(parameters)
     # As JSON gives it back.
     parameters['digits_per_scene'] = list(digits_per_scene)
-    root = Path(root).resolve()
-    logger = MMLogger.get_current_instance()
-
+    root, logger = Path(root).resolve(), MMLogger.get_current_instance()
     meta = _find_existing(root, parameters)
-    if meta is not None:
+    if meta is None:
+        meta = _make_beside(root, parameters)
+        logger.info(f'Made {root}: {num_cls_train} + {num_cls_val} images for classification, '
+                    f'{num_scenes_train} + {num_scenes_val} scenes.')
+    else:
         logger.info(f'{root} already holds this data set (seed {seed}): it is used as it is.')
-        return meta
-
-    root.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
-    try:
-        meta = _make(workspace, parameters)
-        # mkdtemp lets only the owner in; the result gets what a plain mkdir would have given.
-        workspace.chmod((workspace / 'scenes').stat().st_mode)
-        try:
-            workspace.rename(root)
-        except OSError:
-            # Another process may have finished the same data set meanwhile.
-            if _find_existing(root, parameters) is None:
-                raise
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-    logger.info(f'Made {root}: {num_cls_train} + {num_cls_val} images for classification, '
-                f'{num_scenes_train} + {num_scenes_val} scenes.')
     return meta
 
 
@@ -205,6 +189,25 @@ def _find_existing(root: Path, parameters: dict[str, Any]) -> dict[str, Any] | N
         differing = ', '.join(f'{counts[name]} of {number} in {name}' for name, number in meta['counts'].items()
                               if counts[name] != number)
         raise FileExistsError(f'{root} holds digit_scenes, but files are missing or were added: {differing}. {advice}')
+    return meta
+
+
+def _make_beside(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Write the data set into a folder beside ``root``, which takes that name when it is complete."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    try:
+        meta = _make(workspace, parameters)
+        # mkdtemp lets only the owner in; the result gets what a plain mkdir would have given.
+        workspace.chmod((workspace / 'scenes').stat().st_mode)
+        try:
+            workspace.rename(root)
+        except OSError:
+            # Another process may have finished the same data set meanwhile.
+            if _find_existing(root, parameters) is None:
+                raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
     return meta
 
 
