@@ -139,7 +139,6 @@ class PretrainedBackbone(PretrainedInit):
         return ranking[0][0] if ranking else ''
 
     def _refuse_misfit(self, match: Match, name: str, where: str) -> None:
-        """Raise if the weights are of the other form, or of other shapes."""
         form, biases = match.other_form
         if form:
             fix = ('load the checkpoint that training saved, and deploy afterwards' if form == 'deployed' else
