@@ -113,7 +113,7 @@ def random_background(rng: np.random.RandomState, size: int, photos: list[Image.
         first, second = rng.uniform(0, 1, (2, 3))
         image = first + (second - first) * blend[..., None]
         image = np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1)
-    # Dim, for bright digits: figure and ground are told apart in minutes of training, the shapes remain to be learned.
+    # Dim, for bright digits: figure and ground are separated in minutes of training, the shapes remain to be learned.
     # Tinted, so that two photographs give many colours.
     mean = image.mean(axis=(0, 1))
     return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (image - mean))

@@ -74,7 +74,7 @@ class SeededSampler(Sampler):
         return getattr(self.sampler, name)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch to the sampler, and to the seeds."""
+        """Pass the epoch on to the sampler, and to the seeds."""
         self.epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)

@@ -42,7 +42,7 @@ def use_reachable_interface() -> None:
                              f'got {asked!r}')
     if int(os.environ.get('GROUP_WORLD_SIZE', '1')) < 2:
         return
-    # Every node takes part, whatever it has set itself: the first one may have to ask the second for its address.
+    # Every node takes part, also one that has set it: the first one may have to ask the second for its address.
     address = _address_towards_others()
     if asked:
         return

@@ -92,7 +92,7 @@ def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, fl
         budget = density * total - sum(weights[name].numel() for name in dense)
         scale = budget / sum(sum(weight.shape) for weight in rest.values())
         densities = {name: scale * sum(weight.shape) / weight.numel() for name, weight in rest.items()}
-        # Capping a layer leaves more for the others, so whatever is above 1 now stays above it.
+        # Capping a layer leaves more for the others, so what is above 1 now stays above it.
         over = {name for name, value in densities.items() if value > 1}
         if not over:
             return {name: densities.get(name, 1.0) for name in weights}

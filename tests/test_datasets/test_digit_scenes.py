@@ -1,4 +1,4 @@
-"""The built-in data: the same every time, its parts apart, its annotations true to the pictures."""
+"""The built-in data: the same every time, its parts apart, its annotations true to the images."""
 
 import json
 
@@ -23,7 +23,7 @@ def annotations_of(root, split):
 
 
 def scenes_of(root, split):
-    """Picture, label map and annotations of each scene, masks decoded by COCO's own code."""
+    """Image, label map and annotations of each scene, masks decoded by COCO's own code."""
     coco = annotations_of(root, split)
     for image in coco['images']:
         picture = np.asarray(Image.open(root / 'scenes/images' / split / image['file_name']))
@@ -119,7 +119,7 @@ def test_boxes_and_areas_fit_the_masks_whose_union_are_the_label_maps(digit_scen
 
 
 def test_masks_show_what_the_picture_shows(digit_scenes):
-    """Inside a mask the picture has one colour: where digits overlap, the mask belongs to the upper one."""
+    """Inside a mask the image has one colour: where digits overlap, the mask belongs to the upper one."""
     uniform, touching = [], 0
     for picture, _, _, masks in scenes_of(digit_scenes, 'train'):
         for mask in masks:

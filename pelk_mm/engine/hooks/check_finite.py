@@ -228,7 +228,7 @@ class CheckFiniteHook(Hook):
         return facts
 
     def _explain(self, runner: Runner) -> list[str]:
-        """What the batch, the weights and a second run of the iteration tell, in this process."""
+        """Describe the batch, the weights and a second run of the iteration, in this process."""
         model, wrapper = unwrap(runner.model), runner.optim_wrapper
         # A sharded model only runs inside its wrapper; that of other models would average over the processes.
         wrapped = runner.model if isinstance(runner.model, FullyShardedDataParallel) else model
@@ -247,7 +247,7 @@ class CheckFiniteHook(Hook):
         facts, samples = [], non_finite_samples(self._batch)
         try:
             seen, losses = trace(wrapped, compute_losses, sum_losses, len(paths))
-        # Models with a training step of their own, say. What was found so far must be told.
+        # Models with a training step of their own, say. What was found so far is reported.
         except Exception as error:
             facts.append(f'the iteration could not be repeated to find the layer: {type(error).__name__}: {error}')
         else:
