@@ -17,15 +17,7 @@ PARTIAL = '.partial_'
 
 
 def refuse_existing(*paths: str | Path, instead: str = 'name') -> None:
-    """Raise before any work if a file to write exists.
-
-    Args:
-        *paths (str | Path): The files.
-        instead (str): What the user may choose another one of, for the message. Defaults to 'name'.
-
-    Raises:
-        FileExistsError: If one of them exists.
-    """
+    """Raise a FileExistsError before any work if a file to write exists; the user is to choose another ``instead``."""
     for path in paths:
         if os.path.exists(path):
             raise FileExistsError(f'{path} exists and is not overwritten: choose another {instead}')
@@ -35,11 +27,7 @@ def atomic_write(content: bytes | memoryview, path: str | Path) -> None:
     """Write a file beside ``path``, sync it to the disk, then rename it to ``path``. Missing folders are made.
 
     If the process is killed, the previous file stays, and the incomplete one keeps a name of its own. After an error
-    the incomplete one is removed.
-
-    Args:
-        content (bytes | memoryview): The complete content.
-        path (str | Path): The file. If it is a link, its target is replaced.
+    the incomplete one is removed. If ``path`` is a link, its target is replaced.
 
     Raises:
         OSError: If it cannot be written; always with the name of the file, which some system calls leave out.
@@ -47,7 +35,7 @@ def atomic_write(content: bytes | memoryview, path: str | Path) -> None:
     path = os.path.realpath(path)
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        part = _free_name(path + PARTIAL)
+        part = free_name(path + PARTIAL)
         with open(part, 'xb') as file:
             try:
                 file.write(content)
@@ -63,11 +51,7 @@ def atomic_write(content: bytes | memoryview, path: str | Path) -> None:
 
 
 def atomic_save(content: Mapping[str, Any], path: str | Path) -> None:
-    """Call ``torch.save`` and write the result by :func:`atomic_write`.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Call ``torch.save`` and write the result by :func:`atomic_write`."""
     atomic_write(serialize(content), path)
 
 
@@ -80,12 +64,13 @@ def serialize(content: Mapping[str, Any]) -> memoryview:
 
 def set_aside(path: str, suffix: str) -> str:
     """Rename a file to ``<path><suffix><number>``, the first free name, and return that name."""
-    target = _free_name(path + suffix)
+    target = free_name(path + suffix)
     os.rename(path, target)
     return target
 
 
-def _free_name(stem: str) -> str:
+def free_name(stem: str) -> str:
+    """Return ``<stem><number>``, the first that is not there."""
     return next(name for number in count(1) if not os.path.lexists(name := f'{stem}{number}'))
 
 

@@ -49,19 +49,10 @@ BACKBONE_NAMES = {r'(?:module\.)?backbone\.(.+)': r'\1'}
 
 
 def convert_main(description: str | None, names: Mapping[str, str], source_help: str) -> str:
-    """Run the command line of a converter.
-
-    Args:
-        description (str, optional): What the tool does, for its help.
-        names (Mapping[str, str]): As :func:`convert_file` takes them.
-        source_help (str): Description of the checkpoint.
+    """Run the command line of a converter by :func:`convert_file`.
 
     Returns:
-        str: The written file, and line by line the tensors that were left out.
-
-    Raises:
-        FileExistsError: If the file to write exists.
-        ValueError: If the checkpoint has no such entry, or nothing in it matches.
+        str: The target, and line by line the tensors that were left out.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('source', help=source_help)
@@ -114,11 +105,7 @@ def convert_file(source: str,
 
 
 def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename tensors by the first pattern that matches their complete name.
-
-    Args:
-        tensors (Mapping[str, Tensor]): By name.
-        names (Mapping[str, str]): Regular expressions and their replacements.
+    """Rename tensors by the first regular expression that matches their complete name.
 
     Returns:
         tuple[dict[str, Tensor], list[str]]: The renamed tensors, and the names that nothing matched.

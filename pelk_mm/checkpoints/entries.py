@@ -24,12 +24,7 @@ PUBLISHED = ('meta', 'state_dict')
 
 
 def check_choice(weights: str | None, key: str | None = None, owner: str = '') -> None:
-    """Check the two arguments that choose weights.
-
-    Args:
-        weights (str, optional): ``'raw'``, ``'averaged'`` or None.
-        key (str, optional): Entry to take instead.
-        owner (str): What the arguments belong to, for the message, e.g. ``'init_cfg.'``.
+    """Check the two arguments that choose weights; messages put ``owner``, e.g. ``'init_cfg.'``, before their names.
 
     Raises:
         ValueError: If ``weights`` has another value, or both are given.
@@ -42,12 +37,7 @@ def check_choice(weights: str | None, key: str | None = None, owner: str = '') -
 
 
 def add_weights_option(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add ``--weights {raw,averaged}`` to a tool that loads checkpoints.
-
-    Args:
-        parser (argparse.ArgumentParser): The tool's.
-        default (str): For the help, which weights are taken without the option.
-    """
+    """Add ``--weights {raw,averaged}`` to a tool that loads checkpoints; its help names the ``default``."""
     parser.add_argument(
         '--weights',
         choices=WEIGHTS,

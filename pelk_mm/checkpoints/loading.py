@@ -36,12 +36,7 @@ _trusted: set[str] = set()
 
 
 class UnsafeCheckpoint(UnpicklingError, ValueError):
-    """A checkpoint that holds code; nothing of it was run.
-
-    Args:
-        name (str): File or URL.
-        needs (str): What loading it would do, e.g. 'call posix.system'.
-    """
+    """A checkpoint that holds code, of which nothing was run; loading it ``needs`` to 'call posix.system', say."""
 
     def __init__(self, name: str, needs: str) -> None:
         super().__init__(f'{name!r} holds more than tensors and plain values and is not loaded: that would {needs}, '
@@ -59,10 +54,7 @@ class DamagedCheckpoint(ValueError):
 
 
 def trust_checkpoint(name: str | Path) -> None:
-    """Let this process run the code that a checkpoint may hold. A warning names the file whenever that happens.
-
-    Args:
-        name (str | Path): The file, or its URL, just as it is loaded.
+    """Let this process run the code that a file or URL may hold. A warning names it whenever that happens.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -116,15 +108,7 @@ def safe_load(source: str | Path | BinaryIO, map_location: Any = 'cpu') -> Any:
 
 
 def load_checked(name: str, load: Callable[..., Any]) -> Any:
-    """Call ``load(weights_only=True)``, or for a trusted file that holds code ``load(weights_only=False)``.
-
-    Args:
-        name (str): File or URL.
-        load (Callable[..., Any]): ``torch.load`` or the like, with all other arguments.
-
-    Raises:
-        OSError, DamagedCheckpoint, UnsafeCheckpoint: As :func:`safe_load`.
-    """
+    """As :func:`safe_load`, by ``load(weights_only=True)``; trusted files with code by ``load(weights_only=False)``."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(checkpoint_globals())
@@ -167,8 +151,7 @@ def _identity(name: str) -> str:
 def checkpoint_globals() -> list:
     """Return the types that checkpoints hold beside tensors and plain values, as ``torch.serialization`` takes them.
 
-    MMEngine's log history; NumPy's arrays and numbers; and the arguments of the command line, as other code bases save
-    them.
+    These are MMEngine's log history, NumPy's arrays and numbers, and other code bases' arguments of the command line.
     """
     scalar, reconstruct = (value.__reduce__()[0] for value in (np.float64(0), np.zeros(0)))
     allowed: list = [

@@ -10,12 +10,8 @@ from torch import Tensor
 class Match:
     """The tensors of a checkpoint that fit a model, by name and shape.
 
-    Args:
-        own (Mapping[str, Tensor]): The model's tensors, by name.
-        found (Mapping[str, Tensor]): The checkpoint's tensors, by the same names.
-
     Attributes:
-        own, found (dict[str, tuple[int, ...]]): Shapes by name.
+        own, found (dict[str, tuple[int, ...]]): The model's shapes and the checkpoint's, by name.
         matched (list[str]): Names with the same shape in both.
         other_shapes (list[str]): Names in both, with different shapes.
         missing (list[str]): Names of the model that the checkpoint lacks.

@@ -17,11 +17,7 @@ TRAINING_STATE = {'meta', 'state_dict', 'message_hub', 'optimizer'}
 
 
 def check_undamaged(path: str) -> None:
-    """Refuse to resume from a damaged file.
-
-    Raises:
-        ValueError: If it is damaged; with the undamaged ones beside it.
-    """
+    """Raise a ValueError that names the undamaged files beside a damaged one."""
     damage = checkpoint_error(path)
     if damage is None:
         return

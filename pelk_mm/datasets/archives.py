@@ -1,86 +1,49 @@
-"""Extraction that can be interrupted and continued, and never overwrites a file."""
+"""Extraction that can be interrupted and taken up again, and never overwrites a file.
+
+All functions return the number of files written, make missing folders, and raise a ValueError if an archive is damaged
+or holds a path that leaves the target, a FileExistsError if a file is there with another size than in the archive, and
+an OSError if the disk has not enough room, before anything is written.
+"""
 
 import shutil
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any
 
 from rich.progress import track
 
+# Path below the target, size in bytes, and what opens the file.
+Member = tuple[str, int, Callable[[], Any]]
+
 
 def extract_zip(archive: Path, target: Path) -> int:
-    """Extract the files of a zip archive which are not there yet.
-
-    Args:
-        archive (Path): The archive.
-        target (Path): Folder to extract to, made when missing.
-
-    Returns:
-        int: Number of files written.
-
-    Raises:
-        ValueError: If the archive is damaged or holds a path that leaves ``target``.
-        FileExistsError: If a file is there with another size than in the archive.
-        OSError: If the disk has not enough room, before anything is written.
-    """
+    """Extract the files of a zip archive which are not there yet."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [info for info in opened.infolist() if not info.is_dir()]
-            wanted = [(info, _locate(target, info.filename, archive)) for info in members]
-            missing = [(info, path) for info, path in wanted if not is_extracted(path, info.file_size)]
-            check_disk_space(target, sum(info.file_size for info, _ in missing))
-            for info, path in track(missing, description=archive.name):
-                with opened.open(info) as source:
-                    _write(source, path, info.file_size, archive)
+            members = [(info.filename, info.file_size, partial(opened.open, info)) for info in opened.infolist()
+                       if not info.is_dir()]
+            return _extract(members, target, archive)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f'{archive} is damaged or no zip archive ({error}): download it again.') from error
-    return len(missing)
 
 
 def extract_tar(archive: Path, target: Path, rename: Callable[[str], str] = str) -> int:
     """Extract the files of an uncompressed tar archive which are not there yet.
 
-    Args:
-        archive (Path): The archive.
-        target (Path): Folder to extract to, made when missing.
-        rename (Callable): From the name in the archive to the path below ``target``. Defaults to the name itself.
-
-    Returns:
-        int: Number of files written.
-
-    Raises:
-        ValueError: If the archive is damaged or holds a path that leaves ``target``.
-        FileExistsError: If a file is there with another size than in the archive.
-        OSError: If the disk has not enough room, before anything is written.
+    ``rename`` turns the name in the archive into the path below ``target``.
     """
     with _open_tar(archive) as opened:
-        members = _files_of(opened, archive)
-        wanted = [(member, _locate(target, rename(str(PurePosixPath(member.name))), archive)) for member in members]
-        missing = [(member, path) for member, path in wanted if not is_extracted(path, member.size)]
-        check_disk_space(target, sum(member.size for member, _ in missing))
-        for member, path in track(missing, description=archive.name):
-            _write(cast(IO[bytes], opened.extractfile(member)), path, member.size, archive)
-    return len(missing)
+        members = [(rename(str(PurePosixPath(member.name))), member.size, partial(opened.extractfile, member))
+                   for member in _files_of(opened, archive)]
+        return _extract(members, target, archive)
 
 
 def extract_tar_of_tars(archive: Path, target: Path) -> int:
-    """Extract a tar archive of tar archives, each into a folder with its name without ``.tar``.
-
-    Args:
-        archive (Path): The outer archive.
-        target (Path): Folder to make the folders in.
-
-    Returns:
-        int: Number of files written.
-
-    Raises:
-        ValueError: If the archive is damaged, holds something else than tar archives, or a path that leaves ``target``.
-        FileExistsError: If a file is there with another size than in the archive.
-        OSError: If the disk has not enough room for the folders that are still to be made, before anything is written.
-    """
+    """Extract a tar archive of tar archives, each into the folder called as it is without ``.tar``."""
     written = 0
     with _open_tar(archive) as outer:
         members = _files_of(outer, archive)
@@ -91,23 +54,25 @@ def extract_tar_of_tars(archive: Path, target: Path) -> int:
         check_disk_space(target, sum(member.size for member, folder in zip(members, folders) if not folder.exists()))
         for member, folder in track(list(zip(members, folders)), description=archive.name):
             with _open_tar(archive, outer.extractfile(member)) as inner:
-                for file in _files_of(inner, archive):
-                    path = _locate(folder, file.name, archive)
-                    if not is_extracted(path, file.size):
-                        _write(cast(IO[bytes], inner.extractfile(file)), path, file.size, archive)
-                        written += 1
+                files = [(file.name, file.size, partial(inner.extractfile, file)) for file in _files_of(inner, archive)]
+                written += _extract(files, folder, archive, nested=True)
     return written
 
 
-def is_extracted(path: Path, size: int) -> bool:
-    """Return whether a file already exists.
+def _extract(members: Iterable[Member], target: Path, archive: Path, nested: bool = False) -> int:
+    wanted = [(_locate(target, name, archive), size, read) for name, size, read in members]
+    missing = [(path, size, read) for path, size, read in wanted if not is_extracted(path, size)]
+    check_disk_space(target, sum(size for _, size, _ in missing))
+    for path, size, read in track(missing, description=archive.name, disable=nested):
+        _write(read(), path, size, archive)
+    return len(missing)
 
-    Args:
-        path (Path): The file.
-        size (int): The size it should have, in bytes.
+
+def is_extracted(path: Path, size: int) -> bool:
+    """Whether a file is there already.
 
     Raises:
-        FileExistsError: If it has another size.
+        FileExistsError: If it has another size, in bytes.
     """
     if not path.exists():
         return False
@@ -150,7 +115,6 @@ def _files_of(opened: tarfile.TarFile, archive: Path) -> list[tarfile.TarInfo]:
 
 
 def _locate(target: Path, name: str, archive: Path) -> Path:
-    """Path of an archive member below ``target``."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith('/') or '..' in parts:
         raise ValueError(f'{archive} holds {name!r}, a path that leaves the folder to extract to.')
@@ -160,14 +124,14 @@ def _locate(target: Path, name: str, archive: Path) -> Path:
 def _write(source: IO[bytes], path: Path, size: int, archive: Path) -> None:
     """Write one file under a temporary name, and rename it when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.part')
+    partial_path = path.with_name(path.name + '.part')
     try:
-        with source, open(partial, 'wb') as file:
+        with source, open(partial_path, 'wb') as file:
             shutil.copyfileobj(source, file, 2**20)
-        found = partial.stat().st_size
+        found = partial_path.stat().st_size
         if found != size:
             raise ValueError(f'{archive} is damaged: {path.name} ends after {found} of {size} bytes. '
                              'Download it again.')
-        partial.rename(path)
+        partial_path.rename(path)
     finally:
-        partial.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)

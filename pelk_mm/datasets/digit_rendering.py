@@ -1,7 +1,7 @@
 """Draw the built-in data: handwritten digits as smooth strokes, and backgrounds for them.
 
-All functions take a ``numpy.random.RandomState``, whose numbers are the same in all NumPy versions, so that both
-OpenMMLab stacks make the same images.
+Random functions take a ``numpy.random.RandomState``, whose stream is frozen across NumPy versions, so that both
+OpenMMLab stacks make the same images. Colours and images are RGB, float64 in [0, 1]; sizes are in pixels.
 """
 
 import colorsys
@@ -85,16 +85,10 @@ def render_digit(digit: np.ndarray, size: float, angle: float, stretch: float, w
 
 def random_digit(rng: np.random.RandomState, digit: np.ndarray, size_range: tuple[float, float],
                  max_angle: float) -> np.ndarray:
-    """Draw a digit with random size, rotation, width and stroke weight.
+    """Draw a digit by :func:`render_digit`, with random size, rotation, width and stroke weight.
 
-    Args:
-        rng (np.random.RandomState): Source of randomness.
-        digit (np.ndarray): Shape (8, 8), values in [0, 1].
-        size_range (tuple): Smallest and largest longer side in pixels; sizes are spread evenly on a log scale.
-        max_angle (float): Largest rotation to either side, in degrees.
-
-    Returns:
-        np.ndarray: Opacity of shape (h, w), see :func:`render_digit`.
+    Longer sides lie between the two of ``size_range``, evenly on a log scale; ``max_angle`` is in degrees to either
+    side.
     """
     size = math.exp(rng.uniform(math.log(size_range[0]), math.log(size_range[1])))
     return render_digit(
@@ -106,44 +100,27 @@ def random_digit(rng: np.random.RandomState, digit: np.ndarray, size_range: tupl
 
 
 def random_background(rng: np.random.RandomState, size: int, photos: list[Image.Image]) -> np.ndarray:
-    """Make a square background: a crop of a photograph, or a generated texture.
-
-    Args:
-        rng (np.random.RandomState): Source of randomness.
-        size (int): Side in pixels.
-        photos (list): The photographs to cut crops from.
-
-    Returns:
-        np.ndarray: Shape (size, size, 3), RGB, float64 in [0, 1].
-    """
+    """Make a square background (size, size, 3): a crop of one of the photographs, or a generated texture."""
     if rng.uniform() < 0.5:
         photo = photos[rng.randint(len(photos))]
         side = rng.randint(48, min(photo.size) + 1)
         left = rng.randint(photo.width - side + 1)
         top = rng.randint(photo.height - side + 1)
         crop = photo.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-        background = np.asarray(crop) / 255.0
+        image = np.asarray(crop) / 255.0
     else:
         blend = (_noise, _stripes, _checks)[rng.randint(3)](rng, size)
         first, second = rng.uniform(0, 1, (2, 3))
-        background = first + (second - first) * blend[..., None]
-        background = np.clip(background + rng.normal(0, 0.02, background.shape), 0, 1)
-    # Dim, for bright digits: minutes of training separate digits and background, the shapes remain to be learned.
+        image = first + (second - first) * blend[..., None]
+        image = np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1)
+    # Dim, for bright digits: figure and ground are separated in minutes of training, the shapes remain to be learned.
     # Tinted, so that two photographs give many colours.
-    mean = background.mean(axis=(0, 1))
-    return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (background - mean))
+    mean = image.mean(axis=(0, 1))
+    return rng.uniform(0.25, 0.6, 3) * (mean + 0.7 * (image - mean))
 
 
 def random_color(rng: np.random.RandomState, surroundings: np.ndarray) -> np.ndarray:
-    """Choose a bright colour that stands out from what it is drawn on.
-
-    Args:
-        rng (np.random.RandomState): Source of randomness.
-        surroundings (np.ndarray): Shape (h, w, 3), RGB in [0, 1].
-
-    Returns:
-        np.ndarray: Shape (3, ), RGB in [0, 1].
-    """
+    """Choose a bright colour (3, ) that stands out from its surroundings (h, w, 3)."""
     candidates = np.array([
         colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(0.1, 0.7), rng.uniform(0.8, 1)) for _ in range(12)
     ])
@@ -156,22 +133,14 @@ def random_color(rng: np.random.RandomState, surroundings: np.ndarray) -> np.nda
 
 
 def paste(canvas: np.ndarray, opacity: np.ndarray, top: int, left: int, color: np.ndarray) -> None:
-    """Paint a stroke onto a canvas, in place.
-
-    Args:
-        canvas (np.ndarray): Shape (H, W, 3), RGB in [0, 1].
-        opacity (np.ndarray): Shape (h, w) in [0, 1], wholly inside the canvas.
-        top (int): First row.
-        left (int): First column.
-        color (np.ndarray): Shape (3, ), RGB in [0, 1].
-    """
+    """Paint a stroke of some opacity (h, w), which lies inside the canvas (H, W, 3), in place."""
     height, width = opacity.shape
     window = canvas[top:top + height, left:left + width]
     window += opacity[..., None] * (color - window)
 
 
 def to_image(canvas: np.ndarray) -> Image.Image:
-    """Turn an RGB canvas of values in [0, 1] into an 8-bit image."""
+    """Turn a canvas (H, W, 3) into an 8-bit image."""
     return Image.fromarray(np.round(np.clip(canvas, 0, 1) * 255).astype(np.uint8))
 
 
@@ -194,11 +163,9 @@ def _waves(rng: np.random.RandomState, size: int, angle: float) -> np.ndarray:
 
 
 def _stripes(rng: np.random.RandomState, size: int) -> np.ndarray:
-    """Soft parallel stripes in [0, 1]."""
     return 0.5 + 0.5 * _waves(rng, size, rng.uniform(0, math.pi))
 
 
 def _checks(rng: np.random.RandomState, size: int) -> np.ndarray:
-    """Soft checks in [0, 1]."""
     angle = rng.uniform(0, math.pi)
     return 0.5 + 0.5 * np.clip(3 * _waves(rng, size, angle) * _waves(rng, size, angle + math.pi / 2), -1, 1)

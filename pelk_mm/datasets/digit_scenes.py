@@ -82,52 +82,24 @@ def make_digit_scenes(root: str | os.PathLike,
         ValueError: If an argument is out of range.
         FileExistsError: If ``root`` holds something else. Nothing is changed then.
     """
-    parameters = dict(
-        seed=seed,
-        num_cls_train=num_cls_train,
-        num_cls_val=num_cls_val,
-        num_scenes_train=num_scenes_train,
-        num_scenes_val=num_scenes_val,
-        cls_size=cls_size,
-        scene_size=scene_size,
-        digits_per_scene=digits_per_scene,
-        val_fraction=val_fraction)
+    parameters = dict(locals())
+    del parameters['root']
     _check_parameters(parameters)
     # As JSON gives it back.
     parameters['digits_per_scene'] = list(digits_per_scene)
-    root = Path(root).resolve()
-    logger = MMLogger.get_current_instance()
-
+    root, logger = Path(root).resolve(), MMLogger.get_current_instance()
     meta = _find_existing(root, parameters)
-    if meta is not None:
+    if meta is None:
+        meta = _make_beside(root, parameters)
+        logger.info(f'Made {root}: {num_cls_train} + {num_cls_val} images for classification, '
+                    f'{num_scenes_train} + {num_scenes_val} scenes.')
+    else:
         logger.info(f'{root} already holds this data set (seed {seed}): it is used as it is.')
-        return meta
-
-    root.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
-    try:
-        meta = _make(workspace, parameters)
-        # mkdtemp lets only the owner in; the result gets what a plain mkdir would have given.
-        workspace.chmod((workspace / 'scenes').stat().st_mode)
-        try:
-            workspace.rename(root)
-        except OSError:
-            # Another process may have finished the same data set meanwhile.
-            if _find_existing(root, parameters) is None:
-                raise
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-    logger.info(f'Made {root}: {num_cls_train} + {num_cls_val} images for classification, '
-                f'{num_scenes_train} + {num_scenes_val} scenes.')
     return meta
 
 
 def split_digits(seed: int, val_fraction: float) -> dict[str, list[int]]:
-    """Divide the handwritten digits between training and validation, with the same share of every class.
-
-    Args:
-        seed (int): Seed of the shuffle.
-        val_fraction (float): Share kept for validation.
+    """Share the handwritten digits out between training and validation, ``val_fraction`` of every class to the latter.
 
     Returns:
         dict: 'train' and 'val': indices into scikit-learn's 1,797 digits. The classes take turns 0, 1, .. 9, 0, ..
@@ -148,29 +120,17 @@ def split_digits(seed: int, val_fraction: float) -> dict[str, list[int]]:
 
 
 def count_files(root: Path) -> dict[str, int]:
-    """Count the files of a data set, as recorded in ``meta.json``; a complete set has all of them.
-
-    Args:
-        root (Path): Folder of the data set.
-
-    Returns:
-        dict: From folder or annotation file, relative to ``root``, to the number of files there.
-    """
-    counts = {}
+    """Count the files of a data set, by folder or annotation file relative to ``root``, as ``meta.json`` records it."""
+    patterns = {}
     for split in SPLITS:
-        counts[f'cls/{split}'] = len(list((root / 'cls' / split).glob('*/*.png')))
-        counts[f'scenes/images/{split}'] = len(list((root / 'scenes/images' / split).glob('*.png')))
-        counts[f'scenes/annotations/{split}'] = len(list((root / 'scenes/annotations' / split).glob('*.png')))
-        counts[f'scenes/annotations/instances_{split}.json'] = int(
-            (root / f'scenes/annotations/instances_{split}.json').is_file())
-    return counts
+        patterns[f'cls/{split}'] = '/*/*.png'
+        patterns[f'scenes/images/{split}'] = patterns[f'scenes/annotations/{split}'] = '/*.png'
+        patterns[f'scenes/annotations/instances_{split}.json'] = ''
+    return {name: len(list(root.glob(name + pattern))) for name, pattern in patterns.items()}
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
-    """Encode a mask as COCO's uncompressed run lengths.
-
-    Args:
-        mask (np.ndarray): Shape (H, W), bool.
+    """Encode a mask (H, W), bool, as COCO's uncompressed run lengths.
 
     Returns:
         dict: 'size' [H, W] and 'counts', the lengths of the runs down the columns, the first one of zeros.
@@ -182,7 +142,6 @@ def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
-    """Raise a ValueError for the first parameter out of range."""
     limits = dict(
         seed=(0, 2**31 - 1),
         num_cls_train=(len(DIGIT_CLASSES), 10**6),
@@ -233,8 +192,26 @@ def _find_existing(root: Path, parameters: dict[str, Any]) -> dict[str, Any] | N
     return meta
 
 
+def _make_beside(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Write the data set into a folder beside ``root``, which takes that name when it is complete."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    try:
+        meta = _make(workspace, parameters)
+        # mkdtemp lets only the owner in; the result gets what a plain mkdir would have given.
+        workspace.chmod((workspace / 'scenes').stat().st_mode)
+        try:
+            workspace.rename(root)
+        except OSError:
+            # Another process may have finished the same data set meanwhile.
+            if _find_existing(root, parameters) is None:
+                raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return meta
+
+
 def _make(root: Path, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Write the complete data set into an empty folder and return its metadata."""
     parts = split_digits(parameters['seed'], parameters['val_fraction'])
     photos = load_photographs()
     for split in SPLITS:
@@ -253,7 +230,6 @@ def _random_streams(seed: int, task: int, split: str, count: int) -> Iterator[np
 
 def _make_cls(root: Path, split: str, indices: list[int], photos: list[Image.Image],
               parameters: dict[str, Any]) -> None:
-    """Write the classification images of one part."""
     digits, labels = load_handwritten_digits()
     size = parameters['cls_size']
     folders = [root / 'cls' / split / name for name in DIGIT_CLASSES]
@@ -272,7 +248,6 @@ def _make_cls(root: Path, split: str, indices: list[int], photos: list[Image.Ima
 
 def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.Image],
                  parameters: dict[str, Any]) -> None:
-    """Write the scenes of one part with label maps and instance annotations."""
     digits, labels = load_handwritten_digits()
     size = parameters['scene_size']
     fewest, most = parameters['digits_per_scene']
@@ -305,15 +280,15 @@ def _make_scenes(root: Path, split: str, indices: list[int], photos: list[Image.
         values = np.array([1] + [labels[index] + 2 for index in shown], dtype=np.uint8)
         Image.fromarray(values[owner + 1]).save(label_folder / name)
         images.append(dict(id=number, file_name=name, height=size, width=size))
-        for instance, index in enumerate(shown):
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=number,
-                    category_id=int(labels[index]) + 1,
-                    digit_index=index,
-                    iscrowd=0,
-                    **_describe(owner == instance)))
+        annotations += [
+            dict(
+                id=len(annotations) + instance + 1,
+                image_id=number,
+                category_id=int(labels[index]) + 1,
+                digit_index=index,
+                iscrowd=0,
+                **_describe(owner == instance)) for instance, index in enumerate(shown)
+        ]
     coco = dict(
         info=dict(description=f'digit_scenes {split}', version=str(VERSION)),
         images=images,
@@ -329,16 +304,10 @@ def _random_corner(rng: np.random.RandomState, patch: np.ndarray, size: int) -> 
 
 def _find_place(rng: np.random.RandomState, mask: np.ndarray, owner: np.ndarray,
                 areas: list[int]) -> tuple[int, int] | None:
-    """Find a place for a digit where all earlier ones stay legible.
+    """Find top and left of a digit (h, w) where all earlier ones stay legible; None when no trial found a place.
 
-    Args:
-        rng (np.random.RandomState): Source of randomness.
-        mask (np.ndarray): Shape (h, w), bool, the new digit.
-        owner (np.ndarray): Shape (H, W), int64, number of the digit each pixel shows, -1 for none.
-        areas (list[int]): Pixels of each earlier digit where nothing covers it.
-
-    Returns:
-        tuple[int, int] | None: Top and left, None when no trial found a place.
+    ``owner`` (H, W) has the number of the digit that each pixel shows, -1 for none; ``areas`` the pixels of each
+    earlier digit where nothing covers it.
     """
     visible = np.bincount(owner[owner >= 0], minlength=len(areas))
     for _ in range(PLACEMENT_TRIALS):
@@ -351,7 +320,6 @@ def _find_place(rng: np.random.RandomState, mask: np.ndarray, owner: np.ndarray,
 
 
 def _draw(rng: np.random.RandomState, canvas: np.ndarray, opacity: np.ndarray, top: int, left: int) -> None:
-    """Paint a digit in a colour that stands out from the place it is put, in place."""
     height, width = opacity.shape
     color = random_color(rng, canvas[top:top + height, left:left + width])
     paste(canvas, opacity, top, left, color)

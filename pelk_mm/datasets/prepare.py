@@ -44,7 +44,6 @@ def prepare_imagenet(archives: Path, root: Path, val_layout: str = 'meta') -> No
     """
     if val_layout not in ('meta', 'folders'):
         raise ValueError(f"val_layout must be 'meta' or 'folders', but got {val_layout!r}.")
-    logger = MMLogger.get_current_instance()
     archives, names = _folder_and_names(archives, (IMAGENET_TRAIN, IMAGENET_VAL, IMAGENET_DEVKIT))
     train, val, devkit = archives / IMAGENET_TRAIN, archives / IMAGENET_VAL, archives / IMAGENET_DEVKIT
     labelled = val_layout == 'meta' and (root / 'meta/val.txt').is_file()
@@ -61,17 +60,14 @@ def prepare_imagenet(archives: Path, root: Path, val_layout: str = 'meta') -> No
         _prepare_imagenet_val(val, devkit, root, val_layout)
     if has_train:
         written = extract_tar_of_tars(train, root / 'train')
-        logger.info(f'{IMAGENET_TRAIN}: {written} images written to {root / "train"}.')
+        _log(f'{IMAGENET_TRAIN}: {written} images written to {root / "train"}.')
     else:
         why = f'only {names[0]} was named' if train.is_file() else f'{train} is not there'
-        logger.info(f'{why}: the training images are left out.')
+        _log(f'{why}: the training images are left out.')
 
 
 def read_imagenet_devkit(devkit: Path) -> tuple[dict[str, str], list[str]]:
-    """Read the labels of ImageNet's validation images.
-
-    Args:
-        devkit (Path): ``ILSVRC2012_devkit_t12.tar.gz``.
+    """Read the labels of ImageNet's validation images from ``ILSVRC2012_devkit_t12.tar.gz``.
 
     Returns:
         tuple: From file name to wnid, in the order of the names, and the sorted wnids: the position of a wnid in them
@@ -117,7 +113,7 @@ def prepare_ade20k(archive: Path, root: Path) -> None:
         raise FileNotFoundError(f'{missing}. {_extracted(given, "images/training", root / "ADEChallengeData2016")}Get '
                                 'it from http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip')
     written = extract_zip(archive, root)
-    MMLogger.get_current_instance().info(f'{archive.name}: {written} files written to {root}.')
+    _log(f'{archive.name}: {written} files written to {root}.')
     problems = check_ade20k_labels(root / 'ADEChallengeData2016')
     if problems:
         shown = '\n'.join(problems[:10])
@@ -125,10 +121,7 @@ def prepare_ade20k(archive: Path, root: Path) -> None:
 
 
 def check_ade20k_labels(root: Path) -> list[str]:
-    """Check the label maps of ADE20K: 8 bit, one channel, values 0 .. 150, as large as their image.
-
-    Args:
-        root (Path): The folder ``ADEChallengeData2016``.
+    """Check the label maps in the folder ``ADEChallengeData2016``: 8 bit, one channel, 0 .. 150, as large as the image.
 
     Returns:
         list[str]: One line for each label map that is wrong.
@@ -165,7 +158,6 @@ def prepare_coco(archives: Path, root: Path) -> None:
         FileExistsError: If something else is in the way; it is left as it is.
         ValueError: If an archive is damaged.
     """
-    logger = MMLogger.get_current_instance()
     archives, names = _folder_and_names(archives, COCO_ARCHIVES)
     if not any((archives / name).is_file() for name in names):
         raise FileNotFoundError(f"{_holds(archives)} none of {', '.join(COCO_ARCHIVES)}. "
@@ -174,9 +166,9 @@ def prepare_coco(archives: Path, root: Path) -> None:
     for name in names:
         if (archives / name).is_file():
             written = extract_zip(archives / name, root)
-            logger.info(f'{name}: {written} files written to {root}.')
+            _log(f'{name}: {written} files written to {root}.')
         else:
-            logger.info(f'{archives / name} is not there: it is left out.')
+            _log(f'{archives / name} is not there: it is left out.')
 
 
 def _folder_and_names(given: Path, names: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
@@ -202,8 +194,6 @@ def _extracted(folder: Path, part: str, target: Path) -> str:
 
 
 def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) -> None:
-    """Put the validation images into place, from the archive if it exists, and label them."""
-    logger = MMLogger.get_current_instance()
     wnid_of, wnids = read_imagenet_devkit(devkit)
     val, meta = root / 'val', root / 'meta/val.txt'
     sorted_already = val.is_dir() and any(re.fullmatch(r'n\d{8}', entry.name) for entry in val.iterdir())
@@ -218,7 +208,7 @@ def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) 
         _move_into_folders(val, wnid_of)
     if archive.is_file():
         written = extract_tar(archive, val, rename=lambda name: _val_path(name, wnid_of, layout))
-        logger.info(f'{archive.name}: {written} images written to {val}.')
+        _log(f'{archive.name}: {written} images written to {val}.')
 
     paths = [_val_path(name, wnid_of, layout) for name in wnid_of]
     missing = [path for path in paths if not (val / path).is_file()]
@@ -230,14 +220,12 @@ def _prepare_imagenet_val(archive: Path, devkit: Path, root: Path, layout: str) 
 
 
 def _val_path(name: str, wnid_of: dict[str, str], layout: str) -> str:
-    """Return the path of a validation image, relative to ``val``."""
     if name not in wnid_of:
         raise ValueError(f'The archive of validation images holds {name}, for which the devkit has no label.')
     return name if layout == 'meta' else f'{wnid_of[name]}/{name}'
 
 
 def _move_into_folders(val: Path, wnid_of: dict[str, str]) -> None:
-    """Move the images that lie directly in ``val`` into their class folders."""
     moves = [(val / name, val / wnid / name) for name, wnid in wnid_of.items() if (val / name).is_file()]
     for source, target in moves:
         if target.exists():
@@ -250,12 +238,15 @@ def _move_into_folders(val: Path, wnid_of: dict[str, str]) -> None:
 def _write_meta(path: Path, lines: list[str]) -> None:
     """Write an annotation file, except if it exists with the same content."""
     content = '\n'.join(lines) + '\n'
-    if path.exists():
-        if path.read_text().split() != content.split():
-            raise FileExistsError(f'{path} exists with other labels than the devkit gives. Move it away first.')
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.part')
-    partial.write_text(content)
-    partial.rename(path)
-    MMLogger.get_current_instance().info(f'Wrote {path} with {len(lines)} labels.')
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + '.part')
+        partial.write_text(content)
+        partial.rename(path)
+        _log(f'Wrote {path} with {len(lines)} labels.')
+    elif path.read_text().split() != content.split():
+        raise FileExistsError(f'{path} exists with other labels than the devkit gives. Move it away first.')
+
+
+def _log(message: str) -> None:
+    MMLogger.get_current_instance().info(message)

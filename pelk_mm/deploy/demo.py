@@ -52,10 +52,7 @@ class ModelDemo:
         self._draw = Drawer(cfg.default_scope, classes, palette, score_thr, count)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, str]:
-        """Predict and draw.
-
-        Args:
-            image (np.ndarray): (H, W, C) or (H, W), three channels as BGR.
+        """Predict and draw on an image (H, W, C) or (H, W), three channels as BGR.
 
         Returns:
             tuple[np.ndarray, str]: The drawn image, uint8, RGB, and a description of what was found.
@@ -84,10 +81,7 @@ class ModelDemo:
 
 
 class OnnxDemo:
-    """Predict with an exported model in onnxruntime, and draw; of a detector's backbone draw the feature maps.
-
-    Args:
-        path (str): An ONNX file written by ``tools/model_converters/export.py``.
+    """Predicts with an ONNX file of ours in onnxruntime, and draws; of a detector's backbone the feature maps.
 
     Attributes:
         pipeline (ImagePipeline): The test pipeline, which loads the images.
@@ -134,11 +128,7 @@ class Drawer:
             self._visualizer = registry.get(_VISUALIZERS[scope])()
 
     def __call__(self, image: np.ndarray, sample: Any) -> tuple[np.ndarray, str]:
-        """Draw.
-
-        Args:
-            image (np.ndarray): (H, W, 3), uint8, BGR.
-            sample (BaseDataElement): A prediction of the model, on the CPU.
+        """Draw a prediction, on the CPU, on an image (H, W, 3), uint8, BGR.
 
         Returns:
             tuple[np.ndarray, str]: The image, enlarged if it is small, uint8, RGB, and what was found.
@@ -207,7 +197,6 @@ class Drawer:
         return np.ascontiguousarray(self._visualizer.get_image())
 
     def _measure_shares(self, labels: Tensor, panoptic: bool) -> dict[int, float]:
-        """Shares of the pixels by class of a map."""
         classes, counts = torch.unique(labels % _INSTANCE_OFFSET if panoptic else labels, return_counts=True)
         shares = {label: count / labels.numel() for label, count in zip(classes.tolist(), counts.tolist())}
         if panoptic:

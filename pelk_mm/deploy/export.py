@@ -23,6 +23,7 @@ from .. import __version__
 from ..analysis.inputs import count_channels, normalisation, swaps_colours
 from ..analysis.model_building import quiet
 from ..checkpoints.atomic import atomic_write, refuse_existing
+from ..engine.processes import nested_dicts
 from ..layers import PeripheralConv2d
 from .onnx_ops import translations
 
@@ -98,14 +99,15 @@ def exported_heads(model: nn.Module) -> dict[str, nn.Module]:
     if not callable(getattr(head, 'predict', None)) or not hasattr(model, 'extract_feat'):
         raise ValueError(f'model must be a classifier with a head, got {type(model).__name__} with '
                          f'{type(head).__name__}')
-    return _leaves(head, ()) if hasattr(head, 'task_heads') else dict(logits=head)
+    return dict(_leaves(head)) if hasattr(head, 'task_heads') else dict(logits=head)
 
 
-def _leaves(head: Any, names: tuple[str, ...]) -> dict[str, nn.Module]:
+def _leaves(head: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, nn.Module]]:
     if not hasattr(head, 'task_heads'):
-        return {'.'.join(names): head}
-    leaves = [_leaves(child, (*names, name)) for name, child in head.task_heads.items()]
-    return {name: leaf for found in leaves for name, leaf in found.items()}
+        yield '.'.join(names), head
+        return
+    for name, child in head.task_heads.items():
+        yield from _leaves(child, (*names, name))
 
 
 def segmentation_logits(model: Any, images: Tensor) -> Tensor:
@@ -196,10 +198,7 @@ def task_of(cfg: Config) -> str:
 
 
 def capture(model: ImageModel) -> ExportedProgram:
-    """Trace a model once, for any batch and size; in a package heights and widths must be at least 64.
-
-    Args:
-        model (ImageModel): With a ``kernel_form``.
+    """Trace a model with a ``kernel_form`` for any batch and size; in a package sides must be at least 64.
 
     Raises:
         RuntimeError: If a part of the model cannot be traced, such as a head that computes with what it reads.
@@ -223,13 +222,9 @@ def capture(model: ImageModel) -> ExportedProgram:
 
 
 def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence[str], meta: Mapping[str, Any]) -> None:
-    """Write an ONNX file with one input, ``image``.
+    """Write a program of :func:`capture` as an ONNX file with one input, ``image``.
 
-    Args:
-        program (ExportedProgram): From :func:`capture`.
-        path (str | Path): File to write; it must not exist.
-        output_names (Sequence[str]): Names of the outputs.
-        meta (Mapping[str, Any]): Saved as JSON in the file's metadata, under ``pelk_mm``.
+    ``meta`` is saved as JSON in the file's metadata, under ``pelk_mm``.
 
     Raises:
         FileExistsError: If the file exists.
@@ -312,14 +307,9 @@ def _loads(transform: dict) -> bool:
 def describe(cfg: Config, meta: Mapping[str, Any], channels: int = 3) -> dict[str, Any]:
     """Return the JSON-ready metadata that running an exported model needs besides its graph.
 
-    The pipeline and the model are Python literals: JSON would turn their tuples into lists, which mean something else
-    to transforms. Of the model, the parts that turn outputs into predictions are kept: the data preprocessor, the head
-    and ``test_cfg``; of a detector nothing.
-
-    Args:
-        cfg (Config): The model's config.
-        meta (Mapping[str, Any]): The checkpoint's.
-        channels (int): Of the images.
+    The pipeline and the model are Python literals: JSON would turn their tuples into lists, which transforms take for
+    something else. Of the model, all is kept that makes predictions of the outputs: the data preprocessor, the head and
+    ``test_cfg``; of a detector nothing. ``meta`` is the checkpoint's.
 
     Raises:
         ValueError: If a transform of the pipeline, or the head, has an argument that is no plain value.
@@ -338,17 +328,13 @@ def describe(cfg: Config, meta: Mapping[str, Any], channels: int = 3) -> dict[st
 
 
 def _rules(cfg: Config) -> dict[str, Any]:
-    """The config of a model without its network."""
     parts = Config({key: cfg[key] for key in ('model', 'data_preprocessor') if cfg.get(key) is not None}).to_dict()
     # In the recipes the data preprocessor lies beside the model. The backbone never runs, and needs no parameters.
     content = {'data_preprocessor': parts.get('data_preprocessor'), **parts['model'], 'backbone': dict(type='ReLU')}
-    return _without(content, ('init_cfg', 'pretrained', 'train_cfg', 'auxiliary_head', 'batch_augments', 'neck'))
-
-
-def _without(node: Any, keys: Sequence[str]) -> Any:
-    if isinstance(node, dict):
-        return {key: _without(value, keys) for key, value in node.items() if key not in keys}
-    return type(node)(_without(value, keys) for value in node) if isinstance(node, (list, tuple)) else node
+    for node in nested_dicts(content):
+        for key in ('init_cfg', 'pretrained', 'train_cfg', 'auxiliary_head', 'batch_augments', 'neck'):
+            node.pop(key, None)
+    return content
 
 
 def _literal(node: Any, owner: str) -> str:

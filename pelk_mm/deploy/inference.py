@@ -26,6 +26,7 @@ from torch import Tensor
 from ..analysis.inputs import fit_channels, normalisation, swaps_colours
 from ..analysis.model_building import build_without_weights
 from ..engine.image_files import check_pipeline, check_when_loading
+from ..engine.processes import nested_dicts
 from ..image_names import IMAGE_SUFFIXES, list_image_files
 from ..install_hints import require
 from .export import TASKS, exported_heads, get_test_pipeline, split_loader, transform_name
@@ -35,12 +36,10 @@ Network = Callable[[Tensor], Sequence[Tensor]]
 
 
 class ImagePipeline:
-    """A pipeline of transforms for testing, in two parts: the one that loads the image, and those after it.
+    """A pipeline of a toolbox's transforms for testing, in two parts: the one that loads the image, and those after it.
 
-    Args:
-        transforms (Sequence[dict]): Their configs. Without one that loads, images of the usual formats are loaded.
-        scope (str, optional): The toolbox whose transforms they are.
-        check (bool): Check every file before it is loaded, and name it in errors. Defaults to False.
+    Without one that loads, images of the usual formats are loaded. With ``check`` every file is checked before, and
+    named in errors.
 
     Attributes:
         plain_files (bool): Whether images of the usual formats are loaded by the usual decoder, so that files can be
@@ -69,14 +68,10 @@ class ImagePipeline:
             return self._rest(self._load_info(path))
 
     def prepare(self, image: np.ndarray, channels: int) -> dict:
-        """Run the transforms after the loading.
-
-        Args:
-            image (np.ndarray): (H, W, C) or (H, W), three channels as BGR.
-            channels (int): How many the model takes.
+        """Run the transforms after the loading on an image (H, W, C) or (H, W), three channels as BGR.
 
         Raises:
-            ValueError: If the image does not have these channels.
+            ValueError: If the image does not have as many channels as the model takes.
         """
         image = fit_channels(image, channels, 'image')
         # As loaders give grey images to the transforms.
@@ -93,9 +88,7 @@ class ImagePipeline:
 def image_loader(cfg: Config, check: bool = True) -> Callable[[str | Path], np.ndarray]:
     """Return a function that loads an image (H, W, C) or (H, W) as the config's test pipeline does.
 
-    Args:
-        cfg (Config): A config with ``test_dataloader``.
-        check (bool): Check every file before, and name it in errors. Defaults to True.
+    With ``check`` it checks every file before, and names it in errors.
 
     Raises:
         ValueError: If the config has no pipeline for testing.
@@ -119,12 +112,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 class EvalImages:
-    """Images of the config's test dataset, evenly spaced over it, or of a folder.
-
-    Args:
-        cfg (Config): A config with ``test_dataloader``.
-        count (int): How many, at most.
-        folder (str, optional): Folder to take them from instead of the dataset.
+    """At most ``count`` images of the config's test dataset, evenly spaced over it, or of a folder.
 
     Raises:
         FileNotFoundError: If the dataset's files, or images in the folder, are missing.
@@ -176,14 +164,7 @@ def predict(model: Any, batch: dict) -> list:
 
 @contextmanager
 def exported_network(model: Any, task: str, network: Network, channels: int) -> Iterator[None]:
-    """Let ``model`` predict from the outputs of an exported network in this context.
-
-    Args:
-        model (nn.Module): A classifier, segmentor or detector. Its own network does not run, and needs no weights.
-        task (str): ``'classification'``, ``'segmentation'`` or ``'detection'``.
-        network (Callable): The exported network.
-        channels (int): How many the images have.
-    """
+    """Let ``model``, whose own network does not run and needs no weights, predict from those of an exported network."""
     mean, std = normalisation(model.data_preprocessor, channels)
     swapped = channels == 3 and not swaps_colours(model.data_preprocessor, channels)
 
@@ -248,10 +229,7 @@ class OnnxModel:
         self._model: Any = None
 
     def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Run the graph.
-
-        Args:
-            images (np.ndarray): (N, C, H, W), float32, values as files hold them; three channels are RGB.
+        """Run the graph on images (N, C, H, W), float32, values as files hold them; three channels are RGB.
 
         Returns:
             list[np.ndarray]: In the order of ``outputs``.
@@ -267,10 +245,7 @@ class OnnxModel:
         return self.pipeline.load(path)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Bring an image to the size that the model was tested at.
-
-        Args:
-            image (np.ndarray): (H, W, C) or (H, W), three channels as BGR, as :meth:`load` returns it.
+        """Bring an image, (H, W, C) or (H, W) as :meth:`load` returns it, to the size that the model was tested at.
 
         Returns:
             np.ndarray: (1, C, H', W'), float32, three channels as RGB.
@@ -282,10 +257,7 @@ class OnnxModel:
         return np.ascontiguousarray(packed[:, ::-1] if packed.shape[1] == 3 else packed, np.float32)
 
     def predict(self, image: np.ndarray) -> Any:
-        """Return the data sample that the model's own code makes of an image, as in testing.
-
-        Args:
-            image (np.ndarray): As for :meth:`prepare`.
+        """Return the data sample that the model's own code makes of an image as for :meth:`prepare`, as in testing.
 
         Returns:
             DataSample | SegDataSample: With ``pred_label`` and ``pred_score``, or with ``pred_sem_seg``; one for each
@@ -369,9 +341,9 @@ def _read_meta(text: str, path: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _refuse_strangers(node: Any, path: str | Path, registry: Registry) -> None:
+def _refuse_strangers(content: Any, path: str | Path, registry: Registry) -> None:
     """Let a file name only registered classes: MMEngine would call any function by its dotted name."""
-    if isinstance(node, dict):
+    for node in nested_dicts(content):
         kind = node.get('type')
         if kind is not None and not _is_registered(
                 kind, registry) or node.get('_scope_', 'mmengine') not in ('mmengine', *TASKS):
@@ -379,9 +351,6 @@ def _refuse_strangers(node: Any, path: str | Path, registry: Registry) -> None:
                 'its model, which is not registered here (import the module that does it)')
             raise ValueError(f'{path} names {kind!r} in {what}, and is not called: the file was not written by '
                              'tools/model_converters/export.py, or by one that knew more')
-        node = list(node.values())
-    for child in node if isinstance(node, (list, tuple)) else ():
-        _refuse_strangers(child, path, registry)
 
 
 def _is_registered(name: Any, root: Registry) -> bool:

@@ -18,6 +18,7 @@ from .. import __version__
 from ..analysis import build_model
 from ..checkpoints.atomic import atomic_save, atomic_write, refuse_existing
 from ..checkpoints.entries import load_weights_and_meta
+from ..engine.processes import nested_dicts
 
 # Settings for training only. Hooks of the config average or mask weights.
 _TRAINING = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'custom_hooks',
@@ -43,13 +44,9 @@ class Deployment:
 
 
 def load_trained(cfg: Config, checkpoint: str, weights: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Build the model of a config and load all of its weights.
+    """Build the model of a config and load all of its weights from a checkpoint, a path or URL.
 
-    Args:
-        cfg (Config): A config with ``model``.
-        checkpoint (str): Path or URL of a checkpoint of this model.
-        weights (str, optional): ``'raw'`` or ``'averaged'``, of a checkpoint of training with EMA. By default the
-            averaged ones, which were validated.
+    Of training with EMA these are by default the averaged ones, which were validated; ``weights`` may be ``'raw'``.
 
     Returns:
         tuple[nn.Module, dict[str, Any]]: The model on the CPU in eval mode, and the checkpoint's meta data.
@@ -70,10 +67,7 @@ def load_trained(cfg: Config, checkpoint: str, weights: str | None = None) -> tu
 def save_deployment(deployment: Deployment, meta: Mapping[str, Any], path: str | Path) -> None:
     """Write a checkpoint, and beside it, with the suffix ``.py``, the config that builds its model.
 
-    Args:
-        deployment (Deployment): From :func:`pelk_mm.deploy.deploy`.
-        meta (Mapping[str, Any]): The trained checkpoint's, which is kept, except for the config.
-        path (str | Path): The checkpoint.
+    ``meta``, the trained checkpoint's, is kept, except for the config.
 
     Raises:
         FileExistsError: If one of both exists.
@@ -93,11 +87,7 @@ def deploy(model: nn.Module, cfg: Config) -> Deployment:
 
     Outside of the backbone, fold a part's norms (neck, each head) only if the part built without ``norm_cfg`` has
     exactly the remaining parameters; other parts stay as they are. Auxiliary heads, which serve only training, go.
-
-    Args:
-        model (nn.Module): A classifier, segmentor or detector as ``cfg`` builds it, with trained weights. It is left
-            as it is.
-        cfg (Config): Its config, which is not changed.
+    Neither the trained classifier, segmentor or detector nor its config is changed.
 
     Returns:
         Deployment: The merged model on the CPU.
@@ -130,7 +120,6 @@ def deploy(model: nn.Module, cfg: Config) -> Deployment:
 
 
 def _mergeable(backbone: nn.Module) -> list[str]:
-    """Names of the innermost modules that can be switched."""
     names = [name for name, module in backbone.named_modules() if name and hasattr(module, 'switch_to_deploy')]
     return [name for name in names if not any(other.startswith(f'{name}.') for other in names)]
 
@@ -141,8 +130,10 @@ def _fold_parts(model: nn.Module, cfg: Config) -> list[str]:
              if name != 'backbone' and cfg.model.get(name)}  # yapf: disable
     layers = {name: _fold_norms(part) for name, part in parts.items()}
     candidate = copy.deepcopy(cfg)
-    for name in parts:
-        candidate.model[name] = _without_norms(candidate.model[name])
+    for node in nested_dicts([candidate.model[name] for name in parts]):
+        norm = node.get('norm_cfg')
+        if isinstance(norm, dict) and str(norm.get('type', '')).rpartition('.')[2] in BATCH_NORMS:
+            node['norm_cfg'] = None
     rebuilt = build_model(candidate, 'cpu')
     names = []
     for name, part in parts.items():
@@ -166,17 +157,6 @@ def _fold_norms(part: nn.Module) -> list[str]:
             setattr(module, module.norm_name, nn.Identity())
             names.append(name)
     return names
-
-
-def _without_norms(node: Any) -> Any:
-    """A config with every ``norm_cfg`` that names a BatchNorm set to None."""
-    if isinstance(node, dict):
-        node = {key: _without_norms(value) for key, value in node.items()}
-        norm = node.get('norm_cfg')
-        if isinstance(norm, dict) and str(norm.get('type', '')).rpartition('.')[2] in BATCH_NORMS:
-            node['norm_cfg'] = None
-        return node
-    return type(node)(_without_norms(value) for value in node) if isinstance(node, (list, tuple)) else node
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:

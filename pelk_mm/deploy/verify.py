@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from ..analysis.inputs import count_channels, fit_channels
+from ..engine.nan_tracing import nested_tensors
 from .export import ImageModel, segmentation_logits
 from .inference import Network, OnnxModel, exported_network, predict
 
@@ -239,7 +240,7 @@ def compare(reference: nn.Module, other: nn.Module, layers: Sequence[str],
         for name, values in kept[0].items():
             placed[name].add(values, kept[1].get(name, []))
         if not two_stage:
-            output.add(_tensors(expected), _tensors(got))
+            output.add(list(nested_tensors(expected)), list(nested_tensors(got)))
             expected, got = predict(reference, batch), predict(other, batch)
         for before, after in zip(expected, got):
             predictions.add(before, after)
@@ -270,44 +271,31 @@ def _parts(model: nn.Module) -> list[str]:
     return stages + [name for name, _ in model.named_children() if name != 'data_preprocessor']
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """Every tensor of a nest."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return [value] if isinstance(value, Tensor) else []
-
-
 @contextmanager
 def _hooked(model: nn.Module, hooks: Mapping[str, Callable]) -> Iterator[None]:
     """Run forward hooks, by names of modules, in this context."""
-    handles = [
-        model.get_submodule(name).register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, hook in hooks.items():
+            stack.enter_context(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _keeping(kept: dict[str, list[Tensor]], name: str) -> Callable:
-    return lambda module, args, kwargs, output: kept.setdefault(name, []).extend(_tensors(output))
+    return lambda module, args, kwargs, output: kept.setdefault(name, []).extend(nested_tensors(output))
 
 
 def _comparing(module: nn.Module, difference: Difference) -> Callable:
     # Further arguments are what was merged, as the sums of the embedding.
-    return lambda _, args, kwargs, output: difference.add(_tensors(output), _tensors(module(args[0], **kwargs)))
+    return lambda _, args, kwargs, output: difference.add(
+        list(nested_tensors(output)), list(nested_tensors(module(args[0], **kwargs))))
 
 
 @dataclass
 class Agreement:
-    """One output of an exported file at one size.
+    """One output, by name, of an exported file at one size.
 
     Attributes:
         shape (tuple[int, ...]): Shape of the input, (N, C, H, W).
-        output (str): Name of the output.
         maximum (float): Largest absolute difference from PyTorch.
         relative (float): The same as a share of the largest absolute value.
     """
@@ -319,12 +307,7 @@ class Agreement:
 
 
 def stack_images(images: Iterable[np.ndarray], size: Sequence[int], channels: int = 3) -> np.ndarray:
-    """Stack images (H, W, C), three channels as BGR, to one input of exported models.
-
-    Args:
-        images (Iterable[np.ndarray]): As pipelines load them.
-        size (Sequence[int]): Height and width to resize them to.
-        channels (int): How many the model takes.
+    """Stack images (H, W, C), three channels as BGR, to one input of exported models, of a height and width.
 
     Returns:
         np.ndarray: (N, channels, H, W), float32, three channels as RGB.
@@ -341,12 +324,9 @@ def stack_images(images: Iterable[np.ndarray], size: Sequence[int], channels: in
 
 @torch.no_grad()
 def verify_outputs(model: ImageModel, path: str | Path, inputs: Iterable[np.ndarray]) -> list[Agreement]:
-    """Compare an exported file with the model in PyTorch.
+    """Compare the outputs of an exported file, ``.onnx`` or ``.pt2``, with those of the model in PyTorch.
 
-    Args:
-        model (ImageModel): The model with its own operations, ``kernel_form=None``.
-        path (str | Path): The ONNX file, or the package of ``torch.export``, ``.pt2``.
-        inputs (Iterable[np.ndarray]): (N, C, H, W), float32, each of its own shape.
+    The model has its own operations, ``kernel_form=None``; inputs (N, C, H, W), float32, may each have another shape.
     """
     (_, run), found = _open_network(path), []
     for images in map(torch.from_numpy, inputs):
@@ -360,14 +340,9 @@ def verify_outputs(model: ImageModel, path: str | Path, inputs: Iterable[np.ndar
 def verify_predictions(model: nn.Module, task: str, path: str | Path, batches: Iterable[dict]) -> Predictions:
     """Compare final predictions with an exported file to those of the model in testing, by the same head.
 
-    Of a classifier or segmentor in an ONNX file these are :class:`OnnxModel`'s; otherwise ``model`` predicts with the
-    file's outputs in place of its own network's.
-
-    Args:
-        model (nn.Module): The model that was exported, with its weights, on the CPU.
-        task (str): Its task.
-        path (str | Path): The ONNX file, or the package, ``.pt2``.
-        batches (Iterable[dict]): Images as the test pipeline gives them, collated.
+    Of a classifier or segmentor in an ONNX file these are :class:`OnnxModel`'s; otherwise ``model``, the one that was
+    exported, on the CPU, predicts with the file's outputs in place of its own network's. Batches are images as the test
+    pipeline gives them, collated.
     """
     found, (onnx, run) = Predictions(), _open_network(path)
     for batch in batches:

@@ -91,11 +91,7 @@ def examine_file(path: Path) -> Finding | None:
 def match_config(path: Path, tensors: Mapping[str, Tensor], cfg: Config, key: str | None = None) -> Iterator[Finding]:
     """Report how tensors fit the model of a config, as MMEngine would load them, and which renaming would help.
 
-    Args:
-        path (Path): Where the tensors are from, for the commands.
-        tensors (Mapping[str, Tensor]): By name.
-        cfg (Config): With ``model``.
-        key (str, optional): Entry of the checkpoint that a converter needs as ``--key``.
+    The commands name ``path``, and ``key``, the entry of it that holds the tensors, if a converter needs that.
     """
     model = build_model(cfg)
     own = model.state_dict()
@@ -294,7 +290,6 @@ def _prefixes(name: str) -> list[str]:
 
 
 def _rest(match: Match) -> Iterator[Finding]:
-    """Report what does not fit, tensor by tensor."""
     if match.other_shapes:
         yield error(
             'shapes', f'{len(match.other_shapes)} tensors have other shapes: {match.describe_shapes(_LISTED)}',
@@ -327,7 +322,6 @@ def _numbers(match: Match) -> str:
 
 
 def _convert(path: Path, target: Path, names: Mapping[str, str], key: str | None) -> str:
-    """Return the command that writes a renamed copy."""
     arguments = f'{str(path)!r}, {str(target)!r}, {dict(names)!r}' + (f', key={key!r}' if key else '')
     code = f'from pelk_mm.checkpoints.convert import convert_file; convert_file({arguments})'
     return f'python -c {shlex.quote(code)}'

@@ -65,14 +65,7 @@ FIXES = (
 
 
 def examine_environment(parts: Sequence[str] = (*probes.PACKAGES, 'devices', 'backends')) -> list[Finding]:
-    """Try the packages that this Python has installed.
-
-    Args:
-        parts (Sequence[str]): The parts to try. Defaults to everything.
-
-    Returns:
-        list[Finding]: The results.
-    """
+    """Try the parts of what this Python has installed, by default all."""
     return judge(installed_versions(), run_probes(parts), sys.version_info[:2])
 
 
@@ -102,32 +95,17 @@ def run_probes(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def judge(
-    versions: Mapping[str, str],
-    results: Mapping[str, Mapping[str, Any]],
-    python: tuple[int, int],
-) -> list[Finding]:
-    """Turn versions and the results of probes into findings.
-
-    Args:
-        versions (Mapping[str, str]): From :func:`installed_versions`.
-        results (Mapping[str, Mapping[str, Any]]): From :func:`run_probes`.
-        python (tuple[int, int]): Version of Python.
-
-    Returns:
-        list[Finding]: Packages first, then combinations, then devices.
-    """
-    findings = [_python(python)]
-    findings += [
-        _imported(name, result, versions) for name, result in results.items() if name not in ('devices', 'backends')
-    ]
+def judge(versions: Mapping[str, str], results: Mapping[str, Mapping[str, Any]],
+          python: tuple[int, int]) -> list[Finding]:
+    """Turn :func:`installed_versions` and the results of :func:`run_probes` into findings."""
+    imports = {name: result for name, result in results.items() if name not in ('devices', 'backends')}
+    findings = [_python(python), *(_imported(name, result, versions) for name, result in imports.items())]
     findings += [*_combinations(versions), *_builds(results)]
     devices = results.get('devices', {})
     if devices and 'error' not in devices:
         findings += _devices(devices, results.get('mmcv.ops', {}), versions)
     findings.append(_compiler())
-    for device, reasons in results.get('backends', {}).get('reasons', {}).items():
-        findings.append(_backends(device, reasons))
+    findings += [_backends(*each) for each in results.get('backends', {}).get('reasons', {}).items()]
     findings += [
         error(name, results[name]['error']) for name in ('devices', 'backends')
         if 'error' in results.get(name, {}) and 'error' not in results.get('torch', {})
@@ -191,7 +169,8 @@ def _combinations(versions: Mapping[str, str]) -> Iterator[Finding]:
     torch, torchvision = versions.get('torch'), versions.get('torchvision')
     if torch and _numbers(torch) < (2, 8):
         yield error('torch', f'{torch}, 2.8 or later is needed', TORCH_PAIR)
-    if torch and torchvision and _numbers(torch) >= (2, 0) and not _fits(torch, torchvision):
+    if torch and torchvision and _numbers(torch) >= (2, 0) and (
+            min(_numbers(torchvision)[1], 29) != _minor_of_torchvision(torch)):
         yield error('torchvision', f'{torchvision} is not for torch {torch}', _fitting_torchvision(versions))
     if versions.get('mmengine') and _numbers(versions.get('setuptools', '0')) >= (82, 0):
         yield error(
@@ -265,18 +244,14 @@ def _backends(device: str, reasons: Mapping[str, str | None]) -> Finding:
 def _fitting_torchvision(versions: Mapping[str, str]) -> str:
     if 'torch' not in versions:
         return TORCH_PAIR
-    return f'pip install "torchvision{_torchvision_for(versions["torch"])}"  (for torch {versions["torch"]})'
+    minor = _minor_of_torchvision(versions['torch'])
+    wanted = f'==0.{minor}.*' if minor < 29 else '>=0.29'
+    return f'pip install "torchvision{wanted}"  (for torch {versions["torch"]})'
 
 
-def _torchvision_for(torch: str) -> str:
-    """Return the versions of torchvision for a PyTorch 2: one each, until 0.29 took every later PyTorch."""
-    minor = _numbers(torch)[1] + 15
-    return f'==0.{minor}.*' if minor < 29 else '>=0.29'
-
-
-def _fits(torch: str, torchvision: str) -> bool:
-    wanted, minor = _numbers(torch)[1] + 15, _numbers(torchvision)[1]
-    return minor == wanted if wanted < 29 else minor >= 29
+def _minor_of_torchvision(torch: str) -> int:
+    """Return the minor version of torchvision for a PyTorch 2: one each, until 0.29 took every later PyTorch."""
+    return min(_numbers(torch)[1] + 15, 29)
 
 
 def _setup(stack: str) -> str:

@@ -87,10 +87,7 @@ class SeededSampler(Sampler):
 class SeededDataset(Dataset):
     """Seed Python's, NumPy's and PyTorch's generators before each sample of another dataset is loaded.
 
-    All other attributes are those of the other dataset, so hooks that switch its pipeline find it.
-
-    Args:
-        dataset (dict): Config of the dataset.
+    Everything else, to read or to set, is the other dataset's: hooks that switch its pipeline find it.
     """
 
     def __init__(self, dataset: dict) -> None:
@@ -156,12 +153,7 @@ class _SeededLoop(BaseLoop):
 
 @LOOPS.register_module()
 class ResumableEpochBasedTrainLoop(_SeededLoop, EpochBasedTrainLoop):
-    """MMEngine's ``EpochBasedTrainLoop`` that resumes exactly, also inside an epoch.
-
-    Args:
-        runner (Runner): The runner.
-        dataloader (dict): Config of the dataloader.
-        **kwargs: ``max_epochs``, ``val_begin``, ``val_interval`` and ``dynamic_intervals``, as MMEngine's.
+    """MMEngine's ``EpochBasedTrainLoop`` that resumes exactly, in the middle of an epoch too, with the same arguments.
 
     Raises:
         ValueError: If an epoch has no batch.
@@ -200,13 +192,7 @@ class ResumableEpochBasedTrainLoop(_SeededLoop, EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ResumableIterBasedTrainLoop(_SeededLoop, IterBasedTrainLoop):
-    """MMEngine's ``IterBasedTrainLoop`` that resumes exactly.
-
-    Args:
-        runner (Runner): The runner.
-        dataloader (dict): Config of the dataloader.
-        **kwargs: ``max_iters``, ``val_begin``, ``val_interval`` and ``dynamic_intervals``, as MMEngine's.
-    """
+    """MMEngine's ``IterBasedTrainLoop`` that resumes exactly, with the same arguments."""
 
     def rebuild_dataloader(self) -> None:
         super().rebuild_dataloader()

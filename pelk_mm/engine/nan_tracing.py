@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,6 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors, math.inf))
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor holds NaN or infinity; on a GPU this waits once, for any number of tensors."""
-    tensors = list(tensors)
-    return not tensors or bool(torch.isfinite(tensor_norms(tensors)).all())
-
-
 class NonFiniteLog:
     """Store on the device in which iteration each of several values was first not finite.
 
@@ -44,13 +39,7 @@ class NonFiniteLog:
         self._first: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, names: Iterable[str], finite: Tensor, iteration: int) -> None:
-        """Add the values of an iteration.
-
-        Args:
-            names (Iterable[str]): Name of each value.
-            finite (Tensor): Which are finite, (len(names), ), bool.
-            iteration (int): Its number.
-        """
+        """Add which of some values are finite in an iteration, (len(names), ), bool."""
         names = tuple(names)
         first = self._first.get(names)
         if first is None:
@@ -94,26 +83,20 @@ class Trace:
     @contextmanager
     def watching_forward(self) -> Iterator[None]:
         """Watch the modules; the gradients too, if a backward pass follows."""
-        handles = []
-        for module in self._names:
-            handles += [
-                module.register_forward_pre_hook(self._before, with_kwargs=True),
-                module.register_forward_hook(self._after)
-            ]
-        try:
+        with ExitStack() as stack:
+            for module in self._names:
+                stack.enter_context(module.register_forward_pre_hook(self._before, with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(self._after))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _before(self, module: nn.Module, args, kwargs) -> None:
-        for tensor in _tensors((args, kwargs)):
+        for tensor in nested_tensors((args, kwargs)):
             self._look(tensor, f'what {self._describe(module)} receives')
             self._follow(tensor, 'taken', self._describe(module))
 
     def _after(self, module: nn.Module, args, output) -> None:
         # What the model itself returns are the losses, and figures beside them.
-        for tensor in _tensors(output) if self._names[module] else ():
+        for tensor in nested_tensors(output) if self._names[module] else ():
             self._look(tensor, f'what {self._describe(module)} returns')
             self._follow(tensor, 'returned', self._describe(module))
 
@@ -156,19 +139,14 @@ def trace(model: nn.Module,
           batch_size: int | None = None) -> tuple[Trace, list[str]]:
     """Run one forward pass and, if it stays finite, its backward pass, and watch both.
 
-    Args:
-        model (nn.Module): Whose modules to watch.
-        compute_losses (Callable[[], Mapping[str, Tensor]]): The forward pass.
-        sum_losses (Callable[[Mapping], Tensor]): Makes of the losses the one to differentiate.
-        batch_size (int, optional): Number of images.
-
     Returns:
-        tuple[Trace, list[str]]: What was seen, and the names of the losses that are not finite.
+        tuple[Trace, list[str]]: The trace, and the names of the losses that are not finite.
     """
     seen = Trace(model, batch_size)
     with seen.watching_forward(), _uncompiled():
         losses = compute_losses()
-    names = [name for name, values in losses.items() if 'loss' in name and not all(map(_finite, _tensors(values)))]
+    names = [name for name, values in losses.items()
+             if 'loss' in name and not all(map(_finite, nested_tensors(values)))]
     if seen.forward is None and not names:
         sum_losses(losses).backward()
     return seen, names
@@ -192,12 +170,6 @@ def non_finite_samples(batch) -> list[int]:
     return [index for index, image in enumerate(inputs) if isinstance(image, Tensor) and not _finite(image)]
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many there are beside them."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
-
-
 def _uncompiled() -> AbstractContextManager:
     """Run what ``torch.compile`` compiled as it was written: compiled modules call no hooks of those inside of them."""
     return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
@@ -207,13 +179,12 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach()).all())
 
 
-def _tensors(values) -> Iterator[Tensor]:
-    """Every tensor of nested containers."""
+def nested_tensors(values: Any) -> Iterator[Tensor]:
+    """Every tensor of nested mappings, lists and tuples."""
     if isinstance(values, Tensor):
         yield values
-        return
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, (list, tuple)):
+    elif isinstance(values, Mapping):
+        yield from nested_tensors(list(values.values()))
+    elif isinstance(values, (list, tuple)):
         for value in values:
-            yield from _tensors(value)
+            yield from nested_tensors(value)

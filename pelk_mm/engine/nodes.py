@@ -61,12 +61,8 @@ def use_reachable_interface() -> None:
 def check_shared_folder(cfg: Config, mode: str) -> None:
     """Check that every process sees the folders that process 0 writes to; all processes call this.
 
-    These are the one of the checkpoints, and the one through which the metrics collect predictions. The check is
-    switched off by ``check_shared_folder=False`` in the config.
-
-    Args:
-        cfg (Config): Of the run.
-        mode (str): ``'train'`` or ``'test'``.
+    These are the one of the checkpoints, where ``mode`` is ``'train'``, and the one through which the metrics collect
+    predictions. The check is switched off by ``check_shared_folder=False`` in the config.
 
     Raises:
         FileNotFoundError: In every process, if there is one that does not see them.
@@ -91,11 +87,9 @@ def check_shared_folder(cfg: Config, mode: str) -> None:
 
 
 def check_file_everywhere(argument: str, path: str) -> None:
-    """Check that every process has a file that each will load; all processes call this.
+    """Check that every process has a file that an option or config entry names; all processes call this.
 
-    Args:
-        argument (str): The option or config entry that names it.
-        path (str): The file; a URL is left to the loader.
+    A URL is left to the loader.
 
     Raises:
         FileNotFoundError: In every process, if there is one that does not have it.

@@ -21,6 +21,13 @@ def max_over_processes(*values: float) -> list[float]:
     return largest.tolist()
 
 
+def positive(name: str, value: int) -> int:
+    """Return an argument of a hook, or raise a ValueError if it is no positive int."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be a positive int, got {value!r}')
+    return value
+
+
 class Poll:
     """Questions that hooks ask all processes, every ``interval`` iterations, or earlier if these are slow.
 
@@ -29,10 +36,13 @@ class Poll:
 
     Args:
         interval (int): Iterations between two polls, at most.
+
+    Raises:
+        ValueError: If ``interval`` is not positive.
     """
 
     def __init__(self, interval: int) -> None:
-        self.interval = interval
+        self.interval = positive('interval', interval)
         self._questions: dict[str, Callable[[], float]] = {}
         self.restart()
 
@@ -52,13 +62,10 @@ class Poll:
         return iteration >= self._next or iteration == self._asked
 
     def ask(self, iteration: int) -> dict[str, float]:
-        """Ask all questions in one collective; asked again for the same iteration, return the same answers.
-
-        Args:
-            iteration (int): Number of finished iterations, the same in every process.
+        """Ask all questions after a number of finished iterations; asked again for the same one, answer the same.
 
         Returns:
-            dict[str, float]: Name of the question -> the largest answer.
+            dict[str, float]: Name of the question -> the largest answer of all processes.
         """
         if iteration != self._asked:
             now = time.monotonic()

@@ -28,11 +28,9 @@ _LOOK_FOR_LAUNCHER_SECONDS = 1.0
 
 
 def prepare_processes(cfg: Config, launcher: str) -> None:
-    """Set up this process as one of several.
+    """Set up this process as one of several, started by ``'pytorch'`` (torchrun), ``'slurm'`` or ``'mpi'``.
 
-    Args:
-        cfg (Config): Changed in place: ``env_cfg.dist_cfg.timeout`` is 600 seconds unless it is set.
-        launcher (str): What started the processes: ``'pytorch'`` (torchrun), ``'slurm'`` or ``'mpi'``.
+    In the config, which is changed in place, ``env_cfg.dist_cfg.timeout`` becomes 600 seconds unless it is set.
 
     Raises:
         ValueError: If the config or the environment is wrong.
@@ -53,17 +51,13 @@ def prepare_processes(cfg: Config, launcher: str) -> None:
 
 
 def prepare_cpu_processes(cfg: Config, launcher: str) -> None:
-    """Join a gloo process group and make the config run in it: MMEngine by itself assumes a GPU for every process.
+    """Join a gloo process group and make the config run in it, in place: MMEngine assumes a GPU for every process.
 
     SyncBN has no CPU kernel and becomes AllReduceBN, which computes the same with plain collectives and whose weights
     have the same names and shapes.
 
-    Args:
-        cfg (Config): Changed in place.
-        launcher (str): Must be ``'pytorch'``.
-
     Raises:
-        ValueError: If the launcher is another one.
+        ValueError: If the launcher is not ``'pytorch'``.
     """
     if launcher != 'pytorch':
         raise ValueError(f'without a GPU, --launcher must be "pytorch" (torchrun, as tools/dist_train.sh does), got '

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from mmengine._strategy import FSDPStrategy
+from mmengine.model import is_model_wrapper
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
@@ -12,6 +14,11 @@ from pelk_mm.registry import FUNCTIONS, STRATEGIES
 
 # Names of the strategies that shard a model.
 FSDP_STRATEGIES = ('FSDPStrategy', 'pelk_mm.ResumableFSDPStrategy')
+
+
+def unwrap(model: Any) -> Any:
+    """Return the model inside the wrapper of distributed training, if there is one."""
+    return model.module if is_model_wrapper(model) else model
 
 
 @STRATEGIES.register_module()
@@ -35,12 +42,6 @@ def class_name_wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel: i
     """An ``auto_wrap_policy`` of FSDP: every module whose class has one of these names is a unit of its own.
 
     The weights of a unit are gathered when it runs and let go afterwards. PyTorch's own policies take classes, which a
-    config cannot hold.
-
-    Args:
-        module (nn.Module): The module in question.
-        recurse (bool): Whether FSDP asks if it should look inside, rather than wrap.
-        nonwrapped_numel (int): Number of weights that are in no unit yet.
-        types (Sequence[str]): Names of classes, ``'LargeKernelBlock'`` for the backbones here.
+    config cannot hold. For the backbones here the name is ``'LargeKernelBlock'``.
     """
     return recurse or type(module).__name__ in types

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ def find_sparse_parameters(model: nn.Module,
     A submodule with ``get_sparse_parameters()`` decides for its own parameters, inside a wrapper too.
 
     Args:
-        model (nn.Module): The model; parts of it may be wrapped, e.g. by ``torch.compile``.
+        model (nn.Module): The model, or one with parts that are wrapped, e.g. by ``torch.compile``.
         include (str | Sequence[str]): Regular expressions; a name must contain a match of one. Empty: all.
         exclude (str | Sequence[str]): Regular expressions; a name with a match of one is left out.
 
@@ -49,16 +51,14 @@ def find_sparse_parameters(model: nn.Module,
     full_names = {id(p): name for name, p in model.named_parameters()}
     for argument, patterns in (('include', include), ('exclude', exclude)):
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        matches = {
-            pattern: {name for name, p in chosen.items()
-                      if re.search(pattern, name) or re.search(pattern, full_names[id(p)])}
-            for pattern in patterns
-        }
-        for pattern, names in matches.items():
+        matched: set[str] = set()
+        for pattern in patterns:
+            names = {name for name, p in chosen.items()
+                     if re.search(pattern, name) or re.search(pattern, full_names[id(p)])}
             if not names:
                 raise ValueError(f'{argument} must match names of 2-D or 4-D weights, {pattern!r} matches none of '
                                  f'{len(chosen)}, for example {", ".join(list(chosen)[:3])}')
-        matched = set().union(*matches.values())
+            matched |= names
         if patterns:
             chosen = {name: p for name, p in chosen.items() if (name in matched) == (argument == 'include')}
     if not chosen:
@@ -83,12 +83,7 @@ def uniform_densities(weights: Mapping[str, Tensor], density: float) -> dict[str
 def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, float]:
     """Erdos-Renyi-Kernel: a layer's density is proportional to the sum of its sides over their product, at most 1.
 
-    Args:
-        weights (Mapping[str, Tensor]): By name.
-        density (float): Of all weights together.
-
-    Returns:
-        dict[str, float]: By name.
+    ``density`` is that of all weights together.
     """
     dense: set[str] = set()
     total = sum(weight.numel() for weight in weights.values())
@@ -120,14 +115,7 @@ def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, T
 
 
 def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, float]:
-    """Return each layer's share of weights among the most salient ``density`` of the network.
-
-    Args:
-        saliency (Mapping[str, Tensor]): From :func:`saliencies`.
-        density (float): Of all weights together.
-
-    Returns:
-        dict[str, float]: By name.
+    """Each layer's share of weights among the most salient ``density`` of all, by name as :func:`saliencies` has them.
 
     Raises:
         ValueError: If a saliency is not finite, or fewer than the weights to keep are above zero.
@@ -149,13 +137,7 @@ def draw_masks(weights: Mapping[str, Tensor], densities: Mapping[str, float],
                generator: torch.Generator) -> dict[str, Tensor]:
     """Draw masks with exactly ``round(density * size)`` live weights, at least one; none for layers that stay dense.
 
-    Args:
-        weights (Mapping[str, Tensor]): By name, on the generator's device.
-        densities (Mapping[str, float]): By name, see :data:`DENSE_THRESHOLD`.
-        generator (torch.Generator): What to draw with.
-
-    Returns:
-        dict[str, Tensor]: Masks by name.
+    Layers of at least :data:`DENSE_THRESHOLD` get none.
     """
     masks = {}
     for name, weight in weights.items():
@@ -192,13 +174,8 @@ def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -
 def prune_and_grow(weight: Tensor, mask: Tensor, rate: float, generator: torch.Generator) -> tuple[Tensor, int]:
     """Kill the live weights of smallest magnitude and bring as many dead ones, drawn at random, to life.
 
-    A weight just pruned may be drawn again and then keeps its value, as in SLaK.
-
-    Args:
-        weight (Tensor): Any shape.
-        mask (Tensor): bool, same shape; left as it is.
-        rate (float): Share of the live weights to prune, in [0, 1].
-        generator (torch.Generator): On the weight's device.
+    A weight just pruned may be drawn again and then keeps its value, as in SLaK. ``rate`` is the share of the live
+    weights to prune, in [0, 1]; the generator is on the weight's device.
 
     Returns:
         tuple[Tensor, int]: The new mask, and how many weights were pruned and grown, ``round(rate * live)``.
@@ -220,14 +197,14 @@ def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> N
 
 
 def group_densities(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Return the density of each group of layers: every stage, every downsampling layer, every other module."""
-    live: dict[str, int] = {}
-    size: dict[str, int] = {}
+    """Density of each group of layers: one for every stage and every downsampling layer, one for each other module."""
+    live: Counter[str] = Counter()
+    size: Counter[str] = Counter()
     for name, weight in weights.items():
         numbered = re.match(r'.*?\.\d+(?=\.)', name)
         group = numbered.group() if numbered else name.rpartition('.')[0]
-        live[group] = live.get(group, 0) + (int(masks[name].sum()) if name in masks else weight.numel())
-        size[group] = size.get(group, 0) + weight.numel()
+        live[group] += int(masks[name].sum()) if name in masks else weight.numel()
+        size[group] += weight.numel()
     return {group: live[group] / size[group] for group in size}
 
 
@@ -240,6 +217,11 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """The inverse of :func:`pack_mask`: bool of ``shape``, on the CPU."""
     bits = np.unpackbits(packed.cpu().numpy(), count=math.prod(shape))
     return torch.from_numpy(bits.astype(bool)).view(tuple(shape))
+
+
+def unpack_masks(saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Masks by name from the ``dynamic_sparsity`` of a checkpoint, on the CPU."""
+    return {clean_name(name): unpack_mask(mask['bits'], mask['shape']) for name, mask in saved['masks'].items()}
 
 
 def _random_mask(size: int, count: int, generator: torch.Generator) -> Tensor:

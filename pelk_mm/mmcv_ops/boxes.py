@@ -18,13 +18,9 @@ def vision_ops() -> Any:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Suppress boxes that overlap one of a higher score by more than a threshold.
+    """Suppress boxes (N, 4) that overlap one of a higher score (N, ) by more than a threshold.
 
-    Args:
-        boxes (Tensor): Corners x1, y1, x2, y2, shape (N, 4).
-        scores (Tensor): Shape (N,).
-        iou_threshold (float): Boxes with a larger intersection over union are suppressed.
-        offset (int): 0, or 1 for boxes whose last corner is part of them.
+    ``offset`` is 0, or 1 for boxes whose last corner is part of them.
 
     Returns:
         Tensor: Indices of the boxes kept, by descending score, int64.
@@ -39,11 +35,11 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, sigma: float, min_score: float,
             method: int, offset: int) -> Tensor:
-    """Lower the scores of boxes that overlap one of a higher score (Soft-NMS, arXiv:1704.04503).
+    """Lower the scores (N, ) of boxes (N, 4) that overlap one of a higher score (Soft-NMS, arXiv:1704.04503).
 
     Args:
-        boxes (Tensor): Corners, shape (N, 4).
-        scores (Tensor): Shape (N,).
+        boxes (Tensor): As in :func:`nms`.
+        scores (Tensor): As in :func:`nms`.
         dets (Tensor): Written: the boxes kept, with their new scores, shape (N, 5).
         iou_threshold (float): Overlap from which methods 0 and 1 act.
         sigma (float): Width of the Gaussian of method 2.
@@ -84,11 +80,7 @@ def _drop(values: Tensor, drop: Tensor) -> Tensor:
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group boxes by the box that suppresses them.
-
-    Args:
-        dets (Tensor): Boxes and scores, shape (N, 5).
-        iou_threshold (float): Boxes that overlap by this much belong together.
+    """Group boxes with scores (N, 5) by the box that suppresses them, which they overlap by at least the threshold.
 
     Returns:
         list[list[int]]: For each box kept, by descending score: its index, then those of the boxes it suppresses.
@@ -104,15 +96,9 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 
 
 def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int) -> None:
-    """Compute intersections over union, or over the first box.
+    """Write into ``ious`` (M, N) the intersections of boxes (M, 4) and (N, 4) over the union; in mode 1 over the first.
 
-    Args:
-        bboxes1 (Tensor): Corners, shape (M, 4).
-        bboxes2 (Tensor): Corners, shape (N, 4).
-        ious (Tensor): Written, shape (M, N); (M,) if aligned.
-        mode (int): 0 is over the union, 1 over ``bboxes1``.
-        aligned (bool): Whether box i is compared with box i only.
-        offset (int): As in :func:`nms`.
+    If aligned, box i is compared with box i only, and ``ious`` has the shape (M, ).
     """
     if aligned:
         bboxes1, bboxes2 = bboxes1[:, None], bboxes2[:, None]

@@ -9,7 +9,7 @@ NMS and RoIAlign equal mmcv's compiled code bit for bit, the others to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -116,76 +116,57 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
 # Deformable convolutions, arXiv:1703.06211 and arXiv:1811.11168
 
 
-def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
-                        kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
-                        group: int, deformable_group: int, im2col_step: int) -> None:
+def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *buffers: Tensor,
+                        **options: int) -> None:
     """Write a deformable convolution; ``offset`` has y and x of each tap, shape (B, 2 G kH kW, H', W')."""
-    mask, bias = _absent_mask(offset), _absent_bias(weight)
-    output.copy_(
-        vision_ops().deform_conv2d(input, weight, offset, mask, bias, dH, dW, padH, padW, dilationH, dilationW, group,
-                              deformable_group, False))
+    output.copy_(vision_ops().deform_conv2d(*_deformed(input, weight, offset, None, None, options)))
 
 
 def deform_conv_backward_input(input: Tensor, offset: Tensor, gradOutput: Tensor, gradInput: Tensor,
-                               gradOffset: Tensor, weight: Tensor, columns: Tensor, kW: int, kH: int, dW: int, dH: int,
-                               padW: int, padH: int, dilationW: int, dilationH: int, group: int, deformable_group: int,
-                               im2col_step: int) -> None:
+                               gradOffset: Tensor, weight: Tensor, *buffers: Tensor, **options: int) -> None:
     """Write the gradients of :func:`deform_conv_forward` for the input and the offsets."""
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    grad_input, _, grad_offset = _deform_conv_gradients(gradOutput, input, weight, offset, geometry)
-    gradInput.copy_(grad_input)
-    gradOffset.copy_(grad_offset)
+    gradients = vision_ops()._deform_conv2d_backward(gradOutput, *_deformed(input, weight, offset, None, None, options))
+    gradInput.copy_(gradients[0])
+    gradOffset.copy_(gradients[2])
 
 
 def deform_conv_backward_parameters(input: Tensor, offset: Tensor, gradOutput: Tensor, gradWeight: Tensor,
-                                    columns: Tensor, ones: Tensor, kW: int, kH: int, dW: int, dH: int, padW: int,
-                                    padH: int, dilationW: int, dilationH: int, group: int, deformable_group: int,
-                                    scale: float, im2col_step: int) -> None:
+                                    *buffers: Tensor, scale: float, **options: int) -> None:
     """Add the gradient of :func:`deform_conv_forward` for the weight, times ``scale``."""
-    geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    gradWeight.add_(_deform_conv_gradients(gradOutput, input, gradWeight, offset, geometry)[1], alpha=scale)
-
-
-def _deform_conv_gradients(grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor,
-                           geometry: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for the input, the weight and the offsets; that of the weight does not depend on the weight."""
-    mask, bias = _absent_mask(offset), _absent_bias(weight)
-    return vision_ops()._deform_conv2d_backward(grad, input, weight, offset, mask, bias, *geometry, False)[:3]
+    # It does not depend on the weight.
+    tensors = _deformed(input, gradWeight, offset, None, None, options)
+    gradWeight.add_(vision_ops()._deform_conv2d_backward(gradOutput, *tensors)[1], alpha=scale)
 
 
 def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
-                                  mask: Tensor, output: Tensor, columns: Tensor, kernel_h: int, kernel_w: int,
-                                  stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
-                                  dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> None:
+                                  mask: Tensor, output: Tensor, columns: Tensor, *, with_bias: bool,
+                                  **options: int) -> None:
     """Write a deformable convolution whose taps ``mask`` weighs, shape (B, G kH kW, H', W')."""
-    bias = bias if with_bias else _absent_bias(weight)
-    output.copy_(
-        vision_ops().deform_conv2d(input, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h,
-                              dilation_w, group, deformable_group, True))
+    tensors = _deformed(input, weight, offset, mask, bias if with_bias else None, options)
+    output.copy_(vision_ops().deform_conv2d(*tensors))
 
 
 def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
                                    mask: Tensor, columns: Tensor, grad_input: Tensor, grad_weight: Tensor,
-                                   grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor,
-                                   kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int,
-                                   dilation_h: int, dilation_w: int, group: int, deformable_group: int,
-                                   with_bias: bool) -> None:
+                                   grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor, *,
+                                   with_bias: bool, **options: int) -> None:
     """Write the gradients of :func:`modulated_deform_conv_forward`."""
-    gradients = vision_ops()._deform_conv2d_backward(grad_output, input, weight, offset, mask,
-                                                bias if with_bias else _absent_bias(weight), stride_h, stride_w, pad_h,
-                                                pad_w, dilation_h, dilation_w, group, deformable_group, True)
+    tensors = _deformed(input, weight, offset, mask, bias if with_bias else None, options)
+    gradients = vision_ops()._deform_conv2d_backward(grad_output, *tensors)
     written = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias if with_bias else None)
     for target, gradient in zip(written, gradients):
         if target is not None:
             target.copy_(gradient)
 
 
-def _absent_mask(offset: Tensor) -> Tensor:
-    return offset.new_zeros((offset.shape[0], 1))
-
-
-def _absent_bias(weight: Tensor) -> Tensor:
-    return weight.new_zeros(weight.shape[0])
+def _deformed(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None,
+              options: Mapping[str, int]) -> list:
+    """Arguments of torchvision's operator and its gradient; mmcv's names for stride, padding and dilation differ."""
+    names = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW') if mask is None else (
+        'stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w')
+    no_mask, no_bias = offset.new_zeros((len(offset), 1)), weight.new_zeros(len(weight))
+    return [input, weight, offset, no_mask if mask is None else mask, no_bias if bias is None else bias,
+            *(options[name] for name in (*names, 'group', 'deformable_group')), mask is not None]
 
 
 # Losses

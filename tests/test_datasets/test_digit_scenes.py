@@ -102,25 +102,19 @@ def test_train_and_val_use_their_own_digits_in_all_tasks(digit_scenes):
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
-def test_boxes_and_areas_fit_the_masks(digit_scenes, split):
-    for _, _, instances, masks in scenes_of(digit_scenes, split):
-        assert 1 <= len(instances) <= 7
-        for instance, mask in zip(instances, masks):
-            rows, cols = np.nonzero(mask)
-            assert instance['area'] == len(rows) > 0
-            x, y, width, height = instance['bbox']
-            assert (x, x + width - 1, y, y + height - 1) == (cols.min(), cols.max(), rows.min(), rows.max())
-            assert instance['iscrowd'] == 0
-
-
-@pytest.mark.parametrize('split', ['train', 'val'])
-def test_label_maps_are_the_union_of_the_masks(digit_scenes, split):
+def test_boxes_and_areas_fit_the_masks_whose_union_are_the_label_maps(digit_scenes, split):
     for _, labels, instances, masks in scenes_of(digit_scenes, split):
+        assert 1 <= len(instances) <= 7
         assert np.sum(masks, axis=0).max() == 1
         expected = np.ones((128, 128))
         for instance, mask in zip(instances, masks):
             # Category ids count the digits from 1, label values from 2: 1 is the background.
             expected[mask] = instance['category_id'] + 1
+            rows, cols = np.nonzero(mask)
+            assert instance['area'] == len(rows) > 0
+            x, y, width, height = instance['bbox']
+            assert (x, x + width - 1, y, y + height - 1) == (cols.min(), cols.max(), rows.min(), rows.max())
+            assert instance['iscrowd'] == 0
         assert np.array_equal(labels, expected)
 
 

@@ -1,18 +1,13 @@
 """A small training in this process."""
 
-import itertools
-
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import nn
 
-from pelk_mm import compat
-
-RUN_NAMES = itertools.count()
+from .small_runs import small_runner
 
 
 class Line(BaseModel):
@@ -55,35 +50,26 @@ class Scores(BaseMetric):
 def make_runner():
     """Build a runner of 30 steps, 10 an epoch; keyword arguments are its own."""
 
-    def make(work_dir,
-             loop='pelk_mm.ResumableEpochBasedTrainLoop',
-             checkpoint=None,
-             hooks=(),
-             scores=None,
-             cls=Runner,
-             **kwargs):
-        compat.setup()
+    def make(work_dir, loop='pelk_mm.ResumableEpochBasedTrainLoop', checkpoint=None, hooks=(), scores=None, **kwargs):
         length = dict(max_epochs=3) if 'Epoch' in loop else dict(max_iters=30)
-        data = dict(batch_size=4, num_workers=0, collate_fn=dict(type='default_collate'), dataset=dict(type=Points))
+        data = dict(collate_fn=dict(type='default_collate'), dataset=dict(type=Points))
         val = {}
         if scores is not None:
             val = dict(
-                val_dataloader=ConfigDict(data, sampler=dict(type='DefaultSampler', shuffle=False)),
+                val_dataloader=ConfigDict(
+                    data, batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False)),
                 val_evaluator=dict(type=Scores, **scores),
                 val_cfg=dict())
             length['val_interval'] = 1 if 'Epoch' in loop else 10
-        return cls(
-            model=dict(type=Line),
-            work_dir=str(work_dir),
-            experiment_name=f'run{next(RUN_NAMES)}',
-            train_dataloader=ConfigDict(data, sampler=dict(type='DefaultSampler', shuffle=True)),
+        return small_runner(
+            work_dir,
+            dict(type=Line),
+            dict(data, sampler=dict(type='DefaultSampler', shuffle=True)),
             train_cfg=dict(type=loop, **length),
             default_hooks=dict(checkpoint=checkpoint),
             custom_hooks=list(hooks),
             randomness=dict(seed=1),
-            log_level='WARNING',
-            default_scope='mmengine',
             **val,
-            **{'optim_wrapper': dict(optimizer=dict(type='AdamW', lr=0.01)), **kwargs})
+            **kwargs)
 
     return make

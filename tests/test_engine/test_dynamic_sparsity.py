@@ -1,156 +1,54 @@
-"""The hook of dynamic sparsity in real runs; stop and resume, bit for bit.
-
-Run as a script it is one rank of the distributed test.
-"""
+"""The hook of dynamic sparsity in real runs; stop and resume, bit for bit."""
 
 import itertools
-import os
 import pickle
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.hooks import EMAHook, Hook
-from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
-from torch import nn
-from torch.utils.data import Dataset
 
 from pelk_mm.checkpoints.publish import publish_file
-from pelk_mm.compat import setup
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.loops import SeededDataset, SeededIndex
 from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.processes import run_ranks
 
-RUN_NAMES = itertools.count()
+from . import small_runs
+from .small_runs import Images, Net, average_of, sparse_runner, sparsity_hook
+
+UNIFORM = dict(init='uniform', sparsity=0.5)
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def trained(*arguments, **kwargs):
+    """A runner that has trained."""
+    runner = sparse_runner(*arguments, **kwargs)
+    runner.train()
+    return runner
 
-
-class Net(BaseModel):
-    """Convolution, norm, dropout and classifier: 2-D and 4-D weights, buffers, and randomness in the step."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3)
-        self.norm = nn.BatchNorm2d(16)
-        self.hidden = nn.Linear(16, 32)
-        self.head = nn.Linear(32, 4)
-
-    def forward(self, image, label, mode='loss'):
-        x = self.norm(self.conv(image)).relu().mean((2, 3))
-        x = nn.functional.dropout(self.hidden(x).relu(), 0.2, self.training)
-        return dict(loss=nn.functional.cross_entropy(self.head(x), label))
-
-
-class Images(Dataset):
-    """Noise, augmented with the generators of PyTorch, NumPy and Python."""
-
-    def __init__(self, size=40):
-        self.images = torch.randn(size, 3, 6, 6, generator=generator())
-        self.labels = torch.randint(4, (size, ), generator=generator())
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        image = self.images[index] + 0.1 * torch.randn(3, 6, 6) + float(np.random.rand())
-        return dict(image=image.flip(-1) if random.random() < 0.5 else image, label=self.labels[index])
-
-
-class Watch(Hook):
-    """Calls a function after each iteration, when all other hooks have run."""
-
-    priority = 'LOWEST'
-
-    def __init__(self, function):
-        self.function = function
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.function(runner)
-
-
-def make_runner(work_dir,
-                sparsity=None,
-                loop='Iter',
-                steps=20,
-                optimizer=None,
-                optim_wrapper=None,
-                ema=False,
-                watch=None,
-                interval=1000,
-                workers=0,
-                seed=0,
-                model=None,
-                log_level='ERROR',
-                **kwargs):
-    setup()
-    hooks = []
-    if ema:
-        hooks.append(dict(type='EMAHook', momentum=0.1))
-    if sparsity is not None:
-        hooks.append(dict(type='pelk_mm.DynamicSparsityHook', **sparsity))
-    if watch is not None:
-        hooks.append(Watch(watch))
-    cfg = dict(max_iters=steps) if loop == 'Iter' else dict(max_epochs=steps // 10)
-    return Runner(
-        model=model or Net(),
-        work_dir=str(work_dir),
-        experiment_name=f'run{next(RUN_NAMES)}',
-        train_dataloader=ConfigDict(
-            batch_size=4,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            collate_fn=dict(type='default_collate'),
-            sampler=dict(type='InfiniteSampler' if loop == 'Iter' else 'DefaultSampler', shuffle=True),
-            dataset=dict(type=Images)),
-        train_cfg=dict(type=f'pelk_mm.Resumable{loop}BasedTrainLoop', **cfg),
-        optim_wrapper=dict(
-            optimizer=optimizer or dict(type='AdamW', lr=0.01, weight_decay=0.05), **(optim_wrapper or {})),
-        param_scheduler=dict(type='CosineAnnealingLR', by_epoch=False, T_max=steps),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=interval)),
-        custom_hooks=hooks,
-        randomness=dict(seed=seed),
-        log_level=log_level,
-        default_scope='mmengine',
-        **kwargs)
-
-
-def sparsity_hook(runner):
-    return next(hook for hook in runner.hooks if isinstance(hook, DynamicSparsityHook))
-
-
-# ---- the hook in a run
 
 @pytest.mark.parametrize('init', ['snip', 'erk', 'uniform'])
 def test_density_holds_after_init_and_after_50_updates(tmp_path, init):
-    densities, updates = [], []
+    updates = []
 
     def watch(runner):
         hook = sparsity_hook(runner)
-        densities.append({name: int(mask.sum()) for name, mask in hook.masks.items()})
         updates.append({name: mask.clone() for name, mask in hook.masks.items()})
         for name, mask in hook.masks.items():
             assert (hook._weights[name][~mask] == 0).all()
 
     sparsity = dict(init=init, sparsity=0.4, update_interval=1, prune_rate=0.3)
-    runner = make_runner(tmp_path, sparsity, steps=51, watch=watch)
-    runner.train()
+    runner = trained(tmp_path, sparsity, steps=51, watch=watch)
     hook = sparsity_hook(runner)
     assert hook.step == 51
     total = sum(weight.numel() for weight in hook._weights.values())
     live = total - sum(int((~mask).sum()) for mask in hook.masks.values())
-    assert densities[0] == densities[-1]
+    first, last = ({name: int(mask.sum()) for name, mask in masks.items()} for masks in (updates[0], updates[-1]))
+    assert first == last
     if init == 'uniform':
-        assert all(count == round(0.6 * hook.masks[name].numel()) for name, count in densities[0].items())
+        assert all(count == round(0.6 * hook.masks[name].numel()) for name, count in first.items())
     # Layers that come out above 0.99 stay dense, which can only add.
     assert live >= round(0.6 * total) - len(hook.masks)
     assert live <= round(0.6 * total) + 0.01 * total + len(hook.masks)
@@ -164,7 +62,7 @@ def test_snip_leaves_no_trace(tmp_path):
     """Norm statistics, gradients, data order and generators are as without it."""
     states = []
     for sparsity in (dict(sparsity=0.4), dict(init='uniform', sparsity=0.4)):
-        runner = make_runner(tmp_path, sparsity, steps=1)
+        runner = sparse_runner(tmp_path, sparsity, steps=1)
         runner._train_loop = runner.build_train_loop(runner._train_loop)
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
         torch.manual_seed(1)
@@ -182,10 +80,8 @@ def test_snip_leaves_no_trace(tmp_path):
 
 def test_updates_follow_optimizer_steps_not_iterations(tmp_path):
     steps = []
-    sparsity = dict(init='uniform', sparsity=0.5, update_interval=2)
-    runner = make_runner(tmp_path, sparsity, steps=10, optim_wrapper=dict(accumulative_counts=3),
-                         watch=lambda runner: steps.append(sparsity_hook(runner).step))
-    runner.train()
+    runner = trained(tmp_path, dict(UNIFORM, update_interval=2), steps=10, optim_wrapper=dict(accumulative_counts=3),
+                     watch=lambda runner: steps.append(sparsity_hook(runner).step))
     # MMEngine steps after 3, 6, 9 and, for the remainder, 10 iterations.
     assert steps == [0, 0, 1, 1, 1, 2, 2, 2, 3, 4]
     assert sparsity_hook(runner)._total_steps == 4
@@ -201,9 +97,7 @@ class SkippingOptimWrapper(OptimWrapper):
 
 
 def test_skipped_steps_do_not_count(tmp_path):
-    runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.5), steps=6,
-                         optim_wrapper=dict(type=SkippingOptimWrapper))
-    runner.train()
+    runner = trained(tmp_path, UNIFORM, steps=6, optim_wrapper=dict(type=SkippingOptimWrapper))
     assert sparsity_hook(runner).step == 3
 
 
@@ -211,12 +105,11 @@ def test_skipped_steps_do_not_count(tmp_path):
 def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_unchanged(tmp_path, optimizer):
     def watch(runner):
         hook = sparsity_hook(runner)
-        ema = next(hook for hook in runner.hooks if isinstance(hook, EMAHook)).ema_model.module
         for name, mask in hook.masks.items():
-            weight = dict(runner.model.named_parameters())[name]
+            weight = runner.model.get_parameter(name)
             state = runner.optim_wrapper.optimizer.state[weight]
             assert (weight[~mask] == 0).all()
-            assert (dict(ema.named_parameters())[name][~mask] == 0).all()
+            assert (average_of(runner).get_parameter(name)[~mask] == 0).all()
             assert weight[mask].count_nonzero() > 0
             if 'momentum_buffer' in state:
                 assert (state['momentum_buffer'][~mask] == 0).all()
@@ -224,9 +117,8 @@ def test_dead_weights_ema_and_momentum_are_zero_and_adam_is_unchanged(tmp_path, 
             else:
                 assert state['exp_avg'][~mask].count_nonzero() > 0
 
-    sparsity = dict(init='uniform', sparsity=0.5, update_interval=3)
-    runner = make_runner(tmp_path, sparsity, steps=8, optimizer=optimizer, ema=True, watch=watch)
-    runner.train()
+    sparsity = dict(UNIFORM, update_interval=3)
+    runner = trained(tmp_path, sparsity, steps=8, optimizer=optimizer, ema=True, watch=watch)
     path, dropped, _ = publish_file(str(tmp_path / 'iter_8.pth'), str(tmp_path / 'published.pth'))
     assert dropped == ['dynamic_sparsity', 'ema_state_dict', 'message_hub', 'optimizer', 'param_schedulers']
     published = torch.load(path, weights_only=True)['state_dict']
@@ -243,8 +135,7 @@ def test_masks_follow_the_seed(tmp_path):
     """Fixed masks, so that only what was drawn at the start can differ."""
     masks = []
     for seed in (0, 0, 1):
-        runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.5), steps=1, seed=seed)
-        runner.train()
+        runner = trained(tmp_path, UNIFORM, steps=1, seed=seed)
         masks.append(sparsity_hook(runner).masks['hidden.weight'])
     assert torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0], masks[2])
@@ -252,13 +143,12 @@ def test_masks_follow_the_seed(tmp_path):
 
 def test_zeros_of_a_loaded_model_stay(tmp_path):
     model = Net()
-    pattern = torch.rand(model.conv.weight.shape, generator=generator()) < 0.5
+    pattern = torch.rand(model.conv.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     with torch.no_grad():
         model.conv.weight.mul_(pattern)
         model.head.weight[0, 0] = 0
     before = model.conv.weight.detach().clone()
-    runner = make_runner(tmp_path, dict(init='zeros', include=r'^(conv|hidden)\.'), steps=5, model=model)
-    runner.train()
+    runner = trained(tmp_path, dict(init='zeros', include=r'^(conv|hidden)\.'), steps=5, model=model)
     assert torch.equal(model.conv.weight != 0, pattern)
     assert (model.conv.weight != before)[pattern].all()
     assert list(sparsity_hook(runner).masks) == ['conv.weight']
@@ -266,8 +156,7 @@ def test_zeros_of_a_loaded_model_stay(tmp_path):
 
 
 def test_checkpoint_state_is_plain_and_small(tmp_path):
-    runner = make_runner(tmp_path, dict(init='uniform', sparsity=0.5, update_interval=4, prune_rate=0.4), steps=10)
-    runner.train()
+    trained(tmp_path, dict(UNIFORM, update_interval=4, prune_rate=0.4), steps=10)
     state = torch.load(tmp_path / 'iter_10.pth', weights_only=False)['dynamic_sparsity']
     torch.save(state, tmp_path / 'state.pth')
     state = torch.load(tmp_path / 'state.pth', weights_only=True)
@@ -278,10 +167,9 @@ def test_checkpoint_state_is_plain_and_small(tmp_path):
     assert state['masks']['hidden.weight']['shape'] == [32, 16]
 
 
-def test_updates_are_logged(tmp_path):
-    sparsity = dict(init='uniform', sparsity=0.5, update_interval=4, prune_rate=0.4)
-    runner = make_runner(tmp_path, sparsity, steps=9, log_level='INFO')
-    runner.train()
+def test_what_happened_is_logged(tmp_path):
+    sparsity = dict(UNIFORM, update_interval=4, prune_rate=0.4)
+    runner = trained(tmp_path, sparsity, steps=9, log_level='INFO')
     log = Path(runner._log_dir, f'{runner.timestamp}.log').read_text()
     assert 'optimiser step 0: masks of 3 of 3 layers from uniform; prune rate 0.4000; density 0.5000 of 0.00 M' in log
     # cos(pi * 4 / 9): p = 0.2370; 216 + 256 + 64 live weights.
@@ -295,6 +183,7 @@ def test_updates_are_logged(tmp_path):
     (dict(), 'sparsity must be in'),
     (dict(sparsity=1.0), 'sparsity must be in .* got 1.0'),
     (dict(init='zeros', sparsity=0.4), 'sparsity must be None'),
+    (dict(init='zeros', redraw=True), "redraw must be False with init='zeros'.*got True"),
     (dict(sparsity=0.4, update_interval=0), 'update_interval must be None or a positive int, got 0'),
     (dict(sparsity=0.4, snip_batch_size=-1), 'snip_batch_size must be None or a positive int'),
     (dict(sparsity=0.4, prune_rate=1.5), 'prune_rate must be in'),
@@ -308,13 +197,10 @@ def test_wrong_values_are_refused(arguments, message):
 def test_snip_batch_size_is_used(tmp_path):
     densities = []
     for size in (None, 1, 40):
-        runner = make_runner(tmp_path, dict(sparsity=0.4, snip_batch_size=size), steps=1)
-        runner.train()
+        runner = trained(tmp_path, dict(sparsity=0.4, snip_batch_size=size), steps=1)
         densities.append({name: int(mask.sum()) for name, mask in sparsity_hook(runner).masks.items()})
     assert len({str(values) for values in densities}) == 3
 
-
-# ---- stop and resume
 
 @pytest.mark.parametrize(('loop', 'workers', 'seed'), [('Iter', 0, 0), ('Iter', 2, 0), ('Epoch', 0, 0), ('Epoch', 2, 0),
                                                        ('Iter', 2, None), ('Epoch', 0, None)])
@@ -324,8 +210,7 @@ def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed):
     generators = []
     stop = str(tmp_path / 'straight/iter_7.pth')
     for name, resume in (('straight', {}), ('resumed', dict(resume=True, load_from=stop))):
-        runner = make_runner(tmp_path / name, **arguments, **resume)
-        runner.train()
+        runner = trained(tmp_path / name, **arguments, **resume)
         numpy_state = np.random.get_state()[1].tolist()
         generators.append((torch.get_rng_state(), numpy_state, random.getstate()))
         # PyTorch takes 10 s to end persistent workers that the garbage collector finds in a cycle.
@@ -359,43 +244,24 @@ def test_seeded_dataset_is_the_dataset_to_others():
 
 
 def test_resuming_without_masks_or_with_others_is_refused(tmp_path):
-    make_runner(tmp_path, steps=2).train()
+    trained(tmp_path, steps=2)
     path = str(tmp_path / 'iter_2.pth')
     with pytest.raises(ValueError, match='the checkpoint has no masks'):
-        make_runner(tmp_path, dict(sparsity=0.4), steps=4, resume=True, load_from=path).train()
-    make_runner(tmp_path, dict(init='uniform', sparsity=0.4), steps=2).train()
+        trained(tmp_path, dict(sparsity=0.4), steps=4, resume=True, load_from=path)
+    trained(tmp_path, UNIFORM, steps=2)
     with pytest.raises(ValueError, match='a mask of shape .* for hidden.weight, whose shape is now None'):
-        make_runner(tmp_path, dict(init='uniform', sparsity=0.4, exclude='hidden'), steps=4, resume=True,
-                    load_from=path).train()
+        trained(tmp_path, dict(UNIFORM, exclude='hidden'), steps=4, resume=True, load_from=path)
 
 
 def test_loading_without_resuming_draws_new_masks_if_asked_to(tmp_path):
-    make_runner(tmp_path, dict(init='uniform', sparsity=0.4), steps=2).train()
+    trained(tmp_path, dict(init='uniform', sparsity=0.4), steps=2)
     sparsity = dict(init='uniform', sparsity=0.7, redraw=True)
-    runner = make_runner(tmp_path, sparsity, steps=2, load_from=str(tmp_path / 'iter_2.pth'))
-    runner.train()
+    runner = trained(tmp_path, sparsity, steps=2, load_from=str(tmp_path / 'iter_2.pth'))
     assert int(sparsity_hook(runner).masks['hidden.weight'].sum()) == round(0.3 * 512)
 
 
-# ---- two ranks
-
-def train_one_rank(rank, work_dir):
-    """Two ranks see other images and draw other dropout; masks and weights must be the same."""
-    os.environ['LOCAL_RANK'] = str(rank)
-    torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
-    # MMEngine by default assumes a GPU for each rank.
-    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
-    sparsity = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
-    runner = make_runner(work_dir, sparsity, launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
-    runner.train()
-    hook = sparsity_hook(runner)
-    torch.save(
-        dict(step=hook.step, masks=hook.masks, weights=runner.model.module.state_dict(), random=torch.rand(1)),
-        Path(work_dir, f'rank{rank}.pth'))
-
-
 def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
-    run_ranks(__file__, [(rank, tmp_path) for rank in (0, 1)], tmp_path)
+    run_ranks(small_runs.__file__, [(rank, tmp_path, 'snip') for rank in (0, 1)], tmp_path)
     first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
     assert first['step'] == 20
     assert first['masks']
@@ -406,7 +272,3 @@ def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
         if 'running' not in name:
             assert torch.equal(first['weights'][name], second['weights'][name]), name
     assert not torch.equal(first['random'], second['random'])
-
-
-if __name__ == '__main__':
-    train_one_rank(int(sys.argv[1]), sys.argv[2])

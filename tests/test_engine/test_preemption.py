@@ -52,6 +52,17 @@ def stop(runner) -> tuple:
     return messages[-1], Path(saved.read_text()).name if saved.exists() else None
 
 
+@pytest.fixture
+def stop_at(make_runner, tmp_path):
+    """Train until SIGTERM comes before the n-th call of a method; returns what :func:`stop` does."""
+
+    def stop_at(count, method='before_train_iter', hooks=(), **kwargs):
+        hooks = [*hooks, PreemptionHook(), Send(method, count)]
+        return stop(make_runner(tmp_path, **{'checkpoint': CHECKPOINT, 'hooks': hooks, **kwargs}))
+
+    return stop_at
+
+
 def state(path) -> dict:
     """Every tensor of a checkpoint that matters to training."""
     content = safe_load(str(path), 'cpu')
@@ -62,12 +73,10 @@ def state(path) -> dict:
 
 
 @pytest.mark.parametrize(('step', 'epoch'), [(3, 0), (10, 0), (11, 1), (20, 1), (29, 2)])
-def test_training_goes_on_exactly_within_an_epoch_and_from_its_last_step(make_runner, tmp_path, step, epoch):
+def test_training_goes_on_exactly_within_an_epoch_and_from_its_last_step(make_runner, stop_at, tmp_path, step, epoch):
     scheduler = dict(type='ExponentialLR', gamma=0.5)
     make_runner(tmp_path / 'whole', checkpoint=CHECKPOINT, param_scheduler=scheduler).train()
-    hooks = [PreemptionHook(), Send('before_train_iter', step)]
-    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, param_scheduler=scheduler)
-    message, saved = stop(runner)
+    message, saved = stop_at(step, param_scheduler=scheduler)
     assert saved == f'epoch_{epoch}_iter_{step}.pth'
     assert message == (f'SIGTERM: training stops after iteration {step}. {tmp_path}/{saved} is saved. Go on with '
                        '--resume. Exit code 75')
@@ -79,30 +88,25 @@ def test_training_goes_on_exactly_within_an_epoch_and_from_its_last_step(make_ru
     ('before_train_iter', 13, 'epoch_1_iter_13.pth', 13),
     ('before_val_iter', 2, 'epoch_1.pth', 10),
 ])
-def test_flexible_runner_stores_where_it_stopped(make_runner, tmp_path, method, count, saved, step):
-    hooks = [PreemptionHook(), Send(method, count)]
-    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3]), cls=FlexibleRunner)
-    assert stop(runner)[1] == saved
+def test_flexible_runner_stores_where_it_stopped(stop_at, tmp_path, method, count, saved, step):
+    assert stop_at(count, method, scores=dict(a=[1, 2, 3]), cls=FlexibleRunner)[1] == saved
     meta = safe_load(str(tmp_path / saved), 'cpu')['meta']
     assert (meta['epoch'], meta['iter']) == (1, step)
 
 
-def test_a_checkpoint_of_this_step_is_not_written_again(make_runner, tmp_path):
-    checkpoint = dict(CHECKPOINT, by_epoch=False, interval=6, max_keep_ckpts=1)
-    runner = make_runner(tmp_path, checkpoint=checkpoint, hooks=[PreemptionHook(), Send('before_train_iter', 12)])
+def test_a_checkpoint_of_this_step_is_not_written_again(stop_at, tmp_path):
     writes = Send('before_save_checkpoint', 0)
-    runner.register_hook(writes)
-    assert stop(runner)[1] == 'iter_12.pth'
+    checkpoint = dict(CHECKPOINT, by_epoch=False, interval=6, max_keep_ckpts=1)
+    assert stop_at(12, hooks=[writes], checkpoint=checkpoint)[1] == 'iter_12.pth'
     assert writes.count == -2
     assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_12.pth']
 
 
-def test_validation_is_left_with_the_trained_weights_not_their_average(make_runner, tmp_path):
+def test_validation_is_left_with_the_trained_weights_not_their_average(make_runner, stop_at, tmp_path):
     ema = dict(type='EMAHook', momentum=0.3)
     make_runner(tmp_path / 'whole', checkpoint=dict(CHECKPOINT, interval=1), hooks=[ema]).train()
     # Ten iterations of validation; the signal comes in the second of the first.
-    hooks = [ema, PreemptionHook(), Send('before_val_iter', 2)]
-    _, saved = stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3])))
+    _, saved = stop_at(2, 'before_val_iter', [ema], scores=dict(a=[1, 2, 3]))
     assert saved == 'epoch_1.pth'
     expected = state(tmp_path / 'whole/epoch_1.pth')
     assert not torch.equal(expected['layer.weight'], expected['module.layer.weight'])
@@ -125,22 +129,18 @@ def test_loaders_of_a_validation_outlive_a_signal_to_the_process_group(make_runn
     assert stop(runner)[1] == 'epoch_1.pth'
 
 
-def test_gradients_that_wait_for_the_optimiser_are_not_lost(make_runner, tmp_path):
+def test_gradients_that_wait_for_the_optimiser_are_not_lost(stop_at):
     wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3)
-    hooks = [PreemptionHook(), Send('before_train_iter', 4)]
-    message, saved = stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, optim_wrapper=wrapper))
-    assert saved == 'epoch_0_iter_6.pth'
+    assert stop_at(4, optim_wrapper=wrapper)[1] == 'epoch_0_iter_6.pth'
 
 
-def test_loops_that_cannot_go_on_within_an_epoch_say_so(make_runner, tmp_path):
-    hooks = [PreemptionHook(), Send('before_train_iter', 4)]
-    message, _ = stop(make_runner(tmp_path, 'EpochBasedTrainLoop', CHECKPOINT, hooks))
+def test_loops_that_cannot_go_on_within_an_epoch_say_so(stop_at):
+    message, _ = stop_at(4, loop='EpochBasedTrainLoop')
     assert "epoch_0_iter_4.pth is saved, but MMEngine's loop will start its epoch again" in message
 
 
-def test_without_a_checkpoint_hook_nothing_is_saved(make_runner, tmp_path):
-    hooks = [PreemptionHook(), Send('before_train_iter', 4)]
-    message, saved = stop(make_runner(tmp_path, hooks=hooks))
+def test_without_a_checkpoint_hook_nothing_is_saved(stop_at):
+    message, saved = stop_at(4, checkpoint=None)
     assert saved is None
     assert 'Nothing is saved, as the config has no checkpoint hook' in message
 

@@ -27,8 +27,6 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-# ---- which weights
-
 def test_only_trained_2d_and_4d_weights_are_found():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv1d(4, 4, 3), nn.Linear(4, 2))
     assert list(find_sparse_parameters(model)) == ['0.weight', '3.weight']
@@ -63,8 +61,6 @@ def test_backbone_names_its_sparse_weights():
     model.backbone.get_sparse_parameters = lambda: {'downsample_layers.0.0.weight': stem}
     assert set(find_sparse_parameters(model)) == {'backbone.downsample_layers.0.0.weight', 'head.weight'}
 
-
-# ---- densities
 
 def test_erk_against_hand_values():
     # 4x4x1x1: sides 10, size 16; 20x20: sides 40, size 400. Density 0.25 of 416 is 104 = scale * (10 + 40).
@@ -121,8 +117,6 @@ def test_masks_from_zeros():
     assert list(masks) == ['a']
     assert masks['a'].tolist() == [[False, True], [True, False]]
 
-
-# ---- updates
 
 def test_cosine_against_hand_values():
     rates = [cosine_prune_rate(step, 100, 0.5, 0.1) for step in (0, 25, 50, 75, 100, 120)]

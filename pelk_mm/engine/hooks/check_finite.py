@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from mmengine import dist
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -16,18 +13,19 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from pelk_mm.module_names import clean_name
 from pelk_mm.registry import HOOKS
 
+from ...checkpoints.matching import shorten
 from ..nan_tracing import (
     NEVER,
     NonFiniteLog,
     image_paths,
-    listed,
     non_finite_names,
     non_finite_samples,
     tensor_norms,
     trace,
 )
-from ..polling import Poll, max_over_processes
+from ..polling import Poll, max_over_processes, positive
 from ..seeding import get_rng_state, set_rng_state
+from ..sharding import unwrap
 
 # What a run stops for, the first of an iteration first.
 KINDS = ('gradient', 'loss', 'weight')
@@ -71,13 +69,10 @@ class CheckFiniteHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, interval: int = 50, max_skipped_steps: int = 24) -> None:
-        for name, value in (('interval', interval), ('max_skipped_steps', max_skipped_steps)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be a positive int, got {value!r}')
         self.poll = Poll(interval)
         self.poll.add('non_finite', lambda: -self._first)
         self._first = NEVER
-        self.max_skipped_steps = max_skipped_steps
+        self.max_skipped_steps = positive('max_skipped_steps', max_skipped_steps)
         self._handles: list | None = None
         self._skipped = 0
 
@@ -95,7 +90,7 @@ class CheckFiniteHook(Hook):
         self._logs = {kind: NonFiniteLog() for kind in KINDS}
         self._paths: dict[int, list[str]] = {}
         self._kept_back: dict[nn.Parameter, Tensor] = {}
-        self._names = {parameter: clean_name(name) for name, parameter in _unwrap(runner.model).named_parameters()}
+        self._names = {parameter: clean_name(name) for name, parameter in unwrap(runner.model).named_parameters()}
         self._batch, self._rng_state = None, get_rng_state()
         self._iteration, self._saves = runner.iter - 1, False
         # The CPU is not waited for.
@@ -220,21 +215,21 @@ class CheckFiniteHook(Hook):
         return [
             f'the layer is not known: the flags were read {later} iterations later, when the weights had changed. '
             "Go on from the last checkpoint (--resume) with dict(type='pelk_mm.CheckFiniteHook', interval=1) in "
-            'custom_hooks to have it named', *([f'images: {listed(paths)}'] if paths else [])
+            'custom_hooks to have it named', *([f'images: {shorten(paths, 4)}'] if paths else [])
         ]
 
     def _logged(self, runner: Runner, iteration: int) -> list[str]:
         """The losses and gradients that were not finite in an iteration, from the flags."""
         logs = {kind: names for kind in KINDS[:2] for number, names in [self._logs[kind].read()] if number == iteration}
-        facts = [f'logged: {listed(logs["loss"])}'] if 'loss' in logs else []
+        facts = [f'logged: {shorten(logs["loss"], 4)}'] if 'loss' in logs else []
         if 'gradient' in logs:
             total = sum(1 for _ in runner.model.parameters())
-            facts.append(f'gradients: {len(logs["gradient"])} of {total} parameters, {listed(logs["gradient"])}')
+            facts.append(f'gradients: {len(logs["gradient"])} of {total} parameters, {shorten(logs["gradient"], 4)}')
         return facts
 
     def _explain(self, runner: Runner) -> list[str]:
-        """List the facts from the batch, the weights and a second run of the iteration, in this process."""
-        model, wrapper = _unwrap(runner.model), runner.optim_wrapper
+        """Describe the batch, the weights and a second run of the iteration, in this process."""
+        model, wrapper = unwrap(runner.model), runner.optim_wrapper
         # A sharded model only runs inside its wrapper; that of other models would average over the processes.
         wrapped = runner.model if isinstance(runner.model, FullyShardedDataParallel) else model
         paths = image_paths(self._batch)
@@ -243,8 +238,7 @@ class CheckFiniteHook(Hook):
         def compute_losses() -> dict[str, Tensor]:
             set_rng_state(self._rng_state)
             with wrapper.optim_context(wrapped):
-                data = model.data_preprocessor(self._batch, True)
-                return wrapped(**data, mode='loss') if isinstance(data, dict) else wrapped(*data, mode='loss')
+                return wrapped._run_forward(model.data_preprocessor(self._batch, True), mode='loss')
 
         def sum_losses(losses) -> Tensor:
             loss = model.parse_losses(losses)[0]
@@ -266,17 +260,13 @@ class CheckFiniteHook(Hook):
             elif not losses:
                 facts.append('between the layers, all was finite when the iteration was repeated')
             if losses:
-                facts.append(f'losses: {listed(losses)}')
+                facts.append(f'losses: {shorten(losses, 4)}')
             samples = samples or seen.samples
         if weights:
-            facts.append(f'weights: {listed(weights)}')
+            facts.append(f'weights: {shorten(weights, 4)}')
         if paths:
-            facts.append(f'images: {listed([paths[index] for index in samples] or paths)}')
+            facts.append(f'images: {shorten([paths[index] for index in samples] or paths, 4)}')
         return facts
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, model.module) if is_model_wrapper(model) else model
 
 
 def _saves_after(runner: Runner, batch_idx: int) -> bool:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 from mmengine import dist
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from pelk_mm.module_names import clean_name
 from pelk_mm.registry import HOOKS
 
 from ..seeding import derive_seed, preserved_rng, seed_all
+from ..sharding import unwrap
 from ..sparsity import (
     apply_masks,
     clean_parameters,
@@ -33,7 +33,7 @@ from ..sparsity import (
     saliencies,
     snip_densities,
     uniform_densities,
-    unpack_mask,
+    unpack_masks,
 )
 
 INITS = ('snip', 'erk', 'uniform', 'zeros')
@@ -148,7 +148,7 @@ class DynamicSparsityHook(Hook):
             raise TypeError('DynamicSparsityHook needs unsharded weights and an optimiser of PyTorch, got '
                             f'{type(runner.model).__name__} and {type(optimizer).__name__}: train without sharding '
                             '(leave out runner_type and strategy), or take the hook out of custom_hooks')
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap(runner.model)
         self._weights = find_sparse_parameters(model, self.include, self.exclude)
         self._warn_of_few(runner, model)
         self._optimizer = optimizer
@@ -227,12 +227,11 @@ class DynamicSparsityHook(Hook):
     def _warn_of_live_zeros(self, runner: Runner) -> None:
         """Weights that were grown in the step of the checkpoint are zero, and their mask is not kept."""
         live = zero = 0
-        for name, entry in self._saved_state['masks'].items() if self._saved_state else ():
-            weight = self._weights.get(clean_name(name))
-            if weight is not None and tuple(entry['shape']) == tuple(weight.shape):
-                mask = unpack_mask(entry['bits'], entry['shape']).to(weight.device)
+        for name, mask in unpack_masks(self._saved_state).items() if self._saved_state else ():
+            weight = self._weights.get(name)
+            if weight is not None and mask.shape == weight.shape:
                 live += int(mask.sum())
-                zero += int((mask & (weight == 0)).sum())
+                zero += int((mask & (weight == 0).cpu()).sum())
         if zero > 0.01 * live:
             runner.logger.warning(f"DynamicSparsityHook: init='zeros' counts {zero} of {live} live weights as dead, as "
                                   'they are zero in the checkpoint: it was saved right after an update of its masks. '
@@ -258,8 +257,7 @@ class DynamicSparsityHook(Hook):
                 samples.append(loader.dataset[indices[position % len(indices)]])
             batch = loader.collate_fn(samples)
             seed_all(derive_seed('snip step', runner.seed, rank))
-            data = model.data_preprocessor(batch, True)
-            losses = model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
+            losses = model._run_forward(model.data_preprocessor(batch, True), mode='loss')
             saliency = saliencies(model.parse_losses(losses)[0], self._weights)
         # The statistics of the norms must not know of this batch.
         for name, buffer in model.named_buffers():
@@ -273,17 +271,14 @@ class DynamicSparsityHook(Hook):
             raise ValueError('training is resumed with DynamicSparsityHook, but the checkpoint has no masks: it was '
                              "trained without. To start from its weights use load_from, with init='zeros' to keep its "
                              'zeros')
-        saved = {clean_name(name): entry for name, entry in self._saved_state['masks'].items()}
-        for name, entry in saved.items():
+        self.masks = {}
+        for name, mask in unpack_masks(self._saved_state).items():
             shape = tuple(self._weights[name].shape) if name in self._weights else None
-            if tuple(entry['shape']) != shape:
-                raise ValueError(f'the checkpoint has a mask of shape {tuple(entry["shape"])} for {name}, whose shape '
-                                 f'is now {shape}: resume with the model, include and exclude of the stopped training')
+            if mask.shape != shape:
+                raise ValueError(f'the checkpoint has a mask of shape {tuple(mask.shape)} for {name}, whose shape is '
+                                 f'now {shape}: resume with the model, include and exclude of the stopped training')
+            self.masks[name] = mask.to(self._weights[name].device)
         self.step = self._saved_state['step']
-        self.masks = {
-            name: unpack_mask(entry['bits'], entry['shape']).to(self._weights[name].device)
-            for name, entry in saved.items()
-        }
         saved_rate = self._saved_state['prune_rate']
         if not math.isclose(self.prune_rate, saved_rate):
             runner.logger.warning(f'DynamicSparsityHook: the prune rate at step {self.step} of {self._total_steps} is '

@@ -6,11 +6,12 @@ from math import isqrt
 
 import torch.nn.functional as F
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from pelk_mm.module_names import clean_name
 from pelk_mm.registry import HOOKS
+
+from ..sharding import unwrap
 
 _TABLE, _INDEX = 'relative_position_bias_table', 'relative_position_index'
 
@@ -30,8 +31,7 @@ class ResizePositionBiasHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Replace each table of another size, (L, heads), in the checkpoint, and the index that belongs to it."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        own = {clean_name(name): tensor for name, tensor in model.state_dict().items()}
+        own = {clean_name(name): tensor for name, tensor in unwrap(runner.model).state_dict().items()}
         loaded = checkpoint.get('state_dict', checkpoint)
         resized = 0
         for name in [name for name in loaded if name.endswith(_TABLE) and clean_name(name) in own]:

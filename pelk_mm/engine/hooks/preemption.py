@@ -53,8 +53,6 @@ class PreemptionHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self, interval: int = 50) -> None:
-        if not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'interval must be a positive int, got {interval!r}')
         self.interval = interval
         self._poll = self._val_poll = self._new_poll()
         self._asked_at: float | None = None

@@ -10,6 +10,8 @@ from mmengine.runner import BaseLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
+from ...checkpoints.atomic import free_name
+
 ACTIONS = ('move', 'overwrite', 'stop')
 
 
@@ -54,10 +56,8 @@ class KeepPreviousRunHook(Hook):
             self._move(runner, files)
 
     def _move(self, runner: Runner, files: list[Path]) -> None:
-        work_dir, number = Path(runner.work_dir), 1
-        while (work_dir / f'previous_{number}').exists():
-            number += 1
-        target = work_dir / f'previous_{number}'
+        work_dir = Path(runner.work_dir)
+        target = Path(free_name(f'{work_dir}/previous_'))
         target.mkdir()
         for file in [*files, *work_dir.glob('last_checkpoint')]:
             file.rename(target / file.name)

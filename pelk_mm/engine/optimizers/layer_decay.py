@@ -78,17 +78,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # custom_keys hold names as they are without wrappers. The dot stands for a model that is itself wrapped.
             super().add_params(params, module, prefix=clean_name(prefix) or '.', **kwargs)
             return
-        depths = self._depths(module)
+        self._ask_backbones(module)
         single = []
         with _without_paramwise_lines():
             super().add_params(single, module, **kwargs)
-        params.extend(self._merge(single, depths))
+        params.extend(self._merge(single))
         _log_table(params, self.base_lr)
-        self._warn_of_nothing(module, single, depths)
+        self._warn_of_nothing(module, single)
 
-    def _depths(self, model: nn.Module) -> _Depths:
-        """Ask every backbone in the model for the depths of its parameters."""
-        depths = _Depths()
+    def _ask_backbones(self, model: nn.Module) -> None:
+        """Ask for the depths and the numbers of depths of their parameters, by ``id``.
+
+        What is in no backbone lies in the last depth of the first one.
+        """
+        self._depths: dict[int, tuple[int, int]] = {}
+        number = 0
         for name, module in model.named_modules():
             # mmpretrain's classifiers have a method of that name too, which knows only 'backbone.'.
             depth = find_layer_depth(module)
@@ -97,7 +101,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             # A wrapper that passes attributes on answers with the method of the module inside of it.
             backbone = getattr(depth, '__self__', module)
             own = {id(param): param_name for param_name, param in backbone.named_parameters()}
-            if own.keys() <= depths.by_parameter.keys():
+            if own.keys() <= self._depths.keys():
                 continue
             if self.stage_wise:
                 if 'stage_wise' not in inspect.signature(depth).parameters:
@@ -106,18 +110,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                                      "use decay_type='layer_wise'")
                 depth = partial(depth, stage_wise=True)
             found = {key: depth(clean_name(param_name), prefix='') for key, param_name in own.items()}
-            depths.by_parameter = {**found, **depths.by_parameter}
-            depths.number = depths.number or next(iter(found.values()))[1]
-        if not depths.by_parameter:
+            self._depths = {**found, **self._depths}
+            number = number or next(iter(found.values()))[1]
+        if not self._depths:
             raise ValueError('layer-wise learning-rate decay needs a backbone with get_layer_depth(param_name, prefix) '
                              f'as PeLK and those of mmpretrain have; {type(model).__name__} holds none')
-        return depths
+        self._outside = number - 1, number
 
-    def _merge(self, single: list[dict], depths: _Depths) -> list[dict]:
+    def _depth_of(self, parameter: nn.Parameter) -> tuple[int, int]:
+        return self._depths.get(id(parameter), self._outside)
+
+    def _merge(self, single: list[dict]) -> list[dict]:
         """Scale groups of one parameter each, and join those of the same settings, the shallowest first."""
         groups = {}
         for group in single:
-            depth, number = depths.of(group['params'][0])
+            depth, number = self._depth_of(group['params'][0])
             scale = self.decay_rate**(number - depth - 1)
             settings = {key: value for key, value in group.items() if key not in ('params', 'lr_mult', 'decay_mult')}
             settings.update(layer_id=depth, lr_scale=scale, lr=group.get('lr', self.base_lr) * scale)
@@ -127,11 +134,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             merged['params'] += group['params']
         return sorted(groups.values(), key=lambda group: group['layer_id'])
 
-    def _warn_of_nothing(self, model: nn.Module, single: list[dict], depths: _Depths) -> None:
+    def _warn_of_nothing(self, model: nn.Module, single: list[dict]) -> None:
         """Warn if an option applies to no parameter, or to almost none."""
         logger = MMLogger.get_current_instance()
-        own = [param for group in single for param in group['params'] if id(param) in depths.by_parameter]
-        lowered = [param for param in own if depths.of(param)[0] < depths.of(param)[1] - 1]
+        own = [param for group in single for param in group['params'] if id(param) in self._depths]
+        lowered = [param for param in own if self._depth_of(param)[0] < self._depth_of(param)[1] - 1]
         if self.decay_rate < 1 and 2 * len(lowered) < len(own) or not own:
             logger.warning(f'layer_decay_rate={self.decay_rate} lowers the learning rate of {len(lowered)} of '
                            f'{len(own)} trained parameters of the backbone, the others have the depth of the head')
@@ -139,23 +146,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         unused = [key for key in self.paramwise_cfg.get('custom_keys', ()) if not any(key in name for name in names)]
         if unused:
             logger.warning(f'paramwise_cfg.custom_keys match no parameter: {", ".join(map(repr, unused))}')
-
-
-class _Depths:
-    """Depth and number of depths of every parameter.
-
-    Attributes:
-        by_parameter (dict[int, tuple[int, int]]): Of the backbones' parameters, by ``id``.
-        number (int): Number of depths of the first backbone, in whose last one lies all that is in no backbone.
-    """
-
-    def __init__(self) -> None:
-        self.by_parameter: dict[int, tuple[int, int]] = {}
-        self.number = 0
-
-    def of(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """Depth of a parameter, and the number of depths."""
-        return self.by_parameter.get(id(parameter), (self.number - 1, self.number))
 
 
 @contextmanager

@@ -12,11 +12,7 @@ from torch import nn
 def find_layer_depth(module: nn.Module) -> Callable | None:
     """Return a module's ``get_layer_depth``, or the one that is written here for its class; None if there is neither.
 
-    Args:
-        module (nn.Module): Any part of a model.
-
-    Returns:
-        Callable | None: Takes ``param_name`` and ``prefix``; returns the depth and the number of depths.
+    It takes ``param_name`` and ``prefix``, and returns the depth and the number of depths.
     """
     own = getattr(module, 'get_layer_depth', None)
     written = (_DEPTHS[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _DEPTHS)
