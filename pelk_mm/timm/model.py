@@ -20,7 +20,7 @@ FIRST_CONV = 'downsample_layers.0.0'
 
 
 class TimmNet(nets.LargeKernelNet):
-    """What timm asks of a model, around a network of :mod:`pelk_mm.nets`.
+    """The methods and attributes that timm expects of a model, around a network of :mod:`pelk_mm.nets`.
 
     The stages are the network's, with its names in the state dict. In the place of the last output's norm there is
     timm's head, pooling, norm, dropout and classifier; features are those of the stages, before any norm, as of timm's

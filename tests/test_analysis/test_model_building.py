@@ -24,7 +24,7 @@ def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.backbone.parameters()])
 
 
-def test_random_weights_depend_on_the_seed_alone():
+def test_random_weights_depend_on_the_seed_only():
     generator = torch.get_rng_state()
     first, again, other = (weights(build_with_weights(config(), seed=seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -42,7 +42,7 @@ def test_on_meta_shapes_are_those_of_the_real_model(backbone, deploy):
     assert all(value.is_meta for value in meta.values())
 
 
-def test_what_the_config_names_is_not_loaded():
+def test_checkpoints_named_by_the_config_are_not_loaded():
     cfg = config(init_cfg=dict(type='Pretrained', checkpoint='missing.pth'))
     assert torch.equal(weights(build_with_weights(cfg)), weights(build_with_weights(config())))
     assert cfg.model.backbone.init_cfg.checkpoint == 'missing.pth'

@@ -61,7 +61,7 @@ def test_the_image_is_named_whose_values_overflow_in_a_layer(tmp_path):
     assert '\n  images: images/11.png\n' in message
 
 
-def test_a_gradient_alone_is_found_before_the_step_spoils_the_weights(tmp_path):
+def test_only_a_gradient_is_found_before_the_step_spoils_the_weights(tmp_path):
     runner = watched_runner(tmp_path, replace_act(BadBackward()))
     message = stopped(runner)
     assert 'iteration 3 ' in message
@@ -77,7 +77,7 @@ def test_a_gradient_alone_is_found_before_the_step_spoils_the_weights(tmp_path):
     assert all_finite(runner.model.parameters())
 
 
-def test_a_loss_alone_is_found(tmp_path):
+def test_only_a_loss_is_found(tmp_path):
     message = stopped(watched_runner(tmp_path, shift_loss))
     assert 'iteration 3 (epoch 1): a loss is not finite.\n  losses: loss_shift\n' in message
     assert '\n  logged: loss, loss_shift\n' in message

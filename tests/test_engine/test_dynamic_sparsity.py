@@ -167,7 +167,7 @@ def test_checkpoint_state_is_plain_and_small(tmp_path):
     assert state['masks']['hidden.weight']['shape'] == [32, 16]
 
 
-def test_what_happened_is_logged(tmp_path):
+def test_updates_are_logged(tmp_path):
     sparsity = dict(UNIFORM, update_interval=4, prune_rate=0.4)
     runner = trained(tmp_path, sparsity, steps=9, log_level='INFO')
     log = Path(runner._log_dir, f'{runner.timestamp}.log').read_text()

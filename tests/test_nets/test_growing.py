@@ -190,7 +190,7 @@ def without(key):
     (lambda weights: dict(state_dict=dict(a=1)), r"a mapping of \['state_dict'\]"),
     (lambda weights: [weights], 'got list'),
 ])
-def test_what_does_not_correspond_is_named(change, message, released):
+def test_names_without_a_counterpart_are_named(change, message, released):
     with pytest.raises(ValueError, match=message):
         grow(change(released.state_dict()))
 

@@ -25,7 +25,7 @@ MIOUS = {
 
 
 def write_run(root, folder, config, miou, done=80000, **options):
-    """What a training and its last validation leave behind."""
+    """Write the files of a training and its last validation."""
     cfg = Config.fromfile(root / f'{config}.py')
     cfg.merge_from_dict(options)
     write_start(folder, Path(config).name, cfg.to_dict(), [dict(mIoU=miou, step=done)])

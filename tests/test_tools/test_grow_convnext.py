@@ -137,7 +137,7 @@ def test_a_segmentor_and_safetensors(tmp_path, run_tool):
     assert 'backbone.stages.3.blocks.0.gamma' in saved
 
 
-def test_what_is_no_convnext_writes_nothing(tmp_path, run_tool):
+def test_a_file_without_a_convnext_writes_nothing(tmp_path, run_tool):
     torch.save(dict(state_dict=dict(weight=torch.ones(1))), tmp_path / 'other.pth')
     with pytest.raises(ValueError, match='no ConvNeXt with the names of facebookresearch, mmpretrain, timm'):
         run_tool(GROW, tmp_path / 'other.pth', tmp_path / 'grown.pth')

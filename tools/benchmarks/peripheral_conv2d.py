@@ -85,7 +85,7 @@ def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
 
 
 def timed(run: Callable, backward: bool) -> Callable:
-    """What is timed of a method: forward, or forward and backward, as a function of (x, theta, grad)."""
+    """Return the function of (x, theta, grad) to time: forward, or forward and backward."""
     def both(x: Tensor, theta: Tensor, grad: Tensor) -> None:
         out = run(x, theta)
         wanted = [x, theta] if out.requires_grad and out.grad_fn is not None else [x]
