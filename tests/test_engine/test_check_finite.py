@@ -121,7 +121,7 @@ def test_good_runs_are_not_changed(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
 
 
-def test_accumulated_gradients_are_looked_at_when_they_are_used(tmp_path):
+def test_accumulated_gradients_are_checked_when_they_are_used(tmp_path):
     message = stopped(watched_runner(tmp_path, spoil_gamma, iteration=0, optim_wrapper=dict(accumulative_counts=3)))
     assert 'iteration 3 ' in message
 
