@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from pelk_mm.engine import AtomicCheckpointHook
-from pelk_mm.engine.launch import use_atomic_checkpoint_hook
+from pelk_mm.engine.runners import add_own_hooks
 from pelk_mm.registry import HOOKS
 
 SCORES = dict(a=[1, 3, 2], b=[5, 4, 3])
@@ -80,13 +80,13 @@ def test_configs_of_0_1_0_find_it():
 
 def test_every_training_of_ours_uses_it():
     cfg = Config()
-    use_atomic_checkpoint_hook(cfg)
-    assert cfg.default_hooks == dict(checkpoint=dict(type='pelk_mm.AtomicCheckpointHook', interval=1))
+    add_own_hooks(cfg)
+    assert cfg.default_hooks.checkpoint == dict(type='pelk_mm.AtomicCheckpointHook', interval=1)
     cfg = Config(dict(default_hooks=dict(logger=dict(interval=2), checkpoint=dict(max_keep_ckpts=1))))
-    use_atomic_checkpoint_hook(cfg)
+    add_own_hooks(cfg)
     assert cfg.default_hooks.checkpoint == dict(type='pelk_mm.AtomicCheckpointHook', max_keep_ckpts=1)
     assert cfg.default_hooks.logger == dict(interval=2)
     for kept in (None, dict(type='MyCheckpointHook')):
         cfg = Config(dict(default_hooks=dict(checkpoint=kept)))
-        use_atomic_checkpoint_hook(cfg)
+        add_own_hooks(cfg)
         assert cfg.default_hooks.checkpoint == kept

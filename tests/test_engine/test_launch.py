@@ -9,12 +9,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from pelk_mm.checkpoints.loading import safe_load
 from pelk_mm.engine import KeepPreviousRunHook, PreemptionHook
-from pelk_mm.engine.launch import add_own_parts, configure_testing, configure_training, load_config, run
+from pelk_mm.engine.launch import configure_testing, configure_training, load_config, run
 from pelk_mm.engine.processes import prepare_cpu_processes
+from pelk_mm.engine.runners import OWN_HOOKS, add_own_hooks, use_own_runner
 from pelk_mm.testing.processes import free_port
 
 pytestmark = pytest.mark.slow
@@ -345,24 +347,23 @@ def test_a_run_does_not_start_from_what_it_would_move(tmp_path):
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
-def hook_types(cfg) -> list:
-    return [getattr(hook, 'type', type(hook)) for hook in cfg.custom_hooks]
-
-
-def test_what_our_tools_add_is_in_the_config():
-    own = ['ClassCountHook', 'CheckFiniteHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
-           'KeepPreviousRunHook']
-    cfg = config()
-    add_own_parts(cfg, 'train')
-    assert cfg.runner_type == 'pelk_mm.CheckedRunner'
-    assert hook_types(cfg) == [f'pelk_mm.{name}' for name in own]
-    assert cfg.default_hooks.checkpoint.type == 'pelk_mm.AtomicCheckpointHook'
+def test_what_our_runner_adds_is_in_the_config_and_can_be_left_out():
+    cfg = config(default_hooks=dict(logger=dict(interval=2), checkpoint=dict(max_keep_ckpts=1)), previous_run='stop')
+    add_own_hooks(cfg)
+    own = {name: dict(type=f'pelk_mm.{kind.__name__}') for name, kind in OWN_HOOKS.items()}
+    own['previous_run']['action'] = 'stop'
+    checkpoint = dict(type='pelk_mm.AtomicCheckpointHook', max_keep_ckpts=1)
+    assert cfg.default_hooks == dict(own, logger=dict(interval=2), checkpoint=checkpoint)
     once = cfg.copy().to_dict()
-    add_own_parts(cfg, 'train')
+    add_own_hooks(cfg)
     assert cfg.to_dict() == once
-    cfg = config(data_checks=dict(class_count=False))
-    add_own_parts(cfg, 'test')
-    assert hook_types(cfg) == []
+    cfg = config(
+        data_checks=dict(class_count=False),
+        default_hooks=dict(checkpoint=dict(type='Mine'), check_finite=dict(interval=3), preemption=None))
+    add_own_hooks(cfg)
+    assert set(OWN_HOOKS) - set(cfg.default_hooks) == {'class_count', 'preemption'}
+    assert cfg.default_hooks.checkpoint == dict(type='Mine')
+    assert cfg.default_hooks.check_finite == dict(type='pelk_mm.CheckFiniteHook', interval=3)
 
 
 @pytest.mark.parametrize('given', [
@@ -370,18 +371,31 @@ def test_what_our_tools_add_is_in_the_config():
     dict(type=type('Own', (PreemptionHook, ), {}))
 ])
 def test_a_hook_that_the_config_names_is_not_added_again(given):
-    cfg = config(custom_hooks=[given], runner_type='FlexibleRunner', resume=True)
-    add_own_parts(cfg, 'train')
-    assert cfg.runner_type == 'pelk_mm.CheckedFlexibleRunner'
-    assert len(cfg.custom_hooks) == 5
-    assert cfg.custom_hooks[0] == given
-    assert 'pelk_mm.PreemptionHook' not in hook_types(cfg)[1:]
+    cfg = config(custom_hooks=[given])
+    add_own_hooks(cfg)
+    assert set(cfg.default_hooks) == {'checkpoint', *OWN_HOOKS} - {'preemption'}
+    assert cfg.custom_hooks == [given]
 
 
-def test_a_runner_of_the_configs_own_stays():
-    cfg = config(runner_type='MyRunner')
-    add_own_parts(cfg, 'train')
-    assert cfg.runner_type == 'MyRunner'
+@pytest.mark.parametrize(('given', 'used', 'has_hooks'), [
+    ('Runner', 'pelk_mm.CheckedRunner', False), ('FlexibleRunner', 'pelk_mm.CheckedFlexibleRunner', False),
+    ('pelk_mm.CheckedRunner', 'pelk_mm.CheckedRunner', False), ('MyRunner', 'MyRunner', True)
+])
+def test_our_runner_takes_the_place_of_mmengines_and_adds_hooks_itself(given, used, has_hooks):
+    cfg = config(runner_type=given)
+    use_own_runner(cfg)
+    assert (cfg.runner_type, 'default_hooks' in cfg) == (used, has_hooks)
+
+
+def test_upstreams_tools_use_it_where_a_base_config_names_it(toy, monkeypatch):
+    """As its tools/train.py builds the runner."""
+    monkeypatch.syspath_prepend(toy)
+    cfg = load_config(str(toy / 'toy.py'), {'model.norm_cfg.type': 'BN', 'default_hooks': dict(previous_run=None)})
+    cfg.merge_from_dict(dict(runner_type='pelk_mm.CheckedRunner', work_dir=str(toy / 'work')))
+    runner = RUNNERS.build(cfg)
+    kinds = [type(hook) for hook in runner.hooks]
+    assert set(OWN_HOOKS.values()) - set(kinds) == {KeepPreviousRunHook}
+    assert 'PreemptionHook' in (toy / 'work/toy.py').read_text()
 
 
 def test_other_launchers_need_gpus():
