@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pelk_mm.engine.annotation_files import check_annotation_files, check_coco_file
-from pelk_mm.engine.coco_content import OFF
+from pelk_mm.engine.coco_file import OFF
 
 CLASSES = ('cat', 'dog')
 BOX = dict(category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0, segmentation=[[1, 1, 5, 1, 5, 5]])
@@ -151,7 +151,7 @@ def test_why_id_0_is_refused(tmp_path):
 @pytest.mark.parametrize(('content', 'words'), [
     (with_parts(annotations=[dict(item, id=1) for item in GOOD['annotations']]),
      '2 annotations have an id that a later one has too, the first is 1: boxes would go to other images'),
-    (with_parts(images=[dict(image, id=7) for image in GOOD['images']]), 'two images, a.png and b.png, have the id 7'),
+    (with_parts(images=[dict(image, id=7) for image in GOOD['images']]), "two images, 'a.png' and 'b.png', have the id 7"),
     (with_parts(categories=[dict(id=1, name='cat'), dict(id=1, name='dog')]),
      "two categories, 'cat' and 'dog', have the id 1"),
     (with_parts(categories=[*GOOD['categories'], dict(id=3, name='dog')]),

@@ -109,7 +109,7 @@ def test_a_pipeline_names_the_file(tmp_path):
     file = picture(tmp_path / 'a.jpg')
     assert load(dict(img_path=str(file)))['img'].shape[0] <= 20
     check_pipeline(load)
-    assert len([step for step in load.transforms if isinstance(step, image_files._CheckedLoading)]) == 1
+    assert len([step for step in load.transforms if isinstance(step, image_files.CheckedLoading)]) == 1
     assert 'LoadImageFromFile(ignore_empty=False' in repr(load)
     cut(file)
     with pytest.raises(ImageFileError, match=rf'img_path: {file} is damaged or no image'):
@@ -195,7 +195,7 @@ def test_unknown_ids(pair, values, options, words):
 
 @pytest.mark.parametrize(('values', 'dtype', 'words'), [
     (np.zeros((40, 47)), np.uint8, 'is 40 x 47 (height x width), but its image'),
-    (np.zeros((40, 48, 3)), np.uint8, 'is a colour picture, 40 x 48 x 3, not a map of class ids. Convert'),
+    (np.zeros((40, 48, 3)), np.uint8, 'is a colour image, 40 x 48 x 3, not a map of class ids. Convert'),
     (seg_map([300]), np.uint16, 'has ids up to 300, of which 8 bits, 44 for example, would be kept'),
 ])
 def test_other_forms(pair, values, dtype, words):
