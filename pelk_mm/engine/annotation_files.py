@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine import fileio
@@ -16,7 +16,7 @@ from mmengine.registry import DATASETS, METRICS
 from mmengine.utils import is_abs
 
 from .coco_file import CocoFile
-from .data_checks import CHECK_TOOL
+from .data_checks import CHECK_TOOL, leaf_datasets, type_name
 from .loaders import is_local
 from .nodes import metrics_of
 
@@ -38,7 +38,7 @@ def check_annotation_files(cfg: Config, modes: Iterable[str]) -> None:
     """
     scope = cfg.get('default_scope')
     for mode in modes:
-        leaves = list(_leaves(cfg.get(f'{mode}_dataloader')))
+        leaves = [item for item in leaf_datasets(cfg.get(f'{mode}_dataloader')) if isinstance(item, dict)]
         of_coco = [dataset for dataset in leaves if _reads_as(dataset, 'CocoDataset', DATASETS, scope)]
         files: dict[str, Any] = {}
         reasons = []
@@ -48,7 +48,7 @@ def check_annotation_files(cfg: Config, modes: Iterable[str]) -> None:
             key = f'{mode}_dataloader.dataset.ann_file'
             content = _read(path, key, dataset.get('backend_args'), files)
             if content is not None:
-                steps = [step for step in dataset.get('pipeline') or () if _type(step) == 'LoadAnnotations']
+                steps = [step for step in dataset.get('pipeline') or () if type_name(step) == 'LoadAnnotations']
                 with_mask = any(step.get('with_mask') for step in steps)
                 # Others of the loader may have what one lacks.
                 may_be_empty = mode == 'test' or len(leaves) > 1
@@ -118,19 +118,6 @@ def _read(path: str, key: str, backend_args: dict | None, files: dict[str, Any])
     return files[path]
 
 
-def _leaves(node: Any) -> Iterator[dict]:
-    """The configs of the data sets in a loader, those that others wrap instead of these."""
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _leaves(child)
-    elif isinstance(node, dict):
-        children = [node[key] for key in ('dataset', 'datasets') if node.get(key)]
-        if children:
-            yield from _leaves(children)
-        elif 'type' in node:
-            yield node
-
-
 def _reads_as(node: Mapping, name: str, registry: Any, scope: str | None) -> bool:
     """Whether a config's class is mmdet's of this name, or inherits how that reads its files."""
     kind = _class(node, registry, scope)
@@ -145,12 +132,6 @@ def _class(node: Mapping, registry: Any, scope: str | None) -> Any:
         with registry.switch_scope_and_registry(scope) as current:
             return current.get(kind)
     return kind
-
-
-def _type(node: Mapping) -> str:
-    """The name of a config's type, a string with or without scope, or a class."""
-    kind = node.get('type')
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _classes(dataset: Mapping, scope: str | None) -> list[str]:

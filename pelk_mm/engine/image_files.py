@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from mmengine.dist import is_main_process
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..image_decoding import decoding_error
-from .data_checks import CHECK_TOOL, DATA_CHECKS, ImageFileError, advice, off_switch
+from .data_checks import CHECK_TOOL, DATA_CHECKS, ImageFileError, advice, leaf_datasets, off_switch, type_name
 from .label_maps import CheckLabelMap, check_label_content, label_check
 from .loaders import file_key, find_loader, flat_steps, inner_pipelines, is_known, reads_local_file
 
@@ -49,14 +49,14 @@ def build_checked_dataloader(build: Callable[..., DataLoader],
         loader = build(dataloader, **kwargs)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{_describe(dataloader)}: {error}. Correct data_root, data_prefix or ann_file, or '
-                                f'{advice(_dataset_config(dataloader))}') from error
+                                f'{advice(next(leaf_datasets(dataloader)))}') from error
     except ValueError as error:
         # MMEngine's data sets put their samples into one array.
         if 'need at least one array to concatenate' in str(error):
             raise ImageFileError(f'{_describe(dataloader)} has no samples. Correct data_root, data_prefix, ann_file, '
-                                 f'the suffixes or filter_cfg, or {advice(_dataset_config(dataloader))}') from error
+                                 f'the suffixes or filter_cfg, or {advice(next(leaf_datasets(dataloader)))}') from error
         raise
-    datasets = list(_leaves(loader.dataset))
+    datasets = list(leaf_datasets(loader.dataset))
     if is_main_process():
         for dataset in datasets:
             if 'missing_files' in checks:
@@ -258,30 +258,11 @@ def image_file_error(path: str, before_loading: bool = False) -> str | None:
     return f'is damaged or no image ({size} bytes; {error})' if error else None
 
 
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets that others wrap, themselves if they wrap none."""
-    children = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    wrapped = [child for child in children if isinstance(child, Dataset)]
-    for child in wrapped:
-        yield from _leaves(child)
-    if not wrapped:
-        yield dataset
-
-
-def _dataset_config(config: Any) -> Any:
-    """The config of a loader's data set, or of the first of those that it wraps."""
-    while isinstance(config, dict) and (inner := config.get('dataset') or (config.get('datasets') or [None])[0]):
-        config = inner
-    return config
-
-
 def _describe(config: Any) -> str:
-    config = _dataset_config(config)
-    if not isinstance(config, dict):
-        return type(config).__name__
-    given = [f'{key}={config[key]!r}' for key in ('data_root', 'data_prefix', 'ann_file') if config.get(key)]
-    kind = config.get('type', 'a data set')
-    return f'{getattr(kind, "__name__", kind)} ({", ".join(given)})'
+    config = next(leaf_datasets(config))
+    keys = ('data_root', 'data_prefix', 'ann_file') if isinstance(config, dict) else ()
+    given = [f'{key}={config[key]!r}' for key in keys if config.get(key)]
+    return type_name(config) + (f' ({", ".join(given)})' if keys else '')
 
 
 def _fix(path: str) -> str:

@@ -62,9 +62,11 @@ def refusal(path, content: bytes, **options) -> str:
     try:
         check_coco_file(str(path), classes=CLASSES, **options)
     except ValueError as error:
-        assert str(error).startswith(f'ann_file: {path}')
-        return str(error)
-    return ''
+        message = str(error)
+    else:
+        return ''
+    assert message.startswith(f'ann_file: {path}')
+    return message
 
 
 @pytest.mark.parametrize(('content', 'words'), [

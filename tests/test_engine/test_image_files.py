@@ -1,4 +1,4 @@
-"""Files that are missing or damaged are named with the cure, at the start or as they load; what a loader reads passes."""
+"""Files that are missing or damaged are named with the cure, at the start or as they load; what loads passes."""
 
 import io
 import json
