@@ -83,7 +83,8 @@ class _ChecksData:
     def build_dataloader(self, dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         """Build a loader; look for the files of its data, and have them checked as they load."""
         nodes = nested_dicts(self.cfg.get('model'))
-        ignored = {node['ignore_index'] for node in nodes if isinstance(node.get('ignore_index'), int)}
+        # The default of mmseg's heads is 255.
+        ignored = {node['ignore_index'] for node in nodes if isinstance(node.get('ignore_index'), int)} or {255}
         build = super().build_dataloader  # type: ignore[misc]
         return build_checked_dataloader(build, dataloader, enabled_checks(self.cfg), ignored, *args, **kwargs)
 
