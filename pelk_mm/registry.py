@@ -21,6 +21,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -98,5 +99,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = SuggestingRegistry(
     locations=['pelk_mm.engine'])
 RUNNERS = SuggestingRegistry('runner', parent=MMENGINE_RUNNERS, scope='pelk_mm', locations=['pelk_mm.engine'])
 STRATEGIES = SuggestingRegistry('strategy', parent=MMENGINE_STRATEGIES, scope='pelk_mm', locations=['pelk_mm.engine'])
+TRANSFORMS = SuggestingRegistry('transform', parent=MMENGINE_TRANSFORMS, scope='pelk_mm', locations=['pelk_mm.engine'])
 WEIGHT_INITIALIZERS = SuggestingRegistry(
     'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='pelk_mm', locations=['pelk_mm.engine'])

@@ -116,6 +116,8 @@ class TestEveryConfig:
                 assert 'type' not in cfg[part] or loops.get(cfg[part].type)
             for hook in [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]:
                 assert hooks.get(hook.type), hook.type
+        # Upstream's own recipes need nothing of ours.
+        assert cfg.get('runner_type', '').startswith('pelk_mm.') == ('pelk_mm.engine' in str(cfg.get('custom_imports')))
 
     def test_is_in_a_metafile(self, name):
         assert [entry['Name'] for entry in metafile_entries() if entry['Config'] == name] == [Path(name).stem]
@@ -285,7 +287,7 @@ def test_dense_variant(name):
 def test_sharded_variant(name):
     """It differs in nothing but the runner, averaged weights, and how it says what does not decay."""
     sharded, whole = load(name), load(name.replace('-fsdp', ''))
-    assert (sharded.runner_type, sharded.strategy.type) == ('FlexibleRunner', 'FSDPStrategy')
+    assert (sharded.runner_type, sharded.strategy.type) == ('pelk_mm.CheckedFlexibleRunner', 'FSDPStrategy')
     assert [hook.type for hook in whole.custom_hooks] == ['EMAHook']
     own = {'runner_type', 'strategy', 'custom_hooks', 'optim_wrapper'}
     assert {key: value for key, value in sharded.to_dict().items() if key not in own

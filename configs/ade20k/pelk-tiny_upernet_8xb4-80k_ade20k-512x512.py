@@ -4,7 +4,7 @@ _base_ = [
     '../_base_/models/upernet_pelk.py',
     'mmseg::_base_/datasets/ade20k.py',
     '../_base_/schedules/ade20k_bs32_adamw_80k.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/runtimes/mmseg.py',
 ]
 model = dict(
     backbone=dict(drop_path_rate=0.1),

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/cascade-mask-rcnn_pelk_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/coco_bs16_adamw_3x.py',
-    'mmdet::_base_/default_runtime.py',
+    '../_base_/runtimes/mmdet.py',
 ]
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3, save_best='coco/bbox_mAP'))
 # The zeros of the pretrained backbone stay zeros.

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/pelk_classifier.py',
     '../_base_/datasets/digits_cls.py',
     '../_base_/schedules/digits_adamw_20e.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtimes/mmpretrain.py',
 ]
 model = dict(
     data_preprocessor=_base_.data_preprocessor,

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/upernet_pelk.py',
     '../_base_/datasets/digits_seg.py',
     '../_base_/schedules/digits_adamw_1600it.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/runtimes/mmseg.py',
 ]
 norm_cfg = dict(type='BN')
 # Four pixels of five are background: unweighted, nothing else is predicted for hundreds of iterations.

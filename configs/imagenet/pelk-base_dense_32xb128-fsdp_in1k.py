@@ -1,7 +1,7 @@
 # Weights, gradients and states of the optimiser are cut up among the processes.
 _base_ = './pelk-base_dense_32xb128_in1k.py'
 
-runner_type = 'FlexibleRunner'
+runner_type = 'pelk_mm.CheckedFlexibleRunner'
 strategy = dict(
     type='FSDPStrategy',
     model_wrapper=dict(auto_wrap_policy=dict(type='pelk_mm.class_name_wrap_policy', types=['LargeKernelBlock'])),

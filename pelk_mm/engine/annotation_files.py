@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine import fileio
@@ -15,9 +15,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS
 from mmengine.utils import is_abs
 
-from .coco_content import check_classes, check_form, check_to_learn, check_to_measure
-from .data_checks import CHECK_TOOL
+from .coco_file import CocoFile
+from .data_checks import CHECK_TOOL, leaf_datasets, type_name
 from .loaders import is_local
+from .nodes import metrics_of
 
 # The methods that read COCO files in mmdet, by class; a class with others of its own is not checked.
 READING = dict(CocoDataset=('load_data_list', 'parse_data_info'), CocoMetric=('compute_metrics', 'process'))
@@ -37,7 +38,7 @@ def check_annotation_files(cfg: Config, modes: Iterable[str]) -> None:
     """
     scope = cfg.get('default_scope')
     for mode in modes:
-        leaves = list(_leaves(cfg.get(f'{mode}_dataloader')))
+        leaves = [item for item in leaf_datasets(cfg.get(f'{mode}_dataloader')) if isinstance(item, dict)]
         of_coco = [dataset for dataset in leaves if _reads_as(dataset, 'CocoDataset', DATASETS, scope)]
         files: dict[str, Any] = {}
         reasons = []
@@ -47,18 +48,26 @@ def check_annotation_files(cfg: Config, modes: Iterable[str]) -> None:
             key = f'{mode}_dataloader.dataset.ann_file'
             content = _read(path, key, dataset.get('backend_args'), files)
             if content is not None:
-                steps = [step for step in dataset.get('pipeline') or () if _type(step) == 'LoadAnnotations']
+                steps = [step for step in dataset.get('pipeline') or () if type_name(step) == 'LoadAnnotations']
                 with_mask = any(step.get('with_mask') for step in steps)
                 # Others of the loader may have what one lacks.
                 may_be_empty = mode == 'test' or len(leaves) > 1
-                reasons.append(_check(content, f'{key}: {path}', _classes(dataset, scope), with_mask, may_be_empty))
+                file = CocoFile(content, f'{key}: {path}', _classes(dataset, scope), may_be_empty)
+                file.check_classes()
+                reasons.append(file.why_nothing_to_learn(with_mask))
         if mode != 'test' and leaves and len(reasons) == len(leaves) and all(reasons):
             raise ValueError(reasons[0])
-        for metric in _metrics(cfg.get(f'{mode}_evaluator')):
-            if not of_coco or metric.get('format_only') or not metric.get('ann_file'):
+        for metric in metrics_of(cfg.get(f'{mode}_evaluator')) if of_coco else ():
+            path, key = metric.get('ann_file'), f'{mode}_evaluator.ann_file'
+            if not path or metric.get('format_only') or not _reads_as(metric, 'CocoMetric', METRICS, scope):
                 continue
-            if _reads_as(metric, 'CocoMetric', METRICS, scope):
-                _check_metric(metric, f'{mode}_evaluator.ann_file', _classes(of_coco[0], scope), mode == 'test', files)
+            content = _read(path, key, metric.get('backend_args'), files)
+            if content is not None:
+                kinds = metric.get('metric', 'bbox')
+                file = CocoFile(content, f'{key}: {path}', _classes(of_coco[0], scope), mode == 'test')
+                reason = file.why_nothing_to_measure('segm' in ([kinds] if isinstance(kinds, str) else kinds))
+                if reason and (mode != 'test' or file.annotations):
+                    raise ValueError(reason)
 
 
 def check_coco_file(path: str,
@@ -79,28 +88,10 @@ def check_coco_file(path: str,
         FileNotFoundError: If it is missing.
         ValueError: If it is not what is asked for.
     """
-    reason = _check(_read(path, key, None, {}), f'{key}: {path}', list(classes), with_mask, may_be_empty)
+    file = CocoFile(_read(path, key, None, {}), f'{key}: {path}', list(classes), may_be_empty)
+    file.check_classes()
+    reason = file.why_nothing_to_learn(with_mask)
     if reason and not may_be_empty:
-        raise ValueError(reason)
-
-
-def _check(content: Any, where: str, classes: list[str], with_mask: bool, may_be_empty: bool) -> str:
-    """Check what a data set loads; return why there is nothing to learn, '' if there is something."""
-    check_form(content, where, may_be_empty)
-    check_classes(content, where, classes)
-    return check_to_learn(content, where, classes, with_mask)
-
-
-def _check_metric(metric: Mapping, key: str, classes: list[str], may_be_empty: bool, files: dict[str, Any]) -> None:
-    """Check what a metric measures against."""
-    content = _read(metric['ann_file'], key, metric.get('backend_args'), files)
-    if content is None:
-        return
-    kinds = metric.get('metric', 'bbox')
-    where = f'{key}: {metric["ann_file"]}'
-    check_form(content, where, may_be_empty)
-    reason = check_to_measure(content, where, classes, 'segm' in ([kinds] if isinstance(kinds, str) else kinds))
-    if reason and not (may_be_empty and not content.get('annotations')):
         raise ValueError(reason)
 
 
@@ -127,26 +118,6 @@ def _read(path: str, key: str, backend_args: dict | None, files: dict[str, Any])
     return files[path]
 
 
-def _leaves(node: Any) -> Iterator[dict]:
-    """The configs of the data sets in a loader, those that others wrap instead of these."""
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _leaves(child)
-    elif isinstance(node, dict):
-        children = [node[key] for key in ('dataset', 'datasets') if node.get(key)]
-        if children:
-            yield from _leaves(children)
-        elif 'type' in node:
-            yield node
-
-
-def _metrics(node: Any) -> list[dict]:
-    """The configs of the metrics of an evaluator."""
-    if isinstance(node, dict) and 'metrics' in node:
-        node = node['metrics']
-    return [metric for metric in (node if isinstance(node, (list, tuple)) else [node]) if isinstance(metric, dict)]
-
-
 def _reads_as(node: Mapping, name: str, registry: Any, scope: str | None) -> bool:
     """Whether a config's class is mmdet's of this name, or inherits how that reads its files."""
     kind = _class(node, registry, scope)
@@ -161,12 +132,6 @@ def _class(node: Mapping, registry: Any, scope: str | None) -> Any:
         with registry.switch_scope_and_registry(scope) as current:
             return current.get(kind)
     return kind
-
-
-def _type(node: Mapping) -> str:
-    """The name of a config's type, a string with or without scope, or a class."""
-    kind = node.get('type')
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
 
 
 def _classes(dataset: Mapping, scope: str | None) -> list[str]:

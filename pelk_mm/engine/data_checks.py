@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
+
+from torch.utils.data import Dataset
 
 CHECK_TOOL = 'python tools/dataset_converters/check_dataset.py'
 
@@ -43,7 +47,22 @@ def off_switch(name: str) -> str:
 
 def advice(dataset: Any) -> str:
     """Return the command that says how to get a data set, named by its type, an object or a config."""
-    kind = dataset.get('type', '') if isinstance(dataset, dict) else type(dataset)
-    name = getattr(kind, '__name__', str(kind)).rpartition('.')[2]
     known = dict(ImageNet='imagenet', ADE20KDataset='ade20k', CocoDataset='coco')
-    return f'get the data: {" ".join(filter(None, [CHECK_TOOL, known.get(name, "")]))} says how'
+    return f'get the data: {" ".join(filter(None, [CHECK_TOOL, known.get(type_name(dataset), "")]))} says how'
+
+
+def type_name(item: Any) -> str:
+    """Return the name of an object's class, or of the type of a config, a class or a string with or without scope."""
+    kind = item.get('type', '') if isinstance(item, dict) else type(item)
+    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+
+
+def leaf_datasets(dataset: Any) -> Iterator[Any]:
+    """The data sets that others wrap, themselves if they wrap none; objects, or the configs of a loader."""
+    get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
+    inner = [*(get('datasets', None) or ()), get('dataset', None)]
+    wrapped = [child for child in inner if isinstance(child, (Dataset, dict))]
+    for child in wrapped:
+        yield from leaf_datasets(child)
+    if not wrapped:
+        yield dataset

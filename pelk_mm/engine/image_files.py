@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from mmengine.dist import is_main_process
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..image_decoding import decoding_error
-from .data_checks import CHECK_TOOL, DATA_CHECKS, ImageFileError, advice, off_switch
-from .label_maps import LabelMapCheck, check_label_content
-from .loaders import find_loader, flat_steps, inner_pipelines, is_known, reads_image, reads_label_map, reads_local_file
+from .data_checks import CHECK_TOOL, DATA_CHECKS, ImageFileError, advice, leaf_datasets, off_switch, type_name
+from .label_maps import CheckLabelMap, check_label_content, label_check
+from .loaders import file_key, find_loader, flat_steps, inner_pipelines, is_known, reads_local_file
 
 # Files of a data set that are looked for when a run starts, at most; all of ImageNet would take minutes.
 MAX_FILES_CHECKED = 2000
-
-_HEAD, _TAIL = 32, 12
 
 
 def build_checked_dataloader(build: Callable[..., DataLoader],
@@ -50,14 +49,14 @@ def build_checked_dataloader(build: Callable[..., DataLoader],
         loader = build(dataloader, **kwargs)
     except FileNotFoundError as error:
         raise FileNotFoundError(f'{_describe(dataloader)}: {error}. Correct data_root, data_prefix or ann_file, or '
-                                f'{advice(_dataset_config(dataloader))}') from error
+                                f'{advice(next(leaf_datasets(dataloader)))}') from error
     except ValueError as error:
         # MMEngine's data sets put their samples into one array.
         if 'need at least one array to concatenate' in str(error):
             raise ImageFileError(f'{_describe(dataloader)} has no samples. Correct data_root, data_prefix, ann_file, '
-                                 f'the suffixes or filter_cfg, or {advice(_dataset_config(dataloader))}') from error
+                                 f'the suffixes or filter_cfg, or {advice(next(leaf_datasets(dataloader)))}') from error
         raise
-    datasets = list(_leaves(loader.dataset))
+    datasets = list(leaf_datasets(loader.dataset))
     if is_main_process():
         for dataset in datasets:
             if 'missing_files' in checks:
@@ -84,16 +83,14 @@ def look_for_files(dataset: Any) -> None:
     """
     if not hasattr(dataset, 'get_data_info'):
         return
-    found = {key: find_loader(dataset, key) for key in ('img_path', 'seg_map_path')}
-    loaders = {key: step for key, (step, _) in found.items() if step and not getattr(step, 'ignore_empty', False)}
-    if not loaders:
-        return
-    count = min(len(dataset), MAX_FILES_CHECKED)
+    found = {key: find_loader(dataset, key)[0] for key in ('img_path', 'seg_map_path')}
+    loaders = {key: step for key, step in found.items() if step and not getattr(step, 'ignore_empty', False)}
+    count = min(len(dataset), MAX_FILES_CHECKED) if loaders else 0
     samples = [dataset.get_data_info(round(i * (len(dataset) - 1) / max(count - 1, 1))) for i in range(count)]
     for key, step in loaders.items():
         paths = [path for sample in samples if reads_local_file(step, path := sample.get(key))]
         missing = [path for path in paths if not os.path.isfile(path)]
-        empty = [path for path in paths if path not in missing and not os.path.getsize(path)]
+        empty = [path for path in paths if os.path.isfile(path) and not os.path.getsize(path)]
         where = f'{type(dataset).__name__}: of {len(paths)} files looked for ({key})'
         if missing:
             raise FileNotFoundError(f'{where} {len(missing)} are not there, the first is {missing[0]}. Correct '
@@ -118,7 +115,95 @@ def check_when_loading(dataset: Any,
     if isinstance(getattr(pipeline, 'transforms', None), list):
         # What distinguishes mmseg's data sets from others.
         of_mmseg = hasattr(dataset, 'reduce_zero_label') and 'label_maps' in checks
-        check_pipeline(pipeline, LabelMapCheck(dataset, ignored) if of_mmseg else None, 'damaged_images' in checks)
+        check_pipeline(pipeline, label_check(dataset, ignored) if of_mmseg else None, 'damaged_images' in checks)
+
+
+def check_pipeline(pipeline: Any,
+                   labels: CheckLabelMap | None = None,
+                   damage: bool = True,
+                   following: Sequence[Any] = ()) -> None:
+    """Make a pipeline, and those in it, check files as it loads them.
+
+    Args:
+        pipeline (Any): A ``Compose``. Changed in place.
+        labels (CheckLabelMap, optional): Asked about every label map.
+        damage (bool): Whether to look for damaged files. Defaults to True.
+        following (Sequence[Any]): Transforms that come after the pipeline.
+    """
+    steps = pipeline.transforms
+    if any(isinstance(step, (CheckedLoading, CheckLabelMap)) for step in steps):
+        return
+    pipeline.transforms = []
+    for i, step in enumerate(steps):
+        rest = [*steps[i + 1:], *following]
+        key = file_key(step)
+        if key == 'seg_map_path' and labels:
+            later = [inner for each in rest for inner in flat_steps(each)]
+            step = CheckedLoading(step, key, damage, partial(labels.after_loading, step, later))
+        elif key and damage:
+            step = CheckedLoading(step, key)
+        elif labels and type(step).__name__ == 'PackSegInputs' and is_known(step):
+            pipeline.transforms.append(labels)
+        for inner in inner_pipelines(step):
+            check_pipeline(inner, labels, damage, rest)
+        pipeline.transforms.append(step)
+    if labels and not following and all(is_known(step) and type(step).__name__ != 'PackSegInputs'
+                                        for step in flat_steps(pipeline)):
+        pipeline.transforms.append(labels)
+
+
+class CheckedLoading:
+    """A loading transform that checks a local file before, and includes its path in every error.
+
+    Args:
+        step (Callable): The transform.
+        key (str): Of the path in the results.
+        damage (bool): Whether to look for damage. Defaults to True.
+        then (Callable, optional): Called with what was loaded.
+    """
+
+    def __init__(self,
+                 step: Callable,
+                 key: str,
+                 damage: bool = True,
+                 then: Callable[[dict], None] | None = None) -> None:
+        self.checked_step, self.key, self.damage, self.then = step, key, damage, then
+
+    def __repr__(self) -> str:
+        return repr(self.checked_step)
+
+    def __call__(self, results: dict) -> dict | None:
+        step, path = self.checked_step, results.get(self.key)
+        if path is None:
+            return step(results)
+        local = self.damage and reads_local_file(step, path)
+        ignore = getattr(step, 'ignore_empty', False)
+        try:
+            damage = image_file_error(path, before_loading=True) if local else None
+            loaded = None if damage else step(results)
+        except FileNotFoundError as error:
+            if ignore:
+                return None
+            raise FileNotFoundError(f'{self.key}: there is no file {path}. Correct data_root, data_prefix or the list '
+                                    f'of the data set, or get the file: {CHECK_TOOL} says how') from error
+        except Exception as error:
+            raise ImageFileError(f'{self.key}: {path} {_failure(step, path, error, local)}') from error
+        if damage and not ignore:
+            raise ImageFileError(f'{self.key}: {path} {damage}. {_fix(path)}. {off_switch("damaged_images")}')
+        if self.then is not None and loaded is not None:
+            self.then(loaded)
+        return loaded
+
+
+def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
+    """Why a loader failed, with a remedy."""
+    if damage := image_file_error(path) if local else None:
+        return f'{damage}. {_fix(path)}'
+    failure = f'cannot be loaded by {type(step).__name__} ({type(error).__name__}: {error})'
+    if type(error).__name__ == 'DecompressionBombError':
+        return (f"{failure}. Set imdecode_backend='cv2' in this transform, or PIL.Image.MAX_IMAGE_PIXELS = None in a "
+                'module of custom_imports')
+    return f'{failure}. {_fix(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
 
 
 def read_image(path: str, check: bool = True) -> np.ndarray:
@@ -154,156 +239,30 @@ def image_file_error(path: str, before_loading: bool = False) -> str | None:
         FileNotFoundError: If there is no such file.
     """
     with open(path, 'rb') as file:
-        head, size = file.read(_HEAD), os.fstat(file.fileno()).st_size
-        file.seek(max(size - _TAIL, 0))
+        head, size = file.read(32), os.fstat(file.fileno()).st_size
+        file.seek(max(size - 12, 0))
         tail = file.read()
     if not head:
         return 'is empty'
     if head.startswith(b'version https://git-lfs'):
         return 'is a pointer of Git LFS, not the file itself (git lfs pull)'
-    complete = _ends_as_it_should(head, tail, size)
-    if complete or complete is None and before_loading:
-        return None
-    error = decoding_error(path, other_decoders=not before_loading)
+    # By format, whether the file has its end.
+    complete = {
+        b'\xff\xd8': tail.endswith(b'\xff\xd9'),
+        b'\x89PNG': tail.endswith(b'IEND\xaeB`\x82'),
+        b'BM': int.from_bytes(head[2:6], 'little') <= size,
+        b'RIFF': int.from_bytes(head[4:8], 'little') + 8 <= size
+    }
+    ends = next((complete[start] for start in complete if head.startswith(start)), before_loading)
+    error = '' if ends else decoding_error(path, other_decoders=not before_loading)
     return f'is damaged or no image ({size} bytes; {error})' if error else None
 
 
-def _ends_as_it_should(head: bytes, tail: bytes, size: int) -> bool | None:
-    """Whether a file of one of the usual formats is complete by its last bytes; None for other formats."""
-    if head.startswith(b'\xff\xd8'):
-        return tail.endswith(b'\xff\xd9')
-    if head.startswith(b'\x89PNG'):
-        return tail.endswith(b'IEND\xaeB`\x82')
-    if head.startswith(b'BM'):
-        return int.from_bytes(head[2:6], 'little') <= size
-    if head.startswith(b'RIFF'):
-        return int.from_bytes(head[4:8], 'little') + 8 <= size
-    return None
-
-
-def check_pipeline(pipeline: Any,
-                   label_check: LabelMapCheck | None = None,
-                   damage: bool = True,
-                   following: Sequence[Any] = ()) -> None:
-    """Make a pipeline, and those in it, check files as it loads them.
-
-    Args:
-        pipeline (Any): A ``Compose``. Changed in place.
-        label_check (LabelMapCheck, optional): Asked about every label map.
-        damage (bool): Whether to look for damaged files. Defaults to True.
-        following (Sequence[Any]): Transforms that come after the pipeline.
-    """
-    steps = pipeline.transforms
-    for i, step in enumerate(steps):
-        rest = [*steps[i + 1:], *following]
-        if isinstance(step, _CheckedStep):
-            continue
-        if reads_image(step) and damage:
-            steps[i] = _CheckedLoading(step, 'img_path')
-        elif reads_label_map(step) and (damage or label_check):
-            then = label_check.after_loading([inner for later in rest for inner in flat_steps(later)]
-                                             ) if label_check else None
-            steps[i] = _CheckedLoading(step, 'seg_map_path', then, damage)
-        elif label_check and type(step).__name__ == 'PackSegInputs' and is_known(step):
-            steps[i] = _CheckedPacking(step, label_check)
-        else:
-            for inner in inner_pipelines(step):
-                check_pipeline(inner, label_check, damage, rest)
-
-
-class _CheckedStep:
-    """A transform with a check beside it."""
-
-    def __init__(self, step: Callable) -> None:
-        self.checked_step = step
-
-    def __repr__(self) -> str:
-        return repr(self.checked_step)
-
-
-class _CheckedPacking(_CheckedStep):
-    """The packing of a sample, after a last look at its label map."""
-
-    def __init__(self, step: Callable, label_check: LabelMapCheck) -> None:
-        super().__init__(step)
-        self.label_check = label_check
-
-    def __call__(self, results: dict) -> dict | None:
-        self.label_check.before_packing(results)
-        return self.checked_step(results)
-
-
-class _CheckedLoading(_CheckedStep):
-    """A loading transform that checks a local file before, and includes its path in every error."""
-
-    def __init__(self,
-                 step: Callable,
-                 key: str,
-                 then: Callable[[Any, dict], None] | None = None,
-                 damage: bool = True) -> None:
-        super().__init__(step)
-        self.key, self.then, self.damage = key, then, damage
-
-    def __call__(self, results: dict) -> dict | None:
-        step, path = self.checked_step, results.get(self.key)
-        if path is None:
-            return step(results)
-        local = self.damage and reads_local_file(step, path)
-        ignore = getattr(step, 'ignore_empty', False)
-        try:
-            damage = image_file_error(path, before_loading=True) if local else None
-            if damage and not ignore:
-                raise ImageFileError(f'{self.key}: {path} {damage}. {_fix(path)}. {off_switch("damaged_images")}')
-            loaded = None if damage else step(results)
-        except ImageFileError:
-            raise
-        except FileNotFoundError as error:
-            if ignore:
-                return None
-            raise FileNotFoundError(f'{self.key}: there is no file {path}. Correct data_root, data_prefix or the list '
-                                    f'of the data set, or get the file: {CHECK_TOOL} says how') from error
-        except Exception as error:
-            raise ImageFileError(f'{self.key}: {path} {_failure(step, path, error, local)}') from error
-        if self.then is not None and loaded is not None:
-            self.then(step, loaded)
-        return loaded
-
-
-def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
-    """Why a loader failed, with a remedy."""
-    if damage := image_file_error(path) if local else None:
-        return f'{damage}. {_fix(path)}'
-    failure = f'cannot be loaded by {type(step).__name__} ({type(error).__name__}: {error})'
-    if type(error).__name__ == 'DecompressionBombError':
-        return (f"{failure}. Set imdecode_backend='cv2' in this transform, or PIL.Image.MAX_IMAGE_PIXELS = None in a "
-                'module of custom_imports')
-    return f'{failure}. {_fix(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
-
-
-def _leaves(dataset: Any) -> Iterator[Any]:
-    """The data sets that others wrap, themselves if they wrap none."""
-    children = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    wrapped = [child for child in children if isinstance(child, Dataset)]
-    for child in wrapped:
-        yield from _leaves(child)
-    if not wrapped:
-        yield dataset
-
-
-def _dataset_config(config: Any) -> Any:
-    """The config of a loader's data set, or of the first of those that it wraps."""
-    while isinstance(config, dict) and (inner := config.get('dataset') or (config.get('datasets') or [None])[0]):
-        config = inner
-    return config
-
-
 def _describe(config: Any) -> str:
-    config = _dataset_config(config)
-    if not isinstance(config, dict):
-        return type(config).__name__
-    given = [f'{key}={config[key]!r}' for key in ('data_root', 'data_prefix', 'ann_file') if config.get(key)]
-    kind = config.get('type', 'a data set')
-    return f'{getattr(kind, "__name__", kind)} ({", ".join(given)})'
+    config = next(leaf_datasets(config))
+    keys = ('data_root', 'data_prefix', 'ann_file') if isinstance(config, dict) else ()
+    given = [f'{key}={config[key]!r}' for key in keys if config.get(key)]
+    return type_name(config) + (f' ({", ".join(given)})' if keys else '')
 
 
 def _fix(path: str) -> str:

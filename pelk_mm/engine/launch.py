@@ -17,25 +17,18 @@ import torch
 from mmengine import dist
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.hooks import EMAHook, Hook
-from mmengine.registry import HOOKS, RUNNERS
+from mmengine.hooks import EMAHook
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
 from ..checkpoints.loading import add_trust_option
 from ..checkpoints.resume import check_undamaged, find_last_checkpoint
-from .data_checks import enabled_checks
 from .feature_misfits import explaining_misfits
-from .hooks import (
-    CheckFiniteHook,
-    ClassCountHook,
-    FinishedRunHook,
-    KeepPreviousRunHook,
-    LoadWeightsHook,
-    PreemptionHook,
-)
+from .hooks import LoadWeightsHook
 from .nodes import check_file_everywhere, check_shared_folder
 from .processes import leave_processes, naming_the_port, prepare_processes
+from .runners import use_own_runner
 from .sharding import FSDP_STRATEGIES
 from .test_time_augmentation import use_tta
 
@@ -44,9 +37,6 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The environment variable that holds a process's rank, by launcher.
 RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-
-# MMEngine's runners -> those that check data.
-OWN_RUNNERS = dict(Runner='pelk_mm.CheckedRunner', FlexibleRunner='pelk_mm.CheckedFlexibleRunner')
 
 
 def parse_common_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -195,7 +185,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     if launcher != 'none':
         prepare_processes(cfg, launcher)
     cfg = cfg.copy()
-    add_own_parts(cfg, mode)
+    use_own_runner(cfg)
     with naming_the_port():
         runner = RUNNERS.build(cfg)
     check_shared_folder(cfg, mode)
@@ -225,50 +215,6 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     if stop is not None:
         raise stop
     return result if mode == 'test' else None
-
-
-def use_atomic_checkpoint_hook(cfg: Config) -> None:
-    """Let :class:`pelk_mm.engine.AtomicCheckpointHook` stand in for MMEngine's ``CheckpointHook``.
-
-    Args:
-        cfg (Config): Changed in place. ``default_hooks.checkpoint`` stays if it is None, or a hook of another type.
-    """
-    hooks = cfg.get('default_hooks') or {}
-    hook = hooks.get('checkpoint', dict(type='CheckpointHook', interval=1))
-    if hook is not None and hook.get('type', 'CheckpointHook') in ('CheckpointHook', 'mmengine.CheckpointHook'):
-        cfg.default_hooks = dict(hooks, checkpoint=dict(hook, type='pelk_mm.AtomicCheckpointHook'))
-
-
-def add_own_parts(cfg: Config, mode: str) -> None:
-    """Name in a config the runner and the hooks that our tools add to every run, where it does not name them itself.
-
-    Args:
-        cfg (Config): Changed in place: ``runner_type``, ``strategy.type``, ``default_hooks.checkpoint`` and
-            ``custom_hooks``. A runner of another type than MMEngine's stays.
-        mode (str): ``'train'`` or ``'test'``.
-
-    Raises:
-        ValueError: If ``data_checks`` or ``previous_run`` is wrong.
-    """
-    kind = cfg.get('runner_type', 'Runner')
-    cfg.runner_type = OWN_RUNNERS.get(kind, kind)
-    if cfg.get('strategy', {}).get('type') in FSDP_STRATEGIES:
-        cfg.strategy = dict(cfg.strategy, type='pelk_mm.ResumableFSDPStrategy')
-    own: list[tuple[type[Hook], dict]] = [(ClassCountHook, {})] if 'class_count' in enabled_checks(cfg) else []
-    if mode == 'train':
-        use_atomic_checkpoint_hook(cfg)
-        own += [(hook, {}) for hook in (CheckFiniteHook, FinishedRunHook, LoadWeightsHook, PreemptionHook)]
-        if not cfg.get('resume'):
-            own.append((KeepPreviousRunHook, dict(action=cfg.get('previous_run', 'move'))))
-    present = list(cfg.get('custom_hooks') or [])
-    with HOOKS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-        kinds = [hook.get('type') if isinstance(hook, dict) else type(hook) for hook in present]
-        kinds = [registry.get(kind) if isinstance(kind, str) else kind for kind in kinds]
-    missing = [
-        dict(arguments, type=f'pelk_mm.{hook.__name__}') for hook, arguments in own
-        if not any(isinstance(kind, type) and issubclass(kind, hook) for kind in kinds)
-    ]
-    cfg.custom_hooks = [*present, *missing]
 
 
 def _test_one_set_of_weights(runner: Runner) -> None:

@@ -22,21 +22,15 @@ def is_known(item: Any, *methods: str) -> bool:
     return all(getattr(source, '__module__', '').partition('.')[0] in KNOWN for source in sources)
 
 
-def reads_image(step: Any) -> bool:
-    """Whether a transform is mmcv's ``LoadImageFromFile``, or one of its kind that loads as it does."""
-    from mmcv.transforms import LoadImageFromFile
-    same = getattr(type(step), 'transform', None) is LoadImageFromFile.transform
-    return isinstance(step, LoadImageFromFile) and same and is_known(step, '__call__')
-
-
-def reads_label_map(step: Any) -> bool:
-    """Whether a transform is a toolbox's ``LoadAnnotations`` that reads label maps."""
-    from mmcv.transforms import LoadAnnotations
-    methods = '__call__', 'transform', '_load_seg_map'
-    return isinstance(step, LoadAnnotations) and step.with_seg and is_known(step, *methods)
-
-
-READERS = dict(img_path=reads_image, seg_map_path=reads_label_map)
+def file_key(step: Any) -> str | None:
+    """The key of the file that a transform reads as mmcv's ``LoadImageFromFile`` or a toolbox's ``LoadAnnotations``."""
+    from mmcv.transforms import LoadAnnotations, LoadImageFromFile
+    if isinstance(step, LoadImageFromFile):
+        same = type(step).transform is LoadImageFromFile.transform and is_known(step, '__call__')
+        return 'img_path' if same else None
+    if isinstance(step, LoadAnnotations) and step.with_seg and is_known(step, '__call__', 'transform', '_load_seg_map'):
+        return 'seg_map_path'
+    return None
 
 
 def inner_pipelines(step: Any) -> Iterator[Any]:
@@ -74,7 +68,7 @@ def find_loader(dataset: Any, key: str) -> tuple[Callable | None, list[Any]]:
     if len(steps) == 1 and is_known(steps[0]):
         return fileio.get, []
     for number, step in enumerate(steps):
-        if READERS[key](step):
+        if file_key(step) == key:
             return step, steps[number + 1:]
         if not is_known(step):
             break
@@ -83,10 +77,8 @@ def find_loader(dataset: Any, key: str) -> tuple[Callable | None, list[Any]]:
 
 def reads_local_file(step: Any, path: Any) -> bool:
     """Whether a transform reads a path from this machine's file system, by its ``backend_args``."""
-    if not isinstance(path, str):
-        return False
     old_args = getattr(step, 'file_client_args', None)
-    return is_local(path, old_args or getattr(step, 'backend_args', None), bool(old_args))
+    return isinstance(path, str) and is_local(path, old_args or getattr(step, 'backend_args', None), bool(old_args))
 
 
 def is_local(path: str, backend_args: dict | None = None, old_client: bool = False) -> bool:
@@ -97,10 +89,10 @@ def is_local(path: str, backend_args: dict | None = None, old_client: bool = Fal
         backend_args (dict, optional): As for ``mmengine.fileio.get``.
         old_client (bool): Whether these are ``file_client_args``. Defaults to False.
     """
-    args = dict(backend_args or {})
-    name, prefix = args.get('backend'), path.partition('://')[0].rpartition(':')[2] if '://' in path else None
+    name = (backend_args or {}).get('backend')
+    prefix = path.partition('://')[0].rpartition(':')[2] if '://' in path else ''
     if old_client:
-        kind = FileClient._backends.get(name or ('disk' if prefix is None else ''))
+        kind = FileClient._backends.get(name or ('' if prefix else 'disk'))
     else:
-        kind = backends.get(name) if name else prefix_to_backends.get(prefix or '')
+        kind = backends.get(name) if name else prefix_to_backends.get(prefix)
     return kind is not None and issubclass(kind, LocalBackend) and kind.get is LocalBackend.get

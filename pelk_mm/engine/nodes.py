@@ -108,7 +108,7 @@ def _shared_folders(cfg: Config, mode: str) -> Iterator[tuple[str, str]]:
         if '://' not in folder:
             yield 'where checkpoints are written', folder
     evaluators = [cfg.get(f'{part}_evaluator') for part in (['val'] if mode == 'train' else ['test'])]
-    metrics = [metric for evaluator in evaluators for metric in _metrics_of(evaluator)]
+    metrics = [metric for evaluator in evaluators for metric in metrics_of(evaluator)]
     folders = [
         metric.get('collect_dir') or '.dist_test' for metric in metrics if metric.get('collect_device', 'cpu') == 'cpu'
     ]
@@ -116,7 +116,8 @@ def _shared_folders(cfg: Config, mode: str) -> Iterator[tuple[str, str]]:
         yield 'where metrics collect the predictions of all processes', folder
 
 
-def _metrics_of(evaluator: dict | list | tuple | None) -> list[dict]:
+def metrics_of(evaluator: dict | list | tuple | None) -> list[dict]:
+    """Return the configs of an evaluator's metrics."""
     if isinstance(evaluator, dict):
         evaluator = evaluator.get('metrics', evaluator)
     return [metric for metric in (evaluator if isinstance(evaluator, (list, tuple)) else [evaluator])

@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from pelk_mm.engine import AtomicCheckpointHook
-from pelk_mm.engine.launch import use_atomic_checkpoint_hook
 from pelk_mm.registry import HOOKS
 
 SCORES = dict(a=[1, 3, 2], b=[5, 4, 3])
@@ -76,17 +74,3 @@ def test_the_best_is_there_while_the_next_best_is_written(make_runner, tmp_path,
 
 def test_configs_of_0_1_0_find_it():
     assert HOOKS.get('pelk_mm.WholeCheckpointHook') is HOOKS.get('pelk_mm.AtomicCheckpointHook') is AtomicCheckpointHook
-
-
-def test_every_training_of_ours_uses_it():
-    cfg = Config()
-    use_atomic_checkpoint_hook(cfg)
-    assert cfg.default_hooks == dict(checkpoint=dict(type='pelk_mm.AtomicCheckpointHook', interval=1))
-    cfg = Config(dict(default_hooks=dict(logger=dict(interval=2), checkpoint=dict(max_keep_ckpts=1))))
-    use_atomic_checkpoint_hook(cfg)
-    assert cfg.default_hooks.checkpoint == dict(type='pelk_mm.AtomicCheckpointHook', max_keep_ckpts=1)
-    assert cfg.default_hooks.logger == dict(interval=2)
-    for kept in (None, dict(type='MyCheckpointHook')):
-        cfg = Config(dict(default_hooks=dict(checkpoint=kept)))
-        use_atomic_checkpoint_hook(cfg)
-        assert cfg.default_hooks.checkpoint == kept

@@ -1,100 +1,112 @@
 """Images and label maps that are missing, damaged or wrong are named with their fix, at the start or as they load."""
 
+import io
 import json
+import sys
+import zipfile
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset, Compose, ConcatDataset, RepeatDataset
+from mmengine.fileio import BaseStorageBackend, register_backend
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
-from mmengine.runner import Runner
+from mmseg.datasets.transforms import loading
 from PIL import Image
 
-from pelk_mm.deploy import EvalImages
+from pelk_mm.datasets.check import check_images
 from pelk_mm.engine import image_files
+from pelk_mm.engine.data_checks import DATA_CHECKS, ImageFileError, enabled_checks
 from pelk_mm.engine.image_files import (
-    ImageFileError,
+    CheckedLoading,
     build_checked_dataloader,
     check_pipeline,
-    check_when_loading,
     image_file_error,
     look_for_files,
     read_image,
 )
-from pelk_mm.engine.launch import run
+from pelk_mm.engine.loaders import is_local
 from pelk_mm.engine.loops import SeededDataset
-from pelk_mm.testing.tiny_models import CLASSES, PALETTE, tiny_config, write_pictures, write_tiny_model
+from pelk_mm.image_decoding import decoding_error
+from pelk_mm.testing.tiny_models import CLASSES, PALETTE
 
-pytestmark = pytest.mark.slow
-
-SUFFIXES = ('jpg', 'png', 'bmp', 'webp', 'tif')
-
-
-def picture(path, size=(48, 40)):
-    """An image that does not compress to a few bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
-    image.save(path, **(dict(quality=95) if path.suffix == '.jpg' else {}))
-    return path
+RNG = np.random.default_rng(0)
+# It does not compress to a few bytes.
+IMAGE = RNG.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+IDS = RNG.integers(0, 4, (40, 48), dtype=np.uint8)
+LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
+PACK = dict(type='PackSegInputs')
 
 
-def cut(path, share=0.6):
-    content = path.read_bytes()
-    path.write_bytes(content[:int(share * len(content))])
-    return path
+def encoded(array=IMAGE, kind='png', share=1.0) -> bytes:
+    """The first bytes of a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind, **(dict(quality=95) if kind == 'jpeg' else {}))
+    return buffer.getvalue()[:int(share * len(buffer.getvalue()))]
 
 
-def test_a_checked_file_is_only_read(tmp_path, monkeypatch):
-    file = picture(tmp_path / 'a.png')
-    monkeypatch.setattr(image_files, 'image_file_error', None)
-    assert read_image(str(file), check=False).shape == (40, 48, 3)
-    file.write_bytes(b'no image')
-    with pytest.raises(ImageFileError, match=r'a\.png is damaged or no image'):
-        read_image(str(file), check=False)
-
-
-@pytest.mark.parametrize('suffix', SUFFIXES)
-def test_complete_files_pass_and_cut_ones_do_not(tmp_path, suffix):
-    file = picture(tmp_path / f'a.{suffix}')
-    size = file.stat().st_size
+@pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
+def test_whole_files_pass_and_cut_ones_do_not(tmp_path, kind):
+    file = tmp_path / f'a.{kind}'
+    file.write_bytes(encoded(kind=kind))
     assert image_file_error(str(file)) is None
     assert read_image(str(file)).shape == (40, 48, 3)
     for share in (0.01, 0.3, 0.9):
-        picture(file)
-        cut(file, share)
-        assert 'is damaged or no image (' in image_file_error(str(file))
-        assert f'({int(share * size)} bytes; ' in image_file_error(str(file))
+        file.write_bytes(encoded(kind=kind, share=share))
+        assert f'is damaged or no image ({file.stat().st_size} bytes; ' in image_file_error(str(file))
         with pytest.raises(ImageFileError, match=rf'{file} is damaged .* images --root {tmp_path} finds'):
             read_image(str(file))
 
 
-@pytest.mark.parametrize(('content', 'words'), [(b'', 'is empty'),
-                                                (b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
-                                                (b'<!DOCTYPE html>', 'is damaged or no image (15 bytes; '),
-                                                (b'\xff\xd8 but no picture \xff\xd9', None)])
-def test_non_images_are_rejected(tmp_path, content, words):
-    (tmp_path / 'a.jpg').write_bytes(content)
-    damage = image_file_error(str(tmp_path / 'a.jpg'))
+@pytest.mark.parametrize(('content', 'words'), [
+    (b'', 'is empty'), (b'version https://git-lfs.github.com/spec/v1\n', 'git lfs pull'),
+    (b'<!DOCTYPE html>', 'is damaged or no image (15 bytes; '), (b'\xff\xd8 but no image \xff\xd9', None)
+])
+def test_other_files_are_no_images(tmp_path, content, words):
+    file = tmp_path / 'a.jpg'
+    file.write_bytes(content)
+    damage = image_file_error(str(file))
     assert damage is None if words is None else words in damage
     with pytest.raises(ImageFileError, match=r'a\.jpg is '):
-        read_image(str(tmp_path / 'a.jpg'))
+        read_image(str(file))
 
 
-def test_bytes_behind_the_end_of_a_jpeg_do_no_harm(tmp_path):
-    """Cameras write such files; they are complete, which only decoding them shows."""
-    file = picture(tmp_path / 'a.jpg')
-    file.write_bytes(file.read_bytes() + bytes(100))
-    assert image_file_error(str(file)) is None
+def test_a_file_that_was_checked_is_only_read(tmp_path, monkeypatch):
+    (tmp_path / 'a.png').write_bytes(encoded())
+    monkeypatch.setattr(image_files, 'image_file_error', None)
+    assert read_image(str(tmp_path / 'a.png'), check=False).shape == (40, 48, 3)
+    (tmp_path / 'a.png').write_bytes(b'no image')
+    with pytest.raises(ImageFileError, match=r'a\.png is damaged or no image'):
+        read_image(str(tmp_path / 'a.png'), check=False)
+
+
+@pytest.mark.parametrize(('kind', 'suffix'), [('tiff', 'tif'), ('png', 'png'), ('jpeg', 'jpg')])
+def test_bytes_behind_the_end_and_more_pixels_than_pillow_allows_do_no_harm(tmp_path, monkeypatch, kind, suffix):
+    """Cameras write such files, which only decoding proves whole; the limit of 179 million pixels is lowered."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    path = tmp_path / f'a.{suffix}'
+    path.write_bytes(encoded(kind=kind) + bytes(20))
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    assert image_file_error(str(path)) is image_file_error(str(path), before_loading=True) is None
+    assert decoding_error(path) == ''
+    assert read_image(str(path)).shape == (40, 48, 3)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    path.write_bytes(encoded(kind=kind, share=0.5))
+    assert 'is damaged or no image' in image_file_error(str(path))
 
 
 def test_opencv_still_decodes_half_a_jpeg_without_a_word(tmp_path):
-    """Without a check before, OpenCV loads it."""
-    file = cut(picture(tmp_path / 'a.jpg'))
-    assert cv2.imread(str(file)) is not None
+    """Why files are checked before."""
+    (tmp_path / 'a.jpg').write_bytes(encoded(kind='jpeg', share=0.6))
+    assert cv2.imread(str(tmp_path / 'a.jpg')) is not None
+
+
+# --- in pipelines
 
 
 def pipeline(*steps):
@@ -105,13 +117,14 @@ def pipeline(*steps):
 
 
 def test_a_pipeline_names_the_file(tmp_path):
-    load = pipeline(dict(type='LoadImageFromFile'), dict(type='Resize', scale=(20, 20)))
-    file = picture(tmp_path / 'a.jpg')
+    load = pipeline(LOAD[0], dict(type='Resize', scale=(20, 20)))
+    file = tmp_path / 'a.jpg'
+    file.write_bytes(encoded(kind='jpeg'))
     assert load(dict(img_path=str(file)))['img'].shape[0] <= 20
     check_pipeline(load)
-    assert len([step for step in load.transforms if isinstance(step, image_files._CheckedLoading)]) == 1
+    assert len([step for step in load.transforms if isinstance(step, CheckedLoading)]) == 1
     assert 'LoadImageFromFile(ignore_empty=False' in repr(load)
-    cut(file)
+    file.write_bytes(encoded(kind='jpeg', share=0.6))
     with pytest.raises(ImageFileError, match=rf'img_path: {file} is damaged or no image'):
         load(dict(img_path=str(file)))
     with pytest.raises(FileNotFoundError, match='img_path: there is no file nowhere.jpg. Correct data_root'):
@@ -119,112 +132,194 @@ def test_a_pipeline_names_the_file(tmp_path):
     (tmp_path / 'b.png').write_bytes(b'\x89PNG' + bytes(30) + b'IEND\xaeB`\x82')
     with pytest.raises(ImageFileError, match=r'b\.png cannot be loaded by LoadImageFromFile \(\w+: '):
         load(dict(img_path=str(tmp_path / 'b.png')))
+    lenient = pipeline(dict(LOAD[0], ignore_empty=True))
+    assert lenient(dict(img_path=str(file))) is lenient(dict(img_path='nowhere.jpg')) is None
 
 
-def test_ignore_empty_goes_on_without_the_file(tmp_path):
-    load = pipeline(dict(type='LoadImageFromFile', ignore_empty=True))
-    assert load(dict(img_path=str(cut(picture(tmp_path / 'a.jpg'))))) is None
-    assert load(dict(img_path='nowhere.jpg')) is None
-
-
-# --- label maps
-
-
-def labels(path, values, dtype=np.uint8):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.asarray(values, dtype)).save(path)
-    return path
-
-
-def seg_dataset(folder, **options):
-    steps = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(24, 20)), dict(type='LoadAnnotations')]
+def load(folder, steps=(*LOAD, PACK), checks=tuple(DATA_CHECKS), **options):
+    """All samples of a loader of mmseg with checks, of what ``folder/list.txt`` names."""
     config = dict(
         type='BaseSegDataset',
         data_root=str(folder),
+        ann_file='list.txt',
         data_prefix=dict(img_path='images', seg_map_path='labels'),
+        img_suffix='.png',
         metainfo=dict(classes=CLASSES, palette=PALETTE),
-        pipeline=steps)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        dataset = DATASETS.build({**config, **options})
-    check_when_loading(dataset)
-    return dataset
+        pipeline=list(steps))
+
+    def build(dataloader):
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            return SimpleNamespace(dataset=DATASETS.build({**config, **options}))
+
+    dataset = build_checked_dataloader(build, {}, checks=checks).dataset
+    return [dataset[index] for index in range(len(dataset))]
 
 
-def seg_map(values):
-    """Of 48 x 40 pixels, one row of each value and the rest 0."""
-    rows = np.zeros((40, 48))
-    rows[:len(values)] = np.reshape(values, (-1, 1))
-    return rows
-
-
-# Other classes of the type are ignored.
-SOME_OF_ADE20K = dict(type='ADE20KDataset', metainfo=dict(classes=('wall', 'sky')))
+def ids_of(sample):
+    return set(sample['data_samples'].gt_sem_seg.data.unique().tolist())
 
 
 @pytest.fixture
-def pair(tmp_path):
-    picture(tmp_path / 'images/a.jpg')
+def folder(tmp_path):
+    """Two images and their label maps."""
+    for part, array in (('images', IMAGE), ('labels', IDS)):
+        (tmp_path / part).mkdir()
+        for number in range(2):
+            (tmp_path / f'{part}/{number}.png').write_bytes(encoded(array))
+    (tmp_path / 'list.txt').write_text('0\n1')
     return tmp_path
 
 
-@pytest.mark.parametrize(('values', 'options'), [([0, 1, 2, 3, 255], {}),
-                                                 ([0, 1, 2, 3, 4], dict(reduce_zero_label=True)),
-                                                 ([0, 3, 9], dict(ignore_index=9)), ([0, 1, 2, 150], SOME_OF_ADE20K)])
-def test_known_ids_pass(pair, values, options):
-    labels(pair / 'labels/a.png', seg_map(values))
-    assert seg_dataset(pair, **options)[0]['gt_seg_map'].shape == (40, 48)
+@pytest.mark.parametrize(('part', 'key'), [('images', 'img_path'), ('labels', 'seg_map_path')])
+def test_damaged_files_and_the_switch(folder, part, key):
+    (folder / part / '0.png').write_bytes(encoded(IMAGE if part == 'images' else IDS, 'jpeg', share=0.6))
+    with pytest.raises(ImageFileError, match=rf'{key}: .*is damaged or no image .*data_checks\.damaged_images=False'):
+        load(folder)
+    # By the loader's own error, without the path of the file or with another.
+    with pytest.raises((AssertionError, OSError, ImageFileError), match='failed to load|cannot be loaded by|truncated'):
+        load(folder, checks={'missing_files'})
 
 
-@pytest.mark.parametrize(('values', 'options', 'words'), [
-    ([0, 4], {}, 'has the ids 4, which are of no class: BaseSegDataset has 4 classes, ids 0 ... 3, and 255 is ignored. '
-     'Set metainfo.classes to what the ids mean, or make these the ignored id. If 0 in the files means "no class" and '
-     '1 is the first class, as in ADE20K, set reduce_zero_label=True'),
-    ([7, 9, 255], {}, 'has the ids 7, 9, which'),
-    (range(20, 35), {}, 'has the ids 20, 21, 22, 23, 24, 25, 26, 27, ..., which'),
-    ([0, 5, 6], dict(reduce_zero_label=True), 'has the ids 5, 6, which are of no class: BaseSegDataset has 4 classes, '
-     'ids 1 ... 4, and 255 is ignored. Set metainfo.classes to what the ids mean, or make these the ignored id. '
-     '(reduce_zero_label is True: 0 in the file is ignored, 1 is the first class)'),
+@TRANSFORMS.register_module(force=True)
+class NpyOfTests(LoadImageFromFile):
+    """Arrays beside the names that the data set lists."""
+
+    def transform(self, results):
+        img = np.load(results['img_path'].replace('.png', '.npy'))
+        return dict(results, img=img, img_shape=img.shape[:2], ori_shape=img.shape[:2])
+
+
+def test_images_in_other_files_than_the_list_names(folder):
+    for number in range(2):
+        (folder / f'images/{number}.png').unlink()
+        np.save(folder / f'images/{number}.npy', np.dstack([IMAGE, IMAGE]))
+    assert load(folder, [dict(type='NpyOfTests'), LOAD[1], PACK])[0]['inputs'].shape == (6, 40, 48)
+
+
+@pytest.mark.skipif(not hasattr(loading, 'LoadImageFromNpyFile'), reason='mmseg 1.2.2 has no such transform')
+def test_images_in_other_files_by_a_loader_of_the_toolbox(folder):
+    """Missing label maps are still found."""
+    for number in range(2):
+        np.save(folder / f'images/{number}.png.npy', IMAGE)
+    steps = [dict(type='LoadImageFromNpyFile'), LOAD[1], PACK]
+    assert load(folder, steps, img_suffix='.png.npy')[0]['inputs'].shape == (3, 40, 48)
+    (folder / 'labels/0.png').unlink()
+    with pytest.raises(FileNotFoundError, match=r'of 2 files looked for \(seg_map_path\) 1 are not there'):
+        load(folder, steps, img_suffix='.png.npy')
+
+
+def test_missing_files_that_the_loader_leaves_out(folder):
+    assert len(load(folder, [LOAD[0], PACK])) == 2
+    (folder / 'labels/0.png').unlink()
+    # No step loads them.
+    assert len(load(folder, [LOAD[0], PACK])) == 2
+    (folder / 'labels/0.png').write_bytes(encoded(IDS))
+    (folder / 'images/0.png').unlink()
+    assert len(load(folder, [dict(LOAD[0], ignore_empty=True), LOAD[1], PACK])) == 2
+    with pytest.raises(FileNotFoundError, match=r'1 are not there, the first is .*images/0\.png'):
+        load(folder)
+
+
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_float32_tiff(folder, channels):
+    file = folder / 'images/0.tif'
+    array = RNG.random((40, 48, channels), dtype=np.float32)
+    assert cv2.imwrite(str(file), array, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
+    (folder / 'list.txt').write_text('0')
+    assert image_file_error(str(file)) is None
+    assert check_images(folder)[0].found == '5 of 5 images are whole'
+    steps = [dict(LOAD[0], color_type='unchanged'), LOAD[1], PACK]
+    loaded = load(folder, steps, img_suffix='.tif')[0]['inputs']
+    assert torch.equal(loaded, torch.from_numpy(array).permute(2, 0, 1))
+    # Still found if it is cut off.
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(ImageFileError, match=r'img_path: .*images/0\.tif '):
+        load(folder, steps, img_suffix='.tif')
+
+
+def test_label_maps_beyond_the_limit_say_how_to_lift_it(folder, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    with pytest.raises(ImageFileError, match=r"DecompressionBombError.*Set imdecode_backend='cv2'"):
+        load(folder)
+    assert ids_of(load(folder, [LOAD[0], dict(LOAD[1], imdecode_backend='cv2'), PACK])[0]) == {0, 1, 2, 3}
+
+
+# --- files behind other clients
+
+
+class ZipBackend(BaseStorageBackend):
+    """Files in a zip archive, as many write it for clusters."""
+
+    def __init__(self, zip_path):
+        self.zip_path = zip_path
+
+    def get(self, filepath):
+        with zipfile.ZipFile(self.zip_path) as opened:
+            return opened.read(filepath)
+
+    def get_text(self, filepath, encoding='utf-8'):
+        return self.get(filepath).decode(encoding)
+
+
+register_backend('zip_of_tests', ZipBackend, force=True)
+
+
+class FakePetrel:
+    """A bucket; paths are mapped to it by ``path_mapping``."""
+
+    files = {}
+
+    def __init__(self, **kwargs):
+        pass
+
+    def Get(self, path):
+        return self.files.get(path)
+
+
+def test_paths_that_are_mapped_to_a_bucket(tmp_path, monkeypatch):
+    package = ModuleType('petrel_client')
+    package.client = SimpleNamespace(Client=FakePetrel)
+    monkeypatch.setitem(sys.modules, 'petrel_client', package)
+    monkeypatch.setattr(FakePetrel, 'files', {'s3://b/images/0.png': encoded(), 's3://b/labels/0.png': encoded(IDS)})
+    (tmp_path / 'list.txt').write_text('0')
+    args = dict(backend='petrel', path_mapping={f'{tmp_path}/': 's3://b/'})
+    steps = [dict(step, backend_args=args) for step in LOAD] + [PACK]
+    assert ids_of(load(tmp_path, steps)[0]) == {0, 1, 2, 3}
+    # What is not there is named with the client's arguments.
+    FakePetrel.files.clear()
+    with pytest.raises(ImageFileError, match=r"/images/0\.png cannot be loaded by .*Check backend_args=.*'petrel'"):
+        load(tmp_path, steps)
+
+
+def test_files_in_a_zip_archive(tmp_path):
+    from mmengine.config import Config
+
+    from pelk_mm.engine.annotation_files import check_annotation_files
+    with zipfile.ZipFile(tmp_path / 'data.zip', 'w') as opened:
+        opened.writestr('d/x.json', json.dumps(dict(images=[], annotations=[], categories=[])))
+        opened.writestr('d/images/0.png', encoded())
+        opened.writestr('d/labels/0.png', encoded(IDS))
+    (tmp_path / 'list.txt').write_text('0')
+    args = dict(backend='zip_of_tests', zip_path=str(tmp_path / 'data.zip'))
+    steps = [*(dict(step, backend_args=args) for step in LOAD), PACK]
+    sample, = load(tmp_path, steps, data_root='d', ann_file=str(tmp_path / 'list.txt'))
+    assert ids_of(sample) == {0, 1, 2, 3}
+    dataset = dict(type='CocoDataset', data_root='d', ann_file='x.json', backend_args=args)
+    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset)))
+    with pytest.raises(ValueError, match=r'train_dataloader\.dataset\.ann_file: d/x\.json lists no images'):
+        check_annotation_files(cfg, ('train', ))
+    cfg.train_dataloader.dataset.ann_file = 'not_there.json'
+    check_annotation_files(cfg, ('train', ))
+
+
+@pytest.mark.parametrize(('path', 'args', 'local'), [
+    ('a/b.jpg', None, True), ('/a/b.jpg', {}, True), ('a.jpg', dict(backend='local'), True),
+    ('s3://b/a.jpg', None, False), ('cluster:s3://b/a.jpg', None, False), ('https://b/a.jpg', None, False),
+    *(('a.jpg', dict(backend=name), False) for name in ('lmdb', 'memcached', 'http', 'unknown')),
+    ('x://a', None, False), ('a.jpg', dict(backend='zip_of_tests', zip_path='no.zip'), False)
 ])
-def test_unknown_ids(pair, values, options, words):
-    labels(pair / 'labels/a.png', seg_map(list(values)))
-    with pytest.raises(ImageFileError, match='seg_map_path') as error:
-        seg_dataset(pair, **options)[0]
-    assert str(pair / 'labels/a.png') in str(error.value)
-    assert words in str(error.value)
-
-
-@pytest.mark.parametrize(('values', 'dtype', 'words'), [
-    (np.zeros((40, 47)), np.uint8, 'is 40 x 47 (height x width), but its image'),
-    (np.zeros((40, 48, 3)), np.uint8, 'is a colour image, 40 x 48 x 3, not a map of class ids. Convert'),
-    (seg_map([300]), np.uint16, 'has ids up to 300, of which 8 bits, 44 for example, would be kept'),
-])
-def test_other_forms(pair, values, dtype, words):
-    labels(pair / 'labels/a.png', values, dtype)
-    with pytest.raises(ImageFileError, match='seg_map_path') as error:
-        seg_dataset(pair)[0]
-    assert words in str(error.value)
-    if 'height' in words:
-        assert f'{pair / "images/a.jpg"} is 40 x 48. Check that they belong together' in str(error.value)
-
-
-def test_small_ids_of_16_bits_pass(pair):
-    labels(pair / 'labels/a.png', seg_map([0, 1, 2]), np.uint16)
-    assert seg_dataset(pair)[0]['gt_seg_map'].max() == 2
-
-
-def test_a_damaged_label_map(pair):
-    rng = np.random.default_rng(0)
-    cut(labels(pair / 'labels/a.png', rng.integers(0, 4, (40, 48))))
-    with pytest.raises(ImageFileError, match=r'seg_map_path: .*labels/a\.png is damaged or no image'):
-        seg_dataset(pair)[0]
-
-
-def test_label_maps_are_checked_in_test_time_augmentation(pair):
-    labels(pair / 'labels/a.png', seg_map([9]))
-    steps = [[dict(type='Resize', scale=(24, 20))], [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]]
-    dataset = seg_dataset(pair, pipeline=[dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=steps)])
-    with pytest.raises(ImageFileError, match='has the ids 9, which'):
-        dataset[0]
+def test_which_files_are_on_this_machine(path, args, local):
+    assert is_local(path, args) is local
 
 
 # --- when a run starts
@@ -242,13 +337,15 @@ def listed(paths, **options):
 
 
 def test_missing_and_empty_files_are_found_at_the_start(tmp_path):
-    files = [picture(tmp_path / f'{i}.jpg') for i in range(5)]
+    files = [tmp_path / f'{i}.png' for i in range(5)]
+    for file in files:
+        file.write_bytes(encoded())
     look_for_files(listed(files))
     files[3].write_bytes(b'')
-    with pytest.raises(ImageFileError, match=r'of 5 files looked for \(img_path\) 1 are empty, the first is .*/3\.jpg'):
+    with pytest.raises(ImageFileError, match=r'of 5 files looked for \(img_path\) 1 are empty, the first is .*/3\.png'):
         look_for_files(listed(files))
     files[3].unlink()
-    with pytest.raises(FileNotFoundError, match=r'Listed: of 5 files .* 1 are not there, the first is .*/3\.jpg'):
+    with pytest.raises(FileNotFoundError, match=r'Listed: of 5 files .* 1 are not there, the first is .*/3\.png'):
         look_for_files(listed(files))
     look_for_files(listed(['s3://bucket/a.jpg']))
     look_for_files(object())
@@ -263,103 +360,22 @@ def test_not_all_of_a_large_data_set_is_looked_for(tmp_path, monkeypatch):
     assert seen == [0, 33, 66, 99]
 
 
-def test_an_empty_data_set_is_refused(tmp_path):
-    cfg = task_config('segmentation', tmp_path)
-    (tmp_path / 'empty').mkdir()
-    cfg.train_dataloader.dataset.data_prefix.img_path = 'empty'
-    with pytest.raises(ImageFileError, match=rf"BaseSegDataset \(data_root='{tmp_path}', .* has no samples. Correct"):
-        run(cfg, 'train')
-
-
 @pytest.mark.parametrize('wrap', [lambda dataset: dataset, lambda dataset: RepeatDataset(dataset, 2),
                                   lambda dataset: ConcatDataset([dataset, dataset]),
                                   lambda dataset: SeededDataset(dict(type=partial(lambda: dataset)))])
 def test_loaders_of_wrapped_data_sets(tmp_path, wrap):
-    dataset = listed([picture(tmp_path / 'a.jpg')], pipeline=[dict(type='LoadImageFromFile')])
+    (tmp_path / 'a.jpg').write_bytes(encoded(kind='jpeg'))
+    dataset = listed([tmp_path / 'a.jpg'], pipeline=[dict(type='LoadImageFromFile')])
     loader = build_checked_dataloader(lambda config: SimpleNamespace(dataset=wrap(dataset)), {})
-    cut(tmp_path / 'a.jpg')
+    (tmp_path / 'a.jpg').write_bytes(encoded(kind='jpeg', share=0.6))
     with pytest.raises(ImageFileError, match='img_path: .*is damaged'):
         loader.dataset[0]
 
 
-# --- through the tools, for all three tasks
-
-
-def task_config(task, folder):
-    """A config that trains and tests on the one image in a folder."""
-    cfg = tiny_config(task).to_dict()
-    dataset = cfg['test_dataloader']['dataset']
-    picture(folder / 'train/ant/a.jpg')
-    if task == 'classification':
-        for name in CLASSES[1:]:
-            picture(folder / 'train' / name / 'a.jpg')
-        dataset.update(data_root=str(folder), data_prefix='train', classes=CLASSES, with_label=True)
-        cfg['test_evaluator'] = dict(type='Accuracy')
-    elif task == 'segmentation':
-        labels(folder / 'labels/a.png', seg_map([0, 1]))
-        dataset.update(data_root=str(folder), data_prefix=dict(img_path='train/ant', seg_map_path='labels'))
-        cfg['test_evaluator'] = dict(type='IoUMetric')
-    else:
-        box = dict(id=1, image_id=1, category_id=1, bbox=[2, 2, 20, 20], area=400, iscrowd=0)
-        (folder / 'a.json').write_text(
-            json.dumps(
-                dict(
-                    images=[dict(id=1, file_name='a.jpg', height=40, width=48)],
-                    annotations=[box],
-                    categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)])))
-        dataset.update(data_root=str(folder), ann_file='a.json', data_prefix=dict(img='train/ant'))
-        dataset['pipeline'] = [
-            dict(type='LoadImageFromFile'),
-            dict(type='LoadAnnotations', with_bbox=True),
-            dict(type='PackDetInputs')
-        ]
-        cfg['test_evaluator'] = dict(type='CocoMetric', ann_file=str(folder / 'a.json'))
-    loader = dict(cfg['test_dataloader'], num_workers=2 if task == 'classification' else 0)
-    if task == 'classification':
-        loader['collate_fn'] = dict(type='default_collate')
-    cfg.update(test_dataloader=loader, train_dataloader=dict(loader, dataset=dict(dataset)), custom_hooks=[])
-    cfg.update(train_cfg=dict(by_epoch=True, max_epochs=1), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)))
-    cfg['work_dir'] = str(folder / 'work')
-    return Config(cfg)
-
-
-@pytest.mark.parametrize('mode', ['train', 'test'])
-@pytest.mark.parametrize('task', ['classification', 'segmentation', 'one_stage_detection'])
-def test_a_run_stops_at_a_damaged_image_and_names_it(tmp_path, task, mode):
-    cfg = task_config(task, tmp_path)
-    # Complete enough for the check when the run starts.
-    cut(tmp_path / 'train/ant/a.jpg')
-    with pytest.raises(ImageFileError, match=r'img_path: .*train/ant/a\.jpg is damaged or no image .*check_dataset'):
-        run(cfg, mode)
-
-
-def test_a_run_stops_at_unknown_ids_in_training_and_testing(tmp_path):
-    for mode in ('train', 'test'):
-        cfg = task_config('segmentation', tmp_path)
-        labels(tmp_path / 'labels/a.png', seg_map([0, 17]))
-        with pytest.raises(ImageFileError, match='has the ids 17, which are of no class'):
-            run(cfg, mode)
-
-
-def test_a_run_does_not_start_without_its_files(tmp_path, monkeypatch):
-    cfg = task_config('segmentation', tmp_path)
-    (tmp_path / 'labels/a.png').rename(tmp_path / 'labels/b.png')
-    monkeypatch.setattr(Runner, 'load_or_resume', None)
-    with pytest.raises(FileNotFoundError, match=r'BaseSegDataset: of 1 files looked for \(seg_map_path\) 1 are'):
-        run(cfg, 'train')
-
-
-def test_image_demo_and_test_images(tmp_path, run_tool):
-    (tmp_path / 'images').mkdir()
-    write_pictures(tmp_path / 'images', 2)
-    cut(tmp_path / 'images/1.png')
-    config, checkpoint = write_tiny_model('classification', tmp_path)
-    code, printed = run_tool('image_demo.py', tmp_path / 'images', config, checkpoint, '--out-dir', tmp_path / 'out',
-                             '--device', 'cpu')
-    assert code == 2
-    assert f'inputs: {tmp_path / "images/1.png"} is damaged or no image' in printed
-    assert not (tmp_path / 'out').exists()
-    images = EvalImages(Config.fromfile(config), 2, str(tmp_path / 'images'))
-    with pytest.raises(ImageFileError, match=r'1\.png is damaged'):
-        list(images.batches())
-    assert torch.is_tensor(next(images.batches())['inputs'][0])
+def test_every_check_is_on_unless_it_is_named():
+    assert enabled_checks({}) == frozenset(DATA_CHECKS)
+    some = enabled_checks(dict(data_checks=dict(label_maps=False, class_count=True)))
+    assert some == set(DATA_CHECKS) - {'label_maps'}
+    assert enabled_checks(dict(data_checks=False)) == frozenset()
+    with pytest.raises(ValueError, match=r'missing_files, .* to True or False, got labels=False, class_count=0'):
+        enabled_checks(dict(data_checks=dict(labels=False, class_count=0)))

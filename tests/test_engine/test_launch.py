@@ -9,12 +9,14 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import RUNNERS
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from pelk_mm.checkpoints.loading import safe_load
-from pelk_mm.engine import KeepPreviousRunHook, PreemptionHook
-from pelk_mm.engine.launch import add_own_parts, configure_testing, configure_training, load_config, run
+from pelk_mm.engine import KeepPreviousRunHook
+from pelk_mm.engine.launch import configure_testing, configure_training, load_config, run
 from pelk_mm.engine.processes import prepare_cpu_processes
+from pelk_mm.engine.runners import OWN_HOOKS
 from pelk_mm.testing.processes import free_port
 
 pytestmark = pytest.mark.slow
@@ -128,26 +130,25 @@ def test_two_cpu_processes_train_and_test(root, toy):
 
 
 def test_work_dir_is_the_argument_else_the_configs_else_its_name(toy):
-    config = str(toy / 'plain.py')
-    assert load_config(config).work_dir == 'work_dirs/plain'
-    assert load_config(config, dict(work_dir='from/config')).work_dir == 'from/config'
-    assert load_config(config, dict(work_dir='from/config'), 'argument').work_dir == 'argument'
-
-
-def test_options_override_by_dotted_key(toy):
-    cfg = load_config(str(toy / 'plain.py'), {'model.norm_cfg.type': 'BN', 'train_dataloader.batch_size': 8})
-    assert (cfg.model.norm_cfg.type, cfg.train_dataloader.batch_size) == ('BN', 8)
+    file = str(toy / 'plain.py')
+    options = {'model.norm_cfg.type': 'BN', 'train_dataloader.batch_size': 8, 'work_dir': 'from/config'}
+    cfg = load_config(file, options)
+    assert (cfg.work_dir, cfg.model.norm_cfg.type, cfg.train_dataloader.batch_size) == ('from/config', 'BN', 8)
+    assert load_config(file).work_dir == 'work_dirs/plain'
+    assert load_config(file, options, 'argument').work_dir == 'argument'
 
 
 def test_mmpretrain_configs_get_its_loader_defaults(toy):
+    """PyTorch's default is 0 workers."""
     with open(toy / 'plain.py', 'a') as file:
-        file.write("default_scope = 'mmpretrain'\nval_dataloader = None\n")
+        file.write("default_scope = 'mmpretrain'\nval_dataloader = dict(batch_size=2)\n")
     options = {'train_dataloader.num_workers': 2, 'test_dataloader.collate_fn.type': 'other'}
     cfg = load_config(str(toy / 'plain.py'), options)
-    assert cfg.train_dataloader.collate_fn.type == 'default_collate'
-    assert cfg.train_dataloader.persistent_workers is True
-    assert cfg.test_dataloader.persistent_workers is False
-    assert cfg.test_dataloader.collate_fn.type == 'other'
+    loaders = cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader
+    assert [loader.persistent_workers for loader in loaders] == [True, False, False]
+    assert [loader.collate_fn.type for loader in loaders] == ['default_collate', 'default_collate', 'other']
+    cfg = load_config(str(toy / 'plain.py'), dict(val_dataloader=None))
+    assert cfg.val_dataloader is None
 
 
 def config(**values) -> Config:
@@ -166,13 +167,10 @@ def test_resume_takes_the_latest_or_a_file(tmp_path):
     assert (cfg.resume, cfg.load_from) == (True, str(file))
 
 
-@needs_no_gpu
-def test_amp_is_refused_without_a_gpu():
+def test_amp_switches_the_wrapper(monkeypatch):
+    monkeypatch.setattr('pelk_mm.engine.launch.get_device', lambda: 'cpu')
     with pytest.raises(ValueError, match='--amp needs a GPU'):
         configure_training(config(), amp=True)
-
-
-def test_amp_switches_the_wrapper(monkeypatch):
     monkeypatch.setattr('pelk_mm.engine.launch.get_device', lambda: 'cuda')
     cfg = config()
     configure_training(cfg, amp=True)
@@ -213,26 +211,22 @@ def test_a_missing_checkpoint_is_named():
     assert cfg.load_from == 'https://example.com/a.pth'
 
 
-@pytest.mark.parametrize(('scope', 'kind'), [('mmpretrain', 'mmengine.DumpResults'), ('mmseg', 'mmengine.DumpResults'),
-                                             ('mmdet', 'mmdet.DumpDetResults')])
-def test_out_dumps_the_predictions_of_every_task(tmp_path, checkpoint, scope, kind):
-    cfg, out = task(scope), str(tmp_path / 'out.pkl')
-    configure_testing(cfg, checkpoint, out=out)
-    assert cfg.test_evaluator == [dict(type='SomeMetric'), dict(type=kind, out_file_path=out)]
-
-
-def test_out_takes_a_folder_for_label_maps(tmp_path, checkpoint):
+def test_out(tmp_path, checkpoint):
+    """Predictions of every task, or a folder of label maps; nothing is overwritten."""
+    file, folder = str(tmp_path / 'out.pkl'), str(tmp_path / 'maps')
+    for scope, kind in (('mmpretrain', 'mmengine.DumpResults'), ('mmseg', 'mmengine.DumpResults'),
+                        ('mmdet', 'mmdet.DumpDetResults')):
+        cfg = task(scope)
+        configure_testing(cfg, checkpoint, out=file)
+        assert cfg.test_evaluator == [dict(type='SomeMetric'), dict(type=kind, out_file_path=file)]
     cfg = task('mmseg')
-    configure_testing(cfg, checkpoint, out=str(tmp_path / 'maps'))
-    assert cfg.test_evaluator == [dict(type='SomeMetric', output_dir=str(tmp_path / 'maps'), keep_results=True)]
+    configure_testing(cfg, checkpoint, out=folder)
+    assert cfg.test_evaluator == [dict(type='SomeMetric', output_dir=folder, keep_results=True)]
     with pytest.raises(ValueError, match='--out must end with .pkl'):
-        configure_testing(task('mmdet'), checkpoint, out=str(tmp_path / 'maps'))
-
-
-def test_out_overwrites_nothing(tmp_path, checkpoint):
+        configure_testing(task('mmdet'), checkpoint, out=folder)
     for out in (checkpoint, str(tmp_path)):
         with pytest.raises(FileExistsError, match='--out: .* exists'):
-            configure_testing(task('mmseg'), checkpoint, out=out)
+            configure_testing(cfg, checkpoint, out=out)
 
 
 def test_show_dir_sets_what_each_toolbox_reads(checkpoint, monkeypatch, tmp_path):
@@ -259,13 +253,11 @@ def test_tta_wraps_the_model_and_swaps_the_innermost_pipeline(checkpoint):
     configure_testing(cfg, checkpoint, tta=True)
     assert cfg.model == dict(type='SegTTAModel', module=dict(type='ToyModel'))
     assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='TestTimeAug')]
-
-
-def test_tta_of_mmdet_flips_by_default(checkpoint):
-    """As its own tools/test.py, and with what the config has of the two."""
+    # mmdet's flips by default, as its own tools/test.py, and with what the config has of the two.
     cfg = task('mmdet')
     steps = [dict(type='Resize', scale=(8, 8)), dict(type='PackDetInputs', meta_keys=('img_id', ))]
     cfg.test_dataloader.dataset.dataset.pipeline = steps
+    no_model = cfg.copy()
     cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(max_per_img=7))
     configure_testing(cfg, checkpoint, tta=True)
     assert cfg.model == dict(type='DetTTAModel', tta_cfg=dict(max_per_img=7), module=dict(type='ToyModel'))
@@ -274,10 +266,8 @@ def test_tta_of_mmdet_flips_by_default(checkpoint):
     flips, (packing, ) = augmentation.transforms
     assert [flip.prob for flip in flips] == [1, 0]
     assert {'flip', 'flip_direction', 'ori_shape'} <= set(packing.meta_keys)
-    cfg = task('mmdet')
-    cfg.test_dataloader.dataset.dataset.pipeline = steps
-    configure_testing(cfg, checkpoint, tta=True)
-    assert cfg.model.tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    configure_testing(no_model, checkpoint, tta=True)
+    assert no_model.model.tta_cfg == dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
 
 
 def earlier_run(folder, content=''):
@@ -331,57 +321,24 @@ def test_a_run_stops_before_an_earlier_one_on_request(toy, monkeypatch):
         run(cfg, 'train')
 
 
-def test_only_the_first_process_moves_checkpoints(tmp_path, monkeypatch):
+def test_only_the_first_process_moves_and_nothing_that_the_run_starts_from(tmp_path, monkeypatch):
     earlier_run(tmp_path)
+    with pytest.raises(ValueError, match='another --work-dir'):
+        handle_previous_run(tmp_path, _load_from=str(tmp_path / 'epoch_1.pth'))
     monkeypatch.setattr('pelk_mm.engine.hooks.previous_run.is_main_process', lambda: False)
     assert handle_previous_run(tmp_path) == []
     assert (tmp_path / 'epoch_1.pth').exists()
 
 
-def test_a_run_does_not_start_from_what_it_would_move(tmp_path):
-    earlier_run(tmp_path)
-    with pytest.raises(ValueError, match='another --work-dir'):
-        handle_previous_run(tmp_path, _load_from=str(tmp_path / 'epoch_1.pth'))
-    assert (tmp_path / 'epoch_1.pth').exists()
-
-
-def hook_types(cfg) -> list:
-    return [getattr(hook, 'type', type(hook)) for hook in cfg.custom_hooks]
-
-
-def test_additions_of_our_tools_are_in_the_config():
-    own = ['ClassCountHook', 'CheckFiniteHook', 'FinishedRunHook', 'LoadWeightsHook', 'PreemptionHook',
-           'KeepPreviousRunHook']
-    cfg = config()
-    add_own_parts(cfg, 'train')
-    assert cfg.runner_type == 'pelk_mm.CheckedRunner'
-    assert hook_types(cfg) == [f'pelk_mm.{name}' for name in own]
-    assert cfg.default_hooks.checkpoint.type == 'pelk_mm.AtomicCheckpointHook'
-    once = cfg.copy().to_dict()
-    add_own_parts(cfg, 'train')
-    assert cfg.to_dict() == once
-    cfg = config(data_checks=dict(class_count=False))
-    add_own_parts(cfg, 'test')
-    assert hook_types(cfg) == []
-
-
-@pytest.mark.parametrize('given', [
-    dict(type='pelk_mm.PreemptionHook', interval=3), dict(type=PreemptionHook), PreemptionHook(),
-    dict(type=type('Own', (PreemptionHook, ), {}))
-])
-def test_a_hook_that_the_config_names_is_not_added_again(given):
-    cfg = config(custom_hooks=[given], runner_type='FlexibleRunner', resume=True)
-    add_own_parts(cfg, 'train')
-    assert cfg.runner_type == 'pelk_mm.CheckedFlexibleRunner'
-    assert len(cfg.custom_hooks) == 5
-    assert cfg.custom_hooks[0] == given
-    assert 'pelk_mm.PreemptionHook' not in hook_types(cfg)[1:]
-
-
-def test_a_runner_of_the_configs_own_stays():
-    cfg = config(runner_type='MyRunner')
-    add_own_parts(cfg, 'train')
-    assert cfg.runner_type == 'MyRunner'
+def test_upstreams_tools_use_it_where_a_base_config_names_it(toy, monkeypatch):
+    """As its tools/train.py builds the runner."""
+    monkeypatch.syspath_prepend(toy)
+    cfg = load_config(str(toy / 'toy.py'), {'model.norm_cfg.type': 'BN', 'default_hooks': dict(previous_run=None)})
+    cfg.merge_from_dict(dict(runner_type='pelk_mm.CheckedRunner', work_dir=str(toy / 'work')))
+    runner = RUNNERS.build(cfg)
+    kinds = [type(hook) for hook in runner.hooks]
+    assert set(OWN_HOOKS.values()) - set(kinds) == {KeepPreviousRunHook}
+    assert 'PreemptionHook' in (toy / 'work/toy.py').read_text()
 
 
 def test_other_launchers_need_gpus():

@@ -9,7 +9,8 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pelk_mm.engine import DynamicSparsityHook, ResumableFSDPStrategy
-from pelk_mm.engine.launch import _check_strategy, add_own_parts, run
+from pelk_mm.engine.launch import _check_strategy, run
+from pelk_mm.engine.runners import add_own_hooks, use_own_runner
 from pelk_mm.models import PeLK
 
 SHARDED = dict(runner_type='FlexibleRunner', strategy=dict(type='FSDPStrategy'))
@@ -51,7 +52,8 @@ def test_sparsity_needs_unsharded_weights():
 @pytest.mark.parametrize('name', ['FSDPStrategy', 'pelk_mm.ResumableFSDPStrategy'])
 def test_our_tools_shard_by_the_strategy_that_resumes(name):
     cfg = Config(dict(SHARDED, strategy=dict(type=name, state_dict_cfg='full'), model=dict()))
-    add_own_parts(cfg, 'train')
+    use_own_runner(cfg)
+    add_own_hooks(cfg)
     assert (cfg.runner_type, cfg.strategy.state_dict_cfg) == ('pelk_mm.CheckedFlexibleRunner', 'full')
     assert STRATEGIES.get(cfg.strategy.type) is ResumableFSDPStrategy
 

@@ -9,7 +9,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
-from ..data_checks import off_switch
+from ..data_checks import leaf_datasets, off_switch, type_name
 
 # Their classes are others than those of the data set: weights from elsewhere, objects and background, stuff.
 OTHER_CLASSES = ('backbone', 'rpn_head', 'semantic_head')
@@ -28,7 +28,8 @@ class ClassCountHook(Hook):
     For all three toolboxes, once, when the data sets are there and before weights are loaded; without it a wrong count
     is an index error inside the loss. Where the config has the toolbox's own hook, mmpretrain's ``ClassNumCheckHook``
     or mmdet's ``NumClassCheckHook``, the check is left to that. Models that compare images with texts are not checked.
-    Our tools add this hook to every run; ``data_checks.class_count=False`` switches it off.
+    ``CheckedRunner`` adds this hook to every run as ``default_hooks.class_count``; ``data_checks.class_count=False``
+    switches it off.
 
     Args:
         strict (bool): Whether a difference is an error; False makes it a warning, for data that hold only some of the
@@ -38,7 +39,7 @@ class ClassCountHook(Hook):
         ValueError: If a count differs, or the classes of a data set are one string.
 
     Examples:
-        >>> custom_hooks = [dict(type='pelk_mm.ClassCountHook', strict=False)]
+        >>> default_hooks = dict(class_count=dict(strict=False))
     """
 
     def __init__(self, strict: bool = True) -> None:
@@ -46,17 +47,15 @@ class ClassCountHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Compare; of the loaders, only those of this run are built."""
-        upstream = any(type(hook).__name__ in UPSTREAM_HOOKS for hook in getattr(runner, 'hooks', ()))
-        if upstream or _has_text(runner.cfg.get('model')):
+        model = {key: runner.cfg.get(key) for key in ('model', 'data_preprocessor')}
+        counts = dict(_class_counts(model))
+        if _has_text(model) or any(type(hook).__name__ in UPSTREAM_HOOKS for hook in getattr(runner, 'hooks', ())):
             return
-        counts = dict(_class_counts({key: runner.cfg.get(key) for key in ('model', 'data_preprocessor')}))
         for part in ('train', 'val', 'test'):
             # Asked for its dataloader, the runner would build the loop.
             loop, name = getattr(runner, f'_{part}_loop', None), f'{part}_dataloader'
-            if not isinstance(loop, BaseLoop):
-                continue
-            loader = loop.dataloader
-            metainfo = getattr(loader.dataset, 'metainfo', None) or {}
+            dataset = loop.dataloader.dataset if isinstance(loop, BaseLoop) else None
+            metainfo = getattr(dataset, 'metainfo', None) or {}
             classes = metainfo.get('classes')
             if classes is None:
                 continue
@@ -67,52 +66,39 @@ class ClassCountHook(Hook):
             right = {len(metainfo[key]) for key in ('classes', 'thing_classes', 'stuff_classes') if metainfo.get(key)}
             wrong = {key: count for key, count in counts.items() if count not in right}
             if wrong:
-                self._report(runner, name, loader.dataset, list(classes), wrong)
+                self._report(runner, name, dataset, list(classes), wrong)
 
     def _report(self, runner: Runner, name: str, dataset, classes: list[str], wrong: dict[str, int]) -> None:
+        leaf = next(leaf_datasets(dataset))
+        prefix = getattr(leaf, 'data_prefix', None) or {}
+        source = getattr(leaf, 'ann_file', '') or next(iter(prefix.values()), '') or getattr(leaf, 'data_root', '')
         listed = ', '.join(map(str, classes[:3])) + (', ...' if len(classes) > 3 else '')
         heads = ', '.join(f'{key} = {count}' for key, count in wrong.items())
         options = ' '.join(f'{key}={len(classes)}' for key in wrong)
-        message = (f'{name} has {len(classes)} classes ({listed}; {_origin(dataset)}), but {heads} in '
-                   f'{runner.cfg.filename or "the config"}. Give the model the classes of the data, --cfg-options '
-                   f'{options}, or correct the data: metainfo.classes of the data set, or its class folders')
+        message = (f'{name} has {len(classes)} classes ({listed}; {f"{type(leaf).__name__} {source}".strip()}), but '
+                   f'{heads} in {runner.cfg.filename or "the config"}. Give the model the classes of the data, '
+                   f'--cfg-options {options}, or correct the data: metainfo.classes of the data set, or its class '
+                   'folders')
         if self.strict:
-            raise ValueError(f"{message}. If it is meant, add dict(type='pelk_mm.ClassCountHook', strict=False) to "
-                             f'custom_hooks. {off_switch("class_count")}')
+            raise ValueError(f'{message}. If it is meant, set default_hooks.class_count.strict=False. '
+                             f'{off_switch("class_count")}')
         runner.logger.warning(message)
 
 
 def _class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
     """Every ``num_classes`` of a nested config with its dotted key."""
     if isinstance(node, dict):
-        if _name(node) in OTHER_HEADS:
+        if type_name(node) in OTHER_HEADS:
             return
         if isinstance(node.get('num_classes'), int):
             yield f'{path}.num_classes', node['num_classes']
-        items = [(key, value) for key, value in node.items() if key not in OTHER_CLASSES]
-    elif isinstance(node, (list, tuple)):
-        items = list(enumerate(node))
-    else:
-        return
+    items = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, (list, tuple)) else ())
     for key, value in items:
-        yield from _class_counts(value, f'{path}.{key}' if path else str(key))
+        if key not in OTHER_CLASSES:
+            yield from _class_counts(value, f'{path}.{key}' if path else str(key))
 
 
 def _has_text(node) -> bool:
     """Whether a model compares with texts, by the parts in its config."""
     children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else []
     return isinstance(node, dict) and any(node.get(key) for key in TEXT_PARTS) or any(map(_has_text, children))
-
-
-def _name(node: dict) -> str:
-    kind = node.get('type')
-    return getattr(kind, '__name__', str(kind)).rpartition('.')[2]
-
-
-def _origin(dataset) -> str:
-    """Type and files of a data set, or of the first of those that it wraps."""
-    while hasattr(dataset, 'datasets') or hasattr(dataset, 'dataset'):
-        dataset = dataset.datasets[0] if hasattr(dataset, 'datasets') else dataset.dataset
-    prefix = getattr(dataset, 'data_prefix', None) or {}
-    source = getattr(dataset, 'ann_file', '') or next(iter(prefix.values()), '') or getattr(dataset, 'data_root', '')
-    return f'{type(dataset).__name__} {source}'.strip()
