@@ -78,7 +78,8 @@ def run_one_rank(name, rank, port, folder):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_all_processes_validate_with_the_same_statistics(name, tmp_path):
     port = free_port()
-    run_ranks(__file__, [(name, rank, port, tmp_path) for rank in (0, 1)], tmp_path)
+    run_ranks(__file__, [(name, rank, port, tmp_path) for rank in (0, 1)], tmp_path,
+              modules=('mmpretrain.models', 'pelk_mm.engine.launch', 'pelk_mm.models'))
     first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
     assert len(first) == 2 * 4 * (3 if name == 'slak' else 2)
     for key, value in first.items():
