@@ -104,7 +104,8 @@ def _serve(answers: Any) -> list:
                 return request
             continue
         pid, status = os.waitpid(request[0], os.WNOHANG)
-        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), file=answers, flush=True)
+        answers.write(f'{json.dumps(os.waitstatus_to_exitcode(status) if pid else None)}\n')
+        answers.flush()
     # Nothing is left to be cleaned up.
     os._exit(0)
 
@@ -129,9 +130,9 @@ if __name__ == '__main__':
     for module in sys.argv[1:]:
         importlib.import_module(module)
     with open(os.dup(1), 'w') as answers:
-        # What imported modules print is no answer.
+        # What a module writes to the output is no answer.
         os.dup2(2, 1)
         sys.argv, *settings = _serve(answers)
         _set_up(*settings)
-        print(os.getpid(), file=answers)
+        answers.write(f'{os.getpid()}\n')
     runpy.run_path(sys.argv[0], run_name='__main__')
