@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import signal
+import site
 import subprocess
 import sys
 import time
@@ -27,7 +28,8 @@ class ForkServer:
 
     def __init__(self, *modules: str) -> None:
         # A pool of threads would not survive the fork.
-        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1')
+        paths = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get('PYTHONPATH'))))
+        environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONUNBUFFERED='1', PYTHONPATH=paths)
         self._server = subprocess.Popen([sys.executable, '-m', __name__, *modules], env=environment, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -118,9 +120,10 @@ def _set_up(log: str, environment: dict[str, str], file_limit: int | None, folde
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ.update(environment)
-    paths = environment.get('PYTHONPATH')
-    # In the place of this module's folder.
-    sys.path[:1] = [os.path.dirname(sys.argv[0]), *(paths.split(os.pathsep) if paths else ())]
+    # As at a start, except that they come last.
+    for path in (os.path.dirname(sys.argv[0]), *environment.get('PYTHONPATH', '').split(os.pathsep)):
+        if path:
+            site.addsitedir(path)
     if file_limit is not None:
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
