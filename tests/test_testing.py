@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pelk_mm.testing.equality import assert_same
+from pelk_mm.testing.forks import ForkServer
 from pelk_mm.testing.processes import free_port, run_ranks
 
 SCRIPT = '''
@@ -56,6 +57,38 @@ def test_no_rank_outlives_a_failure(script, tmp_path, monkeypatch, arguments, ti
     assert re.match(message, str(error.value), re.DOTALL)
     # Not three thousand seconds later.
     assert started[0].returncode == -9
+
+
+def test_forks_are_programs_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'beside.py').write_text('import os; name = os.environ["NAME"]')
+    script, log, other = tmp_path / 'script.py', tmp_path / 'log', tmp_path / 'other'
+    script.write_text("""
+import os, sys, time
+before = 'decimal' in sys.modules
+import beside
+if beside.name == 'a':
+    raise ValueError('wrong')
+print(__name__, before, sys.argv[1:], beside.name, os.getcwd(), os.getsid(0) == os.getpid())
+with open('large', 'w') as file:
+    file.write(10_000 * 'x')
+time.sleep(3000)
+""")
+    server = ForkServer('decimal')
+    tools = [server.start([script, 'a b', number], path, dict(NAME=name), file_limit=5000)
+             for number, (name, path) in enumerate([('a', log), ('b', other)])]
+    assert [tool.wait(100) for tool in tools] == [1, 1]
+    assert log.read_text().endswith('ValueError: wrong\n')
+    first, *_, last = other.read_text().splitlines()
+    assert first == f"__main__ True ['a b', '1'] b {tmp_path} True"
+    assert last == 'OSError: [Errno 27] File too large'
+    unlimited = server.start([script], log, dict(NAME='c'))
+    assert unlimited.poll() is None
+    with pytest.raises(subprocess.TimeoutExpired):
+        unlimited.wait(0.1)
+    unlimited.kill()
+    assert unlimited.wait(100) == unlimited.poll() == -9
+    server.close()
 
 
 def test_ports_are_free_and_no_clients():

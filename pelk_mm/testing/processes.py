@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .forks import ForkedTool, ForkServer
+
 _ROOT = Path(__file__).resolve().parents[2]
 # Clients and `bind(0)` get the ports above.
 _EPHEMERAL = 32768
@@ -38,7 +40,8 @@ def run_ranks(script: str | Path,
               arguments: Sequence[Sequence[object]],
               folder: str | Path,
               exit_code: int = 0,
-              timeout: float = 900) -> list[str]:
+              timeout: float = 900,
+              modules: Sequence[str] = ()) -> list[str]:
     """Run a script in several processes at the same time, and wait for all.
 
     Each has one thread for computing and imports the package from where this process has it. When one ends in another
@@ -50,6 +53,8 @@ def run_ranks(script: str | Path,
         folder (str | Path): An existing one, in which process ``n`` writes what it prints into ``rank_<n>.log``.
         exit_code (int): What each has to end with. Defaults to 0.
         timeout (float): In seconds, generous for a machine that is busy. Defaults to 900.
+        modules (Sequence[str]): To be imported once for all, see :class:`ForkServer`. By default each process is a
+            new Python.
 
     Returns:
         list[str]: The output of each, errors included.
@@ -60,10 +65,14 @@ def run_ranks(script: str | Path,
     paths = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get('PYTHONPATH'))))
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=paths)
     logs = [Path(folder, f'rank_{rank}.log') for rank in range(len(arguments))]
-    ranks: list[subprocess.Popen] = []
+    ranks: list[subprocess.Popen | ForkedTool] = []
     deadline = time.monotonic() + timeout
+    server = ForkServer(*modules) if modules else None
     try:
         for values, log in zip(arguments, logs):
+            if server:
+                ranks.append(server.start([script, *values], log, environment))
+                continue
             command = [sys.executable, str(script), *map(str, values)]
             with log.open('wb') as file:
                 ranks.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
@@ -80,6 +89,8 @@ def run_ranks(script: str | Path,
         for rank in ranks:
             rank.kill()
             rank.wait()
+        if server:
+            server.close()
 
 
 def _describe(what: str, codes: Sequence[int | None], logs: Sequence[Path]) -> str:

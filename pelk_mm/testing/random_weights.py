@@ -1,4 +1,4 @@
-"""Random weights that make mistakes visible; imports only PyTorch."""
+"""Random weights that make mistakes visible, and integers; imports only PyTorch."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def randomise(model: nn.Module, seed: int = 0, scale: float = 4) -> nn.Module:
             # Of no inputs there is nothing to divide.
             value.copy_((noise - 0.5) * scale / max(value[0].numel(), 1)**0.5)
     return model
+
+
+def whole_numbers(generator: torch.Generator, *size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A tensor of numbers from -3 to 3, whose sums are exact as long as the dtype holds them."""
+    return torch.randint(-3, 4, size, generator=generator).to(dtype)

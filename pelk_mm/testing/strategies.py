@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from pelk_mm.ops import SharingGrid
+
+SEEDS = st.integers(0, 2**16)
+
 
 def odd(low: int, high: int) -> st.SearchStrategy[int]:
     """Odd numbers from ``low`` to ``high``, both included."""
@@ -17,6 +21,20 @@ def half_grids(widest: int = 9, longest: int = 6) -> st.SearchStrategy[tuple[int
     """
     outer = st.lists(st.integers(1, widest), max_size=longest)
     return st.builds(lambda widths, centre: (*widths, centre), outer, odd(1, widest))
+
+
+@st.composite
+def sharing_rules(draw: st.DrawFn, largest: int = 81) -> dict[str, int]:
+    """Arguments of :meth:`SharingGrid.from_kernel_size`, with kernels of ``largest`` at most."""
+    kernel_size = draw(odd(1, largest))
+    return dict(kernel_size=kernel_size, center=draw(odd(1, kernel_size)), base=draw(st.integers(1, 5)))
+
+
+def sharing_grids() -> st.SearchStrategy[SharingGrid]:
+    """Grids of half grids, of the paper's rule, and dense ones."""
+    return st.one_of(half_grids().map(SharingGrid.from_half),
+                     sharing_rules().map(lambda rule: SharingGrid.from_kernel_size(**rule)),
+                     odd(1, 13).map(SharingGrid.dense))
 
 
 @st.composite

@@ -25,7 +25,7 @@ README, = [block for block in blocks('README.md') if block.startswith('_base_')]
 def optimizer_of(source, tmp_path):
     (tmp_path / 'my_config.py').write_text(source)
     cfg = Config.fromfile(tmp_path / 'my_config.py')
-    return build_optim_wrapper(build_model(cfg, 'cpu'), cfg.optim_wrapper).optimizer
+    return build_optim_wrapper(build_model(cfg), cfg.optim_wrapper).optimizer
 
 
 def test_there_is_a_config_for_every_toolbox():

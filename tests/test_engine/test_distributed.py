@@ -40,7 +40,7 @@ from pelk_mm.testing.processes import free_port, run_ranks
 pytestmark = [pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU'), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 20
+STEPS = 12
 STOP = 7
 BATCH = 4
 SYNC_BN = dict(type='SyncBN', requires_grad=True)
@@ -212,7 +212,8 @@ def trained(tmp_path_factory):
     first = {annotation['image_id']: annotation for annotation in reversed(content['annotations'])}
     file.write_text(json.dumps(dict(content, annotations=list(first.values()))))
     one, two = (tmp_path_factory.mktemp(f'processes_{number}') for number in (1, 2))
-    run_ranks(__file__, [(0, 1, data, one), (0, 2, data, two), (1, 2, data, two)], data.parent)
+    run_ranks(__file__, [(0, 1, data, one), (0, 2, data, two), (1, 2, data, two)], data.parent,
+              modules=('mmdet.models', 'mmpretrain.models', 'mmseg.models', 'pelk_mm.engine', 'pelk_mm.models'))
     return one, two
 
 

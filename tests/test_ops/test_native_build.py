@@ -1,13 +1,13 @@
 """Building the native backend: cached, safe to do twice at a time, and never a hard requirement."""
 
+import itertools
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
 
 from pelk_mm.ops.peripheral_conv2d import native_build
+from pelk_mm.testing.forks import ForkServer
 
 pytestmark = pytest.mark.slow
 
@@ -25,26 +25,42 @@ print(sum('native CPU backend' in str(w.message) for w in caught), available_bac
 '''
 
 
-def call(**environment):
-    return subprocess.Popen([sys.executable, '-c', CALL], env={**os.environ, **environment}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.fixture(scope='module')
+def start(tmp_path_factory):
+    """Start a script in a process of its own; what it returns waits for the exit code and what is printed."""
+    folder = tmp_path_factory.mktemp('scripts')
+    numbers = itertools.count()
+    server = ForkServer('torch._dynamo', 'pelk_mm.testing.benchmark', 'pelk_mm.testing.cases',
+                        'pelk_mm.testing.tolerances')
+
+    def start(script, **environment):
+        path = folder / f'{next(numbers)}.py'
+        path.write_text(script)
+        process = server.start([path], path.with_suffix('.log'), environment)
+        return lambda: (process.wait(300), path.with_suffix('.log').read_text())
+
+    yield start
+    server.close()
 
 
-def test_first_use_builds_and_processes_do_not_disturb_each_other(tmp_path):
-    first, second = call(PELK_MM_CACHE=str(tmp_path)), call(PELK_MM_CACHE=str(tmp_path))
-    for process in (first, second):
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        assert out.split() == ['0', 'None']
-    assert [path.suffix for path in tmp_path.iterdir()] == ['.so']
+def test_processes_that_build_at_the_same_time_and_a_truncated_library(start, tmp_path):
+    """Loading what is truncated would end the process with SIGBUS, now and in every later run."""
+    environment = dict(PELK_MM_CACHE=str(tmp_path), PELK_MM_CXXFLAGS='-O0')
+    for processes in (2, 1):
+        for end in [start(CALL, **environment) for _ in range(processes)]:
+            code, output = end()
+            assert (code, output.split()) == (0, ['0', 'None']), output
+        library, = tmp_path.iterdir()
+        assert library.suffix == '.so'
+        assert native_build._is_undamaged(library)
+        library.write_bytes(damaged(library.read_bytes())['truncated'])
 
 
-def test_without_a_compiler_it_runs_slower_and_says_so_once(tmp_path):
-    process = call(PELK_MM_CACHE=str(tmp_path), CXX='no-such-compiler')
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert out.startswith('1 ')
-    assert 'no-such-compiler' in out
+def test_without_a_compiler_it_runs_slower_and_says_so_once(start, tmp_path):
+    code, output = start(CALL, PELK_MM_CACHE=str(tmp_path), CXX='no-such-compiler')()
+    assert code == 0, output
+    assert output.startswith('1 ')
+    assert 'no-such-compiler' in output
 
 
 def test_compiler_errors_are_shown(tmp_path, monkeypatch):
@@ -103,17 +119,6 @@ def test_damaged_libraries_are_built_again(quick):
     library.mkdir()
     with pytest.raises(native_build.BuildError, match='PELK_MM_CACHE.*directory'):
         native_build._build(double=False)
-
-
-def test_a_process_survives_a_truncated_library(tmp_path):
-    """Loading it would end the process with SIGBUS, now and in every later run."""
-    environment = dict(PELK_MM_CACHE=str(tmp_path), PELK_MM_CXXFLAGS='-O0')
-    for _ in range(2):
-        process = call(**environment)
-        out, err = process.communicate(timeout=300)
-        assert (process.returncode, out.split()) == (0, ['0', 'None']), err
-        for library in tmp_path.iterdir():
-            library.write_bytes(damaged(library.read_bytes())['truncated'])
 
 
 @pytest.mark.parametrize('variable, value, words', [
@@ -210,7 +215,7 @@ def test_a_cache_that_cannot_be_used_is_named(quick, monkeypatch):
         native_build._build(double=False)
 
 
-def test_scratch_memory_is_not_assumed_to_be_zero(tmp_path):
+def test_scratch_memory_is_not_assumed_to_be_zero(start, tmp_path):
     """Every buffer filled with NaN first; also the narrowest vectors, which other processors have."""
     script = '''
 import torch
@@ -222,15 +227,12 @@ for case in CASES:
         for actual, right in zip(run(inputs, case.grid, 'native'), expected(inputs, case.grid)):
             assert_close(actual, right, case.id)
 '''
-    for flags in ('-DPELK_POISON', '-DPELK_POISON -mno-avx512f', '-DPELK_POISON -mno-avx'):
-        if os.uname().machine != 'x86_64' and '-mno' in flags:
-            continue
-        environment = {**os.environ, 'PELK_MM_CACHE': str(tmp_path), 'PELK_MM_CXXFLAGS': flags}
-        result = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, f'{flags}: {result.stderr}'
+    for flags in ('', ' -mno-avx512f', ' -mno-avx') if os.uname().machine == 'x86_64' else ('', ):
+        code, output = start(script, PELK_MM_CACHE=str(tmp_path), PELK_MM_CXXFLAGS=f'-O1 -DPELK_POISON{flags}')()
+        assert code == 0, f'{flags}: {output}'
 
 
-def test_without_memory_for_scratch_the_process_lives(tmp_path):
+def test_without_memory_for_scratch_the_process_lives(start, tmp_path):
     """An exception that left an OpenMP region would end it, whichever of the buffers of whichever thread is missing."""
     script = '''
 import ctypes, torch
@@ -258,16 +260,14 @@ for layout, dtype in (('contiguous', torch.float32), ('channels_last', torch.bfl
         left.value = used
         assert torch.equal(call(), right)
 '''
-    flags = '-O1 -DPELK_FAIL_ALLOCATIONS'
-    environment = {**os.environ, 'PELK_MM_CACHE': str(tmp_path), 'PELK_MM_CXXFLAGS': flags, 'OMP_NUM_THREADS': '3'}
-    result = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    code, output = start(script, PELK_MM_CACHE=str(tmp_path), PELK_MM_CXXFLAGS='-O1 -DPELK_FAIL_ALLOCATIONS')()
+    assert code == 0, output
 
 
 @pytest.mark.parametrize('backend', ['native', 'box_sums'])
 @pytest.mark.parametrize('shape, kernel', [((1, 8, 512, 512), 151), ((8, 46, 56, 56), 51), ((2, 374, 7, 7), 13)],
                          ids=str)
-def test_memory(backend, shape, kernel):
+def test_memory(start, backend, shape, kernel):
     """Extra peak: forward at most the larger of 4x the input and 32 MiB; with gradients of 8x and 64 MiB."""
     script = f'''
 import torch
@@ -291,8 +291,8 @@ for backward, times, floor in ((False, 4, 32), (True, 8, 64)):
     print(backward, extra / 2**20, size / 2**20)
     assert extra <= max(times * size, floor << 20), (backward, extra, size)
 '''
-    result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
+    code, output = start(script)()
+    assert code == 0, output
 
 
 def test_the_failure_is_a_value(monkeypatch):

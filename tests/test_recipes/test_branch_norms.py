@@ -61,25 +61,34 @@ def test_trains_and_merges_in_one_process(name):
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.backbone.modules())
 
 
-def run_one_rank(name, rank, port, folder):
-    os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
-    cfg = tiny_config(name, folder)
-    prepare_cpu_processes(cfg, 'pytorch')
-    torch.manual_seed(0)
-    backbone = build_model(cfg, 'cpu').backbone
-    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    backbone.train()(images[int(rank)::2])
-    buffers = {key: value for key, value in backbone.named_buffers() if 'running' in key}
-    torch.save(buffers, Path(folder, f'rank{rank}.pth'))
-    torch.distributed.destroy_process_group()
+def run_one_rank(rank, folder, *ports):
+    for name, port in zip(CONFIGS, ports):
+        os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
+        cfg = tiny_config(name, folder)
+        prepare_cpu_processes(cfg, 'pytorch')
+        torch.manual_seed(0)
+        backbone = build_model(cfg, 'cpu').backbone
+        images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        backbone.train()(images[int(rank)::2])
+        buffers = {key: value for key, value in backbone.named_buffers() if 'running' in key}
+        torch.save(buffers, Path(folder, f'{name}-{rank}.pth'))
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    """A folder with the statistics that two processes have in the end, ``<name>-<rank>.pth``."""
+    folder = tmp_path_factory.mktemp('ranks')
+    ports = [free_port() for _ in CONFIGS]
+    run_ranks(__file__, [(rank, folder, *ports) for rank in (0, 1)], folder,
+              modules=('mmpretrain.models', 'pelk_mm.engine.launch', 'pelk_mm.models'))
+    return folder
 
 
 @pytest.mark.skipif(get_device() != 'cpu', reason='about processes on the CPU')
 @pytest.mark.parametrize('name', CONFIGS)
-def test_all_processes_validate_with_the_same_statistics(name, tmp_path):
-    port = free_port()
-    run_ranks(__file__, [(name, rank, port, tmp_path) for rank in (0, 1)], tmp_path)
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
+def test_all_processes_validate_with_the_same_statistics(name, ranks):
+    first, second = (torch.load(ranks / f'{name}-{rank}.pth', weights_only=True) for rank in (0, 1))
     assert len(first) == 2 * 4 * (3 if name == 'slak' else 2)
     for key, value in first.items():
         assert torch.equal(value, second[key]), key

@@ -69,29 +69,37 @@ def variants(code) -> dict:
 VARIANTS = list(variants(None))
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder to work in, with ``tiny.py`` and ``tiny.pth`` of a classifier, ``toy.py``, and ``images``."""
-    (tmp_path / 'toys').mkdir()
-    toy = write_toy_module(tmp_path / 'toys', 'hostile_toys')
+@pytest.fixture(scope='module')
+def template(tmp_path_factory):
+    """A folder with ``tiny.py`` and ``tiny.pth`` of a classifier, ``toy.py``, and ``images``."""
+    folder = tmp_path_factory.mktemp('template')
+    for name in ('toys', 'images'):
+        (folder / name).mkdir()
+    toy = write_toy_module(folder / 'toys', 'hostile_toys')
     toy['custom_imports']['imports'] += ['pelk_mm.models', 'pelk_mm.engine']
     toy['train_cfg'] = dict(by_epoch=True, max_epochs=2)
-    monkeypatch.syspath_prepend(tmp_path / 'toys')
-    monkeypatch.setattr(loading, '_trusted', set())
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'images').mkdir()
-    write_pictures(tmp_path / 'images', 1)
-    for file, name in zip(write_tiny_model('classification', tmp_path), ('tiny.py', 'tiny.pth')):
-        file.rename(tmp_path / name)
+    write_pictures(folder / 'images', 1)
+    for file, name in zip(write_tiny_model('classification', folder), ('tiny.py', 'tiny.pth')):
+        file.rename(folder / name)
     test = dict(
         test_dataloader=toy['train_dataloader'],
         test_cfg=dict(),
         test_evaluator=dict(type='DumpResults', out_file_path='predictions.pkl'))
-    Config(dict(toy, **test)).dump(tmp_path / 'toy.py')
+    Config(dict(toy, **test)).dump(folder / 'toy.py')
     tiny = tiny_config('classification')
     tiny.model.backbone.init_cfg = dict(type='pelk_mm.PretrainedBackbone', checkpoint='bad.pth')
     tiny = {key: value for key, value in tiny.to_dict().items() if not key.startswith('test')}
-    Config({**tiny, **toy, 'model': tiny['model']}).dump(tmp_path / 'tiny_train.py')
+    Config({**tiny, **toy, 'model': tiny['model']}).dump(folder / 'tiny_train.py')
+    return folder
+
+
+@pytest.fixture
+def place(template, tmp_path, monkeypatch):
+    """A copy of the template to work in."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.syspath_prepend(tmp_path / 'toys')
+    monkeypatch.setattr(loading, '_trusted', set())
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

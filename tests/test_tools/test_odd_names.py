@@ -5,7 +5,6 @@ import io
 import os
 import re
 import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -70,8 +69,7 @@ def test_published_files(tmp_path, name):
     assert [file.name for file in (tmp_path / 'new').iterdir()] == [path.name]
 
 
-# Two trainings show it: a name for a shell, and one for Python.
-@pytest.mark.parametrize('name', ['; touch ran; $(touch ran)', NAMES[-1]])
+@pytest.mark.parametrize('name', ['~', """-a "b' `touch ran`; touch ran; $(touch ran)\n&& %s {0} * <大>"""])
 def test_work_directories(tmp_path, name, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     toy = write_toy_module(tmp_path, 'odd_toys')
@@ -101,9 +99,8 @@ def test_the_leaderboard_escapes_names():
     assert [re.sub(r"^'(?=[=+\-@\t\r])", '', text) for text in shown] == [' '.join(name.splitlines()) for name in NAMES]
 
 
-def test_a_config_that_begins_with_a_dash(tmp_path):
+def test_a_config_that_begins_with_a_dash(tmp_path, run_tool):
     (tmp_path / '-odd $(touch ran).py').write_text('a = 1\n')
-    command = [sys.executable, str(ROOT / 'tools/misc/print_config.py'), '--', '-odd $(touch ran).py']
-    result = subprocess.run(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert 'a = 1' in result.stdout
+    code, printed = run_tool('misc/print_config.py', '--', '-odd $(touch ran).py')
+    assert code == 0, printed
+    assert 'a = 1' in printed

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,18 +87,17 @@ def test_an_active_environment_comes_before_dot_venv(echo, tmp_path):
     assert Path(run('bash', script, 'c.py', '1', PYTHON=str(active)).stdout.strip()) == active
 
 
-def test_print_config_prints_a_complete_config_and_overwrites_nothing(tmp_path):
-    config = ROOT / 'configs/digits/pelk-atto_1xb64_digits.py'
-    command = (sys.executable, ROOT / 'tools/misc/print_config.py', config, '--save-path', tmp_path / 'out.py')
-    variables = dict(PYTHONPATH=str(ROOT))
-    result = run(*command, '--cfg-options', 'train_dataloader.batch_size=7', **variables)
-    assert result.returncode == 0, result.stderr
-    assert "type='pelk_mm.PeLK'" in result.stdout
+def test_print_config_prints_a_complete_config_and_overwrites_nothing(tmp_path, run_tool):
+    command = ('misc/print_config.py', ROOT / 'configs/digits/pelk-atto_1xb64_digits.py', '--save-path',
+               tmp_path / 'out.py')
+    code, printed = run_tool(*command, '--cfg-options', 'train_dataloader.batch_size=7')
+    assert code == 0, printed
+    assert "type='pelk_mm.PeLK'" in printed
     saved = Config.fromfile(tmp_path / 'out.py')
     assert saved.train_dataloader.batch_size == 7
     assert saved.default_scope == 'mmpretrain'
     (tmp_path / 'out.py').write_text('mine = 1\n')
-    assert run(*command, **variables).returncode == 2
+    assert run_tool(*command)[0] == 2
     assert (tmp_path / 'out.py').read_text() == 'mine = 1\n'
 
 

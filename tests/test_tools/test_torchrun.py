@@ -4,12 +4,11 @@ import os
 import runpy
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
+from pelk_mm.testing.forks import ForkServer
 from pelk_mm.testing.processes import free_port
 
 SCRIPT = '''
@@ -30,8 +29,15 @@ sys.exit(code)
 '''
 
 
+@pytest.fixture(scope='module')
+def server():
+    server = ForkServer('torch.distributed.run', 'torch.distributed.elastic.rendezvous.c10d_rendezvous_backend')
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def launch(root, tmp_path):
+def launch(server, root, tmp_path):
     """Start launches of the script, whose processes end with the given codes."""
     script = tmp_path / 'script.py'
     script.write_text(SCRIPT)
@@ -39,25 +45,23 @@ def launch(root, tmp_path):
 
     def launch(codes, node=0, nodes=1, port=None, options=(), **variables):
         command = [
-            sys.executable, root / 'tools/_torchrun.py', f'--nnodes={nodes}', f'--node_rank={node}',
+            root / 'tools/_torchrun.py', f'--nnodes={nodes}', f'--node_rank={node}',
             '--master_addr=127.0.0.1', f'--master_port={port or free_port()}',
             f'--nproc_per_node={len(codes.split(",")) // nodes}', *options, script, codes, tmp_path / 'ready'
         ]
-        environment = dict(os.environ, OMP_NUM_THREADS='1', **variables)
-        started.append(
-            subprocess.Popen(
-                list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        log = tmp_path / f'{len(started)}.log'
+        started.append((server.start(command, log, variables), log))
         return started[-1]
 
     yield launch
-    for process in started:
-        process.kill()
-        process.wait()
+    for process, _ in started:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
 
 
-def end(process):
-    output = process.communicate(timeout=200)[0]
-    return process.returncode, output
+def end(launched):
+    process, log = launched
+    return process.wait(200), log.read_text()
 
 
 def wait_for(*paths):
@@ -94,10 +98,10 @@ def test_75_is_returned_where_every_failure_is_75(launch, codes, expected):
 
 @pytest.mark.parametrize(('codes', 'expected'), [('99,99', 75), ('97,97', 75), ('98,99', 1)])
 def test_of_sigterm_75_is_returned_unless_a_process_failed(launch, tmp_path, codes, expected):
-    process = launch(codes)
+    process, log = launch(codes)
     wait_for(tmp_path / 'ready.0', tmp_path / 'ready.1')
-    process.send_signal(signal.SIGTERM)
-    code, output = end(process)
+    os.kill(process.pid, signal.SIGTERM)
+    code, output = end((process, log))
     assert code == expected, output
     assert ('SIGTERM: not every process has saved a checkpoint and ended, exit codes [1, 75]' in output) == bool(
         expected == 1)

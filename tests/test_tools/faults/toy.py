@@ -15,8 +15,10 @@ import signal
 import sys
 
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
+from mmengine.runner import runner
 from torch import nn
 
 from pelk_mm.checkpoints import atomic
@@ -53,6 +55,10 @@ class FaultyFile:
             os.kill(os.getpid(), signal.SIGKILL)
         self.file.write(content)
 
+
+# Formatting the config and describing the environment take longer than these trainings.
+Config.pretty_text = property(str)
+runner.collect_env = dict
 
 if FAULT in ('write', 'pointer'):
     atomic.open = FaultyFile
