@@ -1,4 +1,4 @@
-"""COCO files that cannot be read, learned from or measured are refused with the cure; what mmdet uses passes."""
+"""COCO files that cannot be read, learned from or measured are refused with a fix; what mmdet uses passes."""
 
 import copy
 import json
@@ -91,7 +91,7 @@ def refusal(path, content: bytes, **options) -> str:
     (changed(part='categories', id=1), "two categories, 'cat' and 'dog', have the id 1"),
     (with_parts(categories=[*GOOD['categories'], dict(id=3, name='dog')]), "has 2 categories named 'dog', with an id"),
 ])
-def test_what_is_wrong_is_said_with_its_cure(tmp_path, content, words):
+def test_errors_come_with_a_fix(tmp_path, content, words):
     content = content if isinstance(content, str) else json.dumps(content)
     assert words in refusal(tmp_path / 'x.json', content.encode(), with_mask=True)
 
@@ -149,7 +149,7 @@ def test_something_to_learn(tmp_path, content):
     (changed(iscrowd='0'), 'lack a number as iscrowd'),
     (changed(iscrowd=1), 'nothing to measure in 3 annotations: 3 have iscrowd=1'),
 ])
-def test_what_cannot_be_measured(tmp_path, content, words):
+def test_unmeasurable_files(tmp_path, content, words):
     cfg = config(tmp_path, content, 'test')
     with pytest.raises(ValueError, match='test_evaluator.ann_file: .*/x.json: ') as error:
         check_annotation_files(cfg, ('test', ))
@@ -234,7 +234,7 @@ def test_files_of_images_without_objects(tmp_path):
             check_annotation_files(cfg, ('train', ))
 
 
-def test_classes_that_read_files_in_their_own_way_are_left_alone(tmp_path):
+def test_classes_that_read_files_in_their_own_way_are_not_checked(tmp_path):
     from mmdet.datasets import CocoDataset
 
     class Renamed(CocoDataset):
@@ -254,7 +254,7 @@ def test_classes_that_read_files_in_their_own_way_are_left_alone(tmp_path):
     check_annotation_files(cfg, ('train', ))
 
 
-# --- mutated JSON: an error with the file's name and a cure, or success; nothing else
+# --- mutated JSON: an error with the file's name and a fix, or success; nothing else
 
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.just(10**400)),

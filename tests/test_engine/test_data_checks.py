@@ -1,4 +1,4 @@
-"""Runs whose data are missing, damaged or wrong stop with the file, the cure and the switch."""
+"""Runs whose data are missing, damaged or wrong stop with the file, the fix and the switch."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def task_config(task, folder, **options):
 @pytest.mark.parametrize('task', ['classification', SEGMENTATION, 'one_stage_detection'])
 def test_a_run_stops_at_a_damaged_image_and_names_it(tmp_path, task, mode):
     cfg = task_config(task, tmp_path)
-    # Whole enough for what is checked when the run starts.
+    # Complete enough for what is checked when the run starts.
     write(tmp_path / 'train/ant/a.jpg', share=0.6)
     with pytest.raises(ImageFileError, match=r'img_path: .*train/ant/a\.jpg is damaged or no image .*check_dataset'):
         run(cfg, mode)
@@ -175,7 +175,7 @@ def test_missing_data(cfg_of, name, mode):
 
 
 def test_missing_label_maps(cfg_of, tmp_path):
-    """Where lists and images are there."""
+    """Make lists and images."""
     for part in ('images/training', 'images/validation', 'annotations/training', 'annotations/validation'):
         folder = tmp_path / 'data/ade/ADEChallengeData2016' / part
         folder.mkdir(parents=True)

@@ -50,7 +50,7 @@ def encoded(array=IMAGE, kind='png', share=1.0) -> bytes:
 
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
-def test_whole_files_pass_and_cut_ones_do_not(tmp_path, kind):
+def test_complete_files_pass_and_cut_ones_do_not(tmp_path, kind):
     file = tmp_path / f'a.{kind}'
     file.write_bytes(encoded(kind=kind))
     assert image_file_error(str(file)) is None
@@ -86,7 +86,7 @@ def test_a_file_that_was_checked_is_only_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('kind', 'suffix'), [('tiff', 'tif'), ('png', 'png'), ('jpeg', 'jpg')])
 def test_bytes_behind_the_end_and_more_pixels_than_pillow_allows_do_no_harm(tmp_path, monkeypatch, kind, suffix):
-    """Cameras write such files, which only decoding proves whole; the limit of 179 million pixels is lowered."""
+    """Cameras write such files, which only decoding proves complete; the limit of 179 million pixels is lowered."""
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
     path = tmp_path / f'a.{suffix}'
     path.write_bytes(encoded(kind=kind) + bytes(20))

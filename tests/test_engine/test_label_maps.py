@@ -1,4 +1,4 @@
-"""Label maps that do not fit or teach nothing are refused with the cure; what trains is not."""
+"""Label maps that do not fit or teach nothing are refused with a fix; what trains is not."""
 
 from types import SimpleNamespace
 
@@ -114,7 +114,7 @@ def test_test_time_augmentation(tmp_path):
     ([dict(type='RandomResize', scale=(32, 32), ratio_range=(1.0, 1.0), keep_ratio=False)], True),
 ])
 def test_label_maps_of_another_size(tmp_path, resize, fits):
-    """What a resizing makes equal trains; else the pair is refused, after the resizing too."""
+    """A pair that a resizing makes equal trains; any other is refused, after the resizing too."""
     steps = [*LOAD, *resize, PACK]
     if fits:
         sample, = load(tmp_path, [IDS[:20, :24]], steps)

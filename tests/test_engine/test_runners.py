@@ -20,7 +20,7 @@ def hooks_of(**values) -> dict:
     return once
 
 
-def test_what_a_runner_adds_is_in_the_config_and_can_be_left_out():
+def test_additions_of_a_runner_are_in_the_config_and_can_be_left_out():
     given = dict(logger=dict(interval=2), checkpoint=dict(max_keep_ckpts=1))
     own = dict(OWN, previous_run=dict(type='pelk_mm.KeepPreviousRunHook', action='stop'))
     assert hooks_of(default_hooks=given, previous_run='stop') == dict(
@@ -38,7 +38,7 @@ def test_what_a_runner_adds_is_in_the_config_and_can_be_left_out():
     dict(type='pelk_mm.PreemptionHook', interval=3), dict(type=PreemptionHook), PreemptionHook(),
     dict(type=type('Own', (PreemptionHook, ), {}))
 ])
-def test_what_custom_hooks_has_is_not_added_again(given):
+def test_hooks_of_custom_hooks_are_not_added_again(given):
     assert set(hooks_of(custom_hooks=[given])) == {'checkpoint', *OWN_HOOKS} - {'preemption'}
 
 

@@ -134,7 +134,7 @@ def test_wrong_half_grids_name_what_is_wrong(half, data):
 
 
 @given(NO_INT.filter(lambda value: not isinstance(value, list)))
-def test_what_is_no_sequence_of_widths_is_refused(value):
+def test_non_sequences_of_widths_are_refused(value):
     for make in (SharingGrid, SharingGrid.from_half, lambda half: SharingGrid.create(51, half) if half is not None else
                  SharingGrid.create(None)):
         with pytest.raises(TypeError, match='grid|kernel_size') as info:
