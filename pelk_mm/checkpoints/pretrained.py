@@ -138,6 +138,11 @@ class PretrainedBackbone(PretrainedInit):
         return ranking[0][0] if ranking else ''
 
     def _refuse_misfit(self, match: Match, name: str, where: str) -> None:
+        """Raise if the weights are a ConvNeXt's, of the other form, or of other shapes."""
+        kernels = [key for key in match.unused if key.endswith(('.dwconv.weight', '.depthwise_conv.weight'))]
+        if kernels and not any(key.startswith('stages.') for key in match.matched):
+            raise ValueError(f'{where} is a ConvNeXt, whose blocks {name} has under no name, e.g. {kernels[0]}: '
+                             'grow it first by tools/model_converters/grow_convnext.py')
         form, biases = match.other_form
         if form:
             fix = ('load the checkpoint that training saved, and deploy afterwards' if form == 'deployed' else
