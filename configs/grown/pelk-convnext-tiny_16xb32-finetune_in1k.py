@@ -3,7 +3,7 @@ _base_ = [
     '../_base_/models/pelk-convnext_classifier.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',
     '../_base_/schedules/imagenet_bs512_adamw_finetune_30e.py',
-    'mmpretrain::_base_/default_runtime.py',
+    '../_base_/runtimes/mmpretrain.py',
 ]
 # Without mixup and cutmix. A head for other classes than the checkpoint's starts small, at 0.001 x 0.02.
 model = dict(

@@ -2,7 +2,7 @@ _base_ = [
     '../_base_/models/upernet_pelk-convnext.py',
     'mmseg::_base_/datasets/ade20k.py',
     '../_base_/schedules/ade20k_bs16_adamw_160k.py',
-    'mmseg::_base_/default_runtime.py',
+    '../_base_/runtimes/mmseg.py',
 ]
 model = dict(
     data_preprocessor=dict(size=(512, 512)),

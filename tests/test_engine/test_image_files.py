@@ -227,7 +227,7 @@ def test_float32_tiff(folder, channels):
     assert cv2.imwrite(str(file), array, [cv2.IMWRITE_TIFF_COMPRESSION, 1])
     (folder / 'list.txt').write_text('0')
     assert image_file_error(str(file)) is None
-    assert check_images(folder)[0].found == '5 of 5 images are whole'
+    assert check_images(folder)[0].found == '5 of 5 images are undamaged'
     steps = [dict(LOAD[0], color_type='unchanged'), LOAD[1], PACK]
     loaded = load(folder, steps, img_suffix='.tif')[0]['inputs']
     assert torch.equal(loaded, torch.from_numpy(array).permute(2, 0, 1))
