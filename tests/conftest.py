@@ -16,6 +16,16 @@ if find_spec('hypothesis'):
     settings.register_profile('pelk_mm_search', settings.get_profile('pelk_mm'), max_examples=2000, derandomize=False)
     settings.load_profile('pelk_mm')
 
+if find_spec('yapf'):
+    # MMEngine formats a run's config for the log, two files and every checkpoint; yapf takes a second for a large one.
+    from yapf.yapflib import yapf_api
+
+    def format_once(text, format_code=yapf_api.FormatCode, formatted={}, **kwargs):  # noqa: B006
+        if text not in formatted:
+            formatted[text] = format_code(text, **kwargs)
+        return formatted[text]
+
+    yapf_api.FormatCode = format_once
 
 if find_spec('mmcv'):
     # Tests import mmdet when they are collected.
