@@ -4,12 +4,12 @@
 # make docs         the documentation, docs/_build/html/index.html; a warning is an error
 # make env          only the environment, which the others make when it is missing
 # make clean        caches and build products; trained models, data and environments stay
-# Variables: STACK=onedl (default) or openmmlab, MMCV_OPS=torchvision (default) or compiled, VENV=.venv, JOBS=3 (processes
+# Variables: STACK=onedl (default) or openmmlab, MMCV_OPS=torchvision (default) or compiled, VENV=.venv, JOBS=4 (processes
 # that test); see tools/setup_env.sh for the rest.
 
 STACK ?= onedl
 MMCV_OPS ?= torchvision
-JOBS ?= 3
+JOBS ?= 4
 VENV ?= .venv
 PYTHON_BIN = $(abspath $(VENV))/bin/python
 
