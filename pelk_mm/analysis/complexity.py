@@ -14,6 +14,8 @@ The conventions, which meet the published figures of ConvNeXt, Swin and PeLK:
 - Shares are of the model; the parts of the backbone have shares of the backbone beside these, as in Fig. 5(b).
 - Executed operations are counted separately: zeros are multiplied like other weights, and a peripheral convolution
   has the operations of its backend, box sums included, each addition counted like a multiply-add.
+- Sparse tensor cores skip the half of a linear layer's multiply-adds that 2:4 zeros make, in 16 bits if its inputs and
+  outputs are multiples of 16 (cuSPARSELt, as PyTorch asks for it). No device skips zeros without such a pattern.
 - Two-stage detectors: 1000 proposals through every box head, the first 100 of them through every mask head, as
   MMDetection 2.x counted for all published figures. MMDetection 3.x sends 1000 through a cascade's mask heads.
 """
@@ -101,6 +103,7 @@ class Complexity:
         backend (str): The backend of the peripheral convolution whose operations are the executed ones.
         costs (dict[str, dict[str, Cost]]): By child of the model (``backbone``, ``decode_head``, ...) and by kind of
             part, a key of ``PARTS``.
+        macs_for_2_4 (int): Multiply-adds of the linear layers for which sparse tensor cores take 2:4 zeros.
     """
 
     task: str
@@ -110,6 +113,7 @@ class Complexity:
     rois: tuple[int, int] | None
     backend: str = 'auto'
     costs: dict[str, dict[str, Cost]] = field(default_factory=dict)
+    macs_for_2_4: int = 0
 
     @property
     def total(self) -> Cost:
@@ -181,6 +185,8 @@ class Complexity:
         lines.append(f'{self.task}, one image of {height} x {width} (H x W); GMACs: multiply-adds in dense form')
         lines.append(f'executed: zeros too, peripheral convolutions by backend {self.backend!r}, of which '
                      f'{self.total.executed_additions / 1e9:.2f} G additions')
+        lines.append(f'zeros that a GPU can skip: 2:4 in linear layers of {self.macs_for_2_4 / 1e9:.2f} GMACs, of '
+                     'which half are left; others, such as those of --density, none')
         conventions = ['branches merged' if self.deployed else 'training form', f'weights x {self.density:g}']
         if self.params_embedding:
             conventions.append(f'without {self.params_embedding / 1e6:.2f} M of positional embedding')
@@ -257,6 +263,9 @@ def count_complexity(model: nn.Module,
         component = _component(name)
         counted = macs * factor(component, part != 'attention')
         _add(costs[component], part, counted, counter.executed.get(name, Operations(macs)))
+        layer = model.get_submodule(name)
+        if isinstance(layer, nn.Linear) and layer.in_features % 16 == layer.out_features % 16 == 0:
+            result.macs_for_2_4 += macs
     # Weights of modules that are no standard layers are for what these were seen to run.
     seen = {name: part for name, part in counter.macs if part != 'attention'}
     for name, parameter, standard_part in stored:

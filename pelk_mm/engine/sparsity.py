@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,60 @@ from pelk_mm.module_names import clean_name
 
 # A layer of at least this density stays dense: its mask would cost more than it saves.
 DENSE_THRESHOLD = 0.99
+
+
+class Pattern(NamedTuple):
+    """N:M sparsity: of every ``group`` consecutive inputs of a linear layer's output, ``live`` are not zero.
+
+    With 2:4, GPUs from Ampere on skip the zeros (``torch.sparse.to_sparse_semi_structured``).
+    """
+
+    live: int
+    group: int
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """Return the pattern of a text such as ``'2:4'``.
+
+        Raises:
+            ValueError: If it is no such text, or N is not below M.
+        """
+        found = re.fullmatch(r'([1-9]\d*):([1-9]\d*)', text) if isinstance(text, str) else None
+        if found is None or int(found[1]) >= int(found[2]):
+            raise ValueError(f"pattern must be 'N:M' with N below M, such as '2:4', got {text!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f'{self.live}:{self.group}'
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether a weight consists of groups: 2-D, as those of linear layers, with a multiple of M inputs."""
+        return weight.ndim == 2 and weight.shape[1] % self.group == 0
+
+    def holds(self, mask: Tensor) -> bool:
+        """Whether a mask or a weight has at most N entries that are not zero in each group."""
+        return self.fits(mask) and bool(((mask.detach() != 0).view(-1, self.group).sum(1) <= self.live).all())
+
+    def mask(self, scores: Tensor) -> Tensor:
+        """Return the mask of the N highest scores in each group."""
+        groups = scores.detach().view(-1, self.group)
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(
+            1, groups.topk(self.live, sorted=False).indices, True).view(scores.shape)
+
+    def prune_and_grow(self, weight: Tensor, mask: Tensor, rate: float,
+                       generator: torch.Generator) -> tuple[Tensor, int]:
+        """Kill the smallest live weight of a group and bring a dead one of it, drawn at random, to life.
+
+        This happens in the share ``rate`` of the groups, those whose smallest live weights are the smallest. Arguments
+        and results are those of :func:`prune_and_grow`.
+        """
+        new = mask.reshape(-1, self.group).clone()
+        smallest, pruned = weight.detach().abs().view(new.shape).masked_fill(~new, math.inf).min(1)
+        groups = smallest.topk(round(rate * len(new)), largest=False, sorted=False).indices
+        chances = torch.rand(new.shape, generator=generator, device=new.device).masked_fill(new, -1)
+        new[groups, pruned[groups]] = False
+        new[groups, chances.argmax(1)[groups]] = True
+        return new.view(mask.shape), len(groups)
 
 
 def find_sparse_parameters(model: nn.Module,

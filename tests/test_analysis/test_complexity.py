@@ -352,3 +352,18 @@ def test_analyzers_of_mmengine_count_the_operator():
     assert 'peripheral_conv2d' not in without
     assert counted['peripheral_conv2d'] == expected > 0
     assert counted['conv'] + counted['linear'] + expected == pytest.approx(ours, rel=0.05)
+
+
+@pytest.mark.parametrize(('width_factor', 'expected'), [
+    # Two layers of 4 * C * C a block: every one at width 1.0.
+    (1.0, 8 * (3 * 56**2 * 96**2 + 3 * 28**2 * 192**2 + 9 * 14**2 * 384**2 + 3 * 7**2 * 768**2)),
+    # 124, 249, 499 and 998 are no multiples of 16.
+    (1.3, 0),
+])
+def test_zeros_that_a_gpu_can_skip(width_factor, expected):
+    with torch.device('meta'):
+        model = PeLK('tiny', width_factor=width_factor)
+    complexity = count_complexity(model, (224, 224))
+    assert complexity.macs_for_2_4 == expected
+    assert f'2:4 in linear layers of {expected / 1e9:.2f} GMACs' in complexity.to_table()
+    assert complexity.to_dict()['macs_for_2_4'] == expected

@@ -19,6 +19,7 @@ from pelk_mm.registry import HOOKS
 from ..seeding import derive_seed, preserved_rng, seed_all
 from ..sharding import unwrap
 from ..sparsity import (
+    Pattern,
     apply_masks,
     clean_parameters,
     cosine_prune_rate,
@@ -37,6 +38,7 @@ from ..sparsity import (
 )
 
 INITS = ('snip', 'erk', 'uniform', 'zeros')
+PATTERN_INITS = ('magnitude', 'uniform', 'zeros')
 
 
 @HOOKS.register_module()
@@ -51,6 +53,10 @@ class DynamicSparsityHook(Hook):
     from ``prune_rate`` to ``final_prune_rate`` over all steps; there is no update after the last step. The copies of
     MMEngine's EMAHook are masked too, after each of their updates.
 
+    With ``pattern='2:4'`` two of every four consecutive inputs of a linear layer stay live, which sparse tensor cores
+    make use of. Pruning and growing then exchange one weight within a group, in the share p of each layer's groups.
+    Only 2-D weights whose number of inputs is a multiple of the group are masked.
+
     All ranks have rank 0's masks. Masks, step and prune rate are saved in the checkpoint under ``dynamic_sparsity``.
     Random numbers depend only on the runner's seed and the step, so resumed training continues with the same masks.
 
@@ -58,8 +64,10 @@ class DynamicSparsityHook(Hook):
         init (str): How each layer's density is chosen: ``'snip'``, its share among the most salient weights of one
             training batch; ``'erk'``, Erdos-Renyi-Kernel; ``'uniform'``; layers of density 0.99 or more stay dense. Or
             ``'zeros'``: the masks are the zeros of the loaded weights, which keep their pattern; layers without a zero,
-            or of zeros only, stay dense. Defaults to 'snip'.
-        sparsity (float, optional): Share of dead weights, in (0, 1): 0.4 in SLaK and PeLK. Not for ``'zeros'``.
+            or of zeros only, stay dense. With a pattern ``'magnitude'``, the largest weights of each group;
+            ``'uniform'``, random ones; or ``'zeros'``, for the layers that have the pattern. Defaults to 'snip'.
+        sparsity (float, optional): Share of dead weights, in (0, 1): 0.4 in SLaK and PeLK. Not for ``'zeros'``, and not
+            with a pattern.
         update_interval (int, optional): Optimiser steps between two updates of the masks; None keeps them as they are.
             SLaK: 2000 for T, 100 for S and B. With ``'zeros'``, too: None fixes the loaded pattern, a number goes on
             pruning and growing from it. Defaults to None.
@@ -74,11 +82,12 @@ class DynamicSparsityHook(Hook):
             a training step with AMP. Defaults to the batch size of the training dataloader.
         redraw (bool): Draw masks even over weights that are sparse already, which loses many of those that are live:
             0.6 of 0.6 leaves 0.36. Resumed training keeps its masks with and without it. Defaults to False.
+        pattern (str, optional): ``'N:M'``, N live weights in every group of M inputs. Defaults to None.
 
     Raises:
         ValueError: If an argument is out of range, or a pattern matches nothing; before training, if masks are to be
             drawn over weights that are sparse already; when resuming, if the checkpoint has no masks or those of
-            another model.
+            another model or pattern.
         TypeError: If there are several optimisers, or the weights are sharded (FSDP, DeepSpeed).
 
     Examples:
@@ -86,6 +95,8 @@ class DynamicSparsityHook(Hook):
         >>> custom_hooks = [
         ...     dict(type='pelk_mm.DynamicSparsityHook', sparsity=0.4, update_interval=2000, prune_rate=0.5)
         ... ]
+        >>> # Half of the weights of the linear layers, as sparse tensor cores need it, from a dense model
+        >>> custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', pattern='2:4', init='magnitude')]
         >>> # Fine-tuning of a sparse model that load_from names
         >>> custom_hooks = [dict(type='pelk_mm.DynamicSparsityHook', init='zeros')]
         >>> # A pretrained backbone in a segmentor or detector
@@ -104,14 +115,19 @@ class DynamicSparsityHook(Hook):
                  include: str | Sequence[str] = (),
                  exclude: str | Sequence[str] = (),
                  snip_batch_size: int | None = None,
-                 redraw: bool = False) -> None:
-        if init not in INITS:
-            raise ValueError(f'init must be one of {INITS}, got {init!r}')
+                 redraw: bool = False,
+                 pattern: str | None = None) -> None:
+        self.pattern = None if pattern is None else Pattern.parse(pattern)
+        inits = PATTERN_INITS if pattern else INITS
+        if init not in inits:
+            raise ValueError(f'init must be one of {inits} {"with" if pattern else "without"} a pattern, got {init!r}')
+        if pattern and sparsity is not None:
+            raise ValueError(f'sparsity must be None with a pattern, {pattern} says it, got {sparsity}')
         if init == 'zeros' and sparsity is not None:
             raise ValueError(f"sparsity must be None with init='zeros', the loaded weights say it, got {sparsity}")
         if init == 'zeros' and redraw:
             raise ValueError("redraw must be False with init='zeros', which draws no masks, got True")
-        if init != 'zeros' and (sparsity is None or not 0 < sparsity < 1):
+        if init != 'zeros' and not pattern and (sparsity is None or not 0 < sparsity < 1):
             raise ValueError(f'sparsity must be in (0, 1), got {sparsity}')
         for name, value in (('update_interval', update_interval), ('snip_batch_size', snip_batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -149,7 +165,7 @@ class DynamicSparsityHook(Hook):
                             f'{type(runner.model).__name__} and {type(optimizer).__name__}: train without sharding '
                             '(leave out runner_type and strategy), or take the hook out of custom_hooks')
         model = unwrap(runner.model)
-        self._weights = find_sparse_parameters(model, self.include, self.exclude)
+        self._weights = self._find_weights(model)
         self._warn_of_few(runner, model)
         self._optimizer = optimizer
         self._total_steps = math.ceil(runner.max_iters / runner.optim_wrapper._accumulative_counts)
@@ -178,10 +194,11 @@ class DynamicSparsityHook(Hook):
         self._handle.remove()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add the masks, packed to bits, the step and the prune rate: tensors, ints and floats only."""
+        """Add the masks, packed to bits, the step, the prune rate and the pattern: tensors and plain values only."""
         if not self._weights:
             return
         checkpoint['dynamic_sparsity'] = dict(
+            **(dict(pattern=str(self.pattern)) if self.pattern else {}),
             step=self.step,
             prune_rate=self.prune_rate,
             masks={
@@ -192,6 +209,18 @@ class DynamicSparsityHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what was saved until training starts; it is used if training is resumed."""
         self._saved_state = checkpoint.get('dynamic_sparsity')
+
+    def _find_weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        weights = find_sparse_parameters(model, self.include, self.exclude)
+        if self.pattern is None:
+            return weights
+        fitting = {name: weight for name, weight in weights.items() if self.pattern.fits(weight)}
+        if not fitting:
+            name, weight = next(iter(weights.items()))
+            raise ValueError(f'pattern {self.pattern} needs 2-D weights with a multiple of {self.pattern.group} '
+                             f'inputs, none of {len(weights)} is one, for example {name} of shape '
+                             f'{tuple(weight.shape)}')
+        return fitting
 
     def _warn_of_few(self, runner: Runner, model: nn.Module) -> None:
         trained = [p for p in model.parameters() if p.ndim in (2, 4) and p.requires_grad]
@@ -205,9 +234,15 @@ class DynamicSparsityHook(Hook):
     def _initial_masks(self, runner: Runner, model: BaseModel) -> dict[str, Tensor]:
         if self.init == 'zeros':
             masks = masks_from_zeros(self._weights)
-            self._warn_of_live_zeros(runner)
+            if self.pattern:
+                # A weight that was grown in the step of the checkpoint is zero: the group is filled up.
+                masks = {name: self.pattern.mask(self._weights[name].abs()) for name, mask in masks.items()
+                         if self.pattern.holds(mask)}
+            else:
+                self._warn_of_live_zeros(runner)
             if not masks:
-                runner.logger.warning("DynamicSparsityHook: init='zeros', but no weight is zero: nothing is masked. "
+                zeros = f'has the pattern {self.pattern}' if self.pattern else 'is zero'
+                runner.logger.warning(f"DynamicSparsityHook: init='zeros', but no weight {zeros}: nothing is masked. "
                                       'Was a sparse checkpoint loaded?')
             return masks
         patterned = {} if self.redraw else patterned_densities(self._weights)
@@ -217,6 +252,11 @@ class DynamicSparsityHook(Hook):
                              f'that are live: {len(patterned)} of {len(self._weights)} layers have zeros, for example '
                              f"{name} a density of {density:.4f}. Use init='zeros' without sparsity to keep their "
                              'pattern, or redraw=True if it is to be lost')
+        if self.pattern:
+            generator = self._generator(runner)
+            return {name: self.pattern.mask(weight.abs() if self.init == 'magnitude' else torch.rand(
+                        weight.shape, generator=generator, device=weight.device))
+                    for name, weight in self._weights.items()}
         if self.init == 'snip':
             densities = self._snip_densities(runner, model)
         else:
@@ -271,6 +311,10 @@ class DynamicSparsityHook(Hook):
             raise ValueError('training is resumed with DynamicSparsityHook, but the checkpoint has no masks: it was '
                              "trained without. To start from its weights use load_from, with init='zeros' to keep its "
                              'zeros')
+        pattern, saved = str(self.pattern or None), str(self._saved_state.get('pattern'))
+        if pattern != saved:
+            raise ValueError(f'pattern is {pattern}, the masks of the checkpoint have {saved}: resume with the pattern '
+                             'of the stopped training')
         self.masks = {}
         for name, mask in unpack_masks(self._saved_state).items():
             shape = tuple(self._weights[name].shape) if name in self._weights else None
@@ -292,8 +336,9 @@ class DynamicSparsityHook(Hook):
 
     def _update_masks(self, runner: Runner) -> None:
         generator, total = self._generator(runner), 0
+        update = self.pattern.prune_and_grow if self.pattern else prune_and_grow
         for name, mask in self.masks.items():
-            self.masks[name], count = prune_and_grow(self._weights[name], mask, self.prune_rate, generator)
+            self.masks[name], count = update(self._weights[name], mask, self.prune_rate, generator)
             total += count
         self._broadcast_masks()
         self._apply_masks()
