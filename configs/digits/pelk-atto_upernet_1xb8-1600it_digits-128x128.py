@@ -12,5 +12,5 @@ model = dict(
     # Kernels as large as the maps of the 64 pixel digits, so that every cell is trained there.
     backbone=dict(arch='atto', kernel_sizes=[31, 15, 7, 5], drop_path_rate=0.0, branch_norm_cfg=norm_cfg),
     decode_head=dict(
-        in_channels=[31, 62, 124, 249], channels=64, num_classes=11, norm_cfg=norm_cfg, loss_decode=loss),
-    auxiliary_head=dict(in_channels=124, channels=64, num_classes=11, norm_cfg=norm_cfg, loss_decode=loss))
+        in_channels=[31, 62, 124, 249], channels=32, num_classes=11, norm_cfg=norm_cfg, loss_decode=loss),
+    auxiliary_head=dict(in_channels=124, channels=32, num_classes=11, norm_cfg=norm_cfg, loss_decode=loss))
