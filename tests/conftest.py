@@ -1,5 +1,6 @@
 """Fixtures for every test. Tests of ``pelk_mm.ops`` and ``pelk_mm.layers`` also run where only PyTorch is installed."""
 
+import gc
 import runpy
 import sys
 from importlib.util import find_spec
@@ -35,6 +36,12 @@ if find_spec('mmcv'):
 def pytest_collection_modifyitems(items):
     """Slow files first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)
+
+
+def pytest_collection_finish(session):
+    """Look for garbage seldom, and never in the libraries: it takes an eighth of the time of tests of configs."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope='session', autouse=True)
