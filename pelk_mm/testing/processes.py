@@ -17,6 +17,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 # Clients and `bind(0)` get the ports above.
 _EPHEMERAL = 32768
 _LAST_CHARACTERS = 5000
+_SERVERS: dict[tuple[str, ...], ForkServer] = {}
 
 
 def free_port() -> int:
@@ -53,8 +54,8 @@ def run_ranks(script: str | Path,
         folder (str | Path): An existing one, in which process ``n`` writes what it prints into ``rank_<n>.log``.
         exit_code (int): What each has to end with. Defaults to 0.
         timeout (float): In seconds, generous for a machine that is busy. Defaults to 900.
-        modules (Sequence[str]): To be imported once for all, see :class:`ForkServer`. By default each process is a
-            new Python.
+        modules (Sequence[str]): To be imported once, for later calls with the same modules too, see
+            :class:`ForkServer`. By default each process is a new Python.
 
     Returns:
         list[str]: The output of each, errors included.
@@ -67,7 +68,7 @@ def run_ranks(script: str | Path,
     logs = [Path(folder, f'rank_{rank}.log') for rank in range(len(arguments))]
     ranks: list[subprocess.Popen | ForkedTool] = []
     deadline = time.monotonic() + timeout
-    server = ForkServer(*modules) if modules else None
+    server = _server(*modules) if modules else None
     try:
         for values, log in zip(arguments, logs):
             if server:
@@ -89,8 +90,15 @@ def run_ranks(script: str | Path,
         for rank in ranks:
             rank.kill()
             rank.wait()
-        if server:
-            server.close()
+
+
+def _server(*modules: str) -> ForkServer:
+    """The server of the last call if it has these modules, else a new one. The last one ends with this process."""
+    if modules not in _SERVERS:
+        while _SERVERS:
+            _SERVERS.popitem()[1].close()
+        _SERVERS[modules] = ForkServer(*modules)
+    return _SERVERS[modules]
 
 
 def _describe(what: str, codes: Sequence[int | None], logs: Sequence[Path]) -> str:

@@ -26,6 +26,8 @@ from pelk_mm.engine.nan_tracing import tensor_norms
 from pelk_mm.models import PeLK
 
 RUN_NAMES = itertools.count()
+# What a script of ranks imports.
+MODULES = ('pelk_mm.engine', 'pelk_mm.models', 'pytest', 'torch._dynamo')
 # The block of ``TwoLosses`` that NaN is planted in.
 BLOCK = 'backbone.stages.1.blocks.1'
 NAN, INF = float('nan'), float('inf')

@@ -213,7 +213,8 @@ def test_helpers():
     ('loss', '  losses: loss_shift\n'),
 ])
 def test_all_processes_stop_together(tmp_path, kind, found):
-    for log in run_ranks(small_runs.__file__, [(rank, tmp_path, kind) for rank in (0, 1)], tmp_path, exit_code=1):
+    ranks = [(rank, tmp_path, kind) for rank in (0, 1)]
+    for log in run_ranks(small_runs.__file__, ranks, tmp_path, exit_code=1, modules=small_runs.MODULES):
         message = re.sub(r'^\[rank\d\]: ', '', log, flags=re.MULTILINE).partition('\nFloatingPointError: ')[2]
         assert message.startswith('Training stopped in iteration 3 '), log
         first, second = message.split('\nProcess ')[1:3]

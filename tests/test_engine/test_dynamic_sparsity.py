@@ -261,7 +261,8 @@ def test_loading_without_resuming_draws_new_masks_if_asked_to(tmp_path):
 
 
 def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
-    run_ranks(small_runs.__file__, [(rank, tmp_path, 'snip') for rank in (0, 1)], tmp_path)
+    run_ranks(small_runs.__file__, [(rank, tmp_path, 'snip') for rank in (0, 1)], tmp_path,
+              modules=small_runs.MODULES)
     first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
     assert first['step'] == 20
     assert first['masks']

@@ -137,7 +137,8 @@ def checked(tmp_path_factory):
     (folder / 'both').touch()
     port = free_port()
     cases = json.dumps([case[:2] for case in FOLDERS.values()])
-    outputs = run_ranks(script, [(rank, port, folder, cases) for rank in range(2)], folder)
+    outputs = run_ranks(script, [(rank, port, folder, cases) for rank in range(2)], folder,
+                        modules=('pelk_mm.engine.nodes', 'torch._dynamo'))
     results = [json.loads(re.search('^RESULTS (.*)', output, re.MULTILINE).group(1)) for output in outputs]
     return folder, list(zip(*results))
 

@@ -191,7 +191,8 @@ def test_new_masks_over_a_pretrained_backbone_are_refused(tmp_path):
 
 
 def test_two_ranks_keep_the_pattern(tmp_path, sparse_file, pattern):
-    run_ranks(small_runs.__file__, [(rank, tmp_path, 'zeros') for rank in (0, 1)], tmp_path)
+    run_ranks(small_runs.__file__, [(rank, tmp_path, 'zeros') for rank in (0, 1)], tmp_path,
+              modules=small_runs.MODULES)
     for rank in (0, 1):
         weights = torch.load(tmp_path / f'rank{rank}.pth', weights_only=True)['weights']
         assert_same({name: weights[name] != 0 for name in SPARSE}, pattern)

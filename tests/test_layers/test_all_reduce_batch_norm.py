@@ -51,7 +51,7 @@ def one_process(rank, folder):
 def processes(tmp_path_factory):
     """The results of each process."""
     folder = tmp_path_factory.mktemp('processes')
-    run_ranks(__file__, [(rank, folder) for rank in range(len(SHARES))], folder)
+    run_ranks(__file__, [(rank, folder) for rank in range(len(SHARES))], folder, modules=('pelk_mm.layers', 'pytest'))
     return [torch.load(folder / f'{rank}.pth') for rank in range(len(SHARES))]
 
 
