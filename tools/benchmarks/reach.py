@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -95,7 +95,7 @@ class Training:
         if self.iterations is not None:
             warm_up = min(cfg.param_scheduler[0].end, max(1, self.iterations // 10))
             cfg.param_scheduler[0].end = warm_up
-            cfg.param_scheduler[1].update(begin=warm_up, end=self.iterations, T_max=max(1, self.iterations - warm_up))
+            cfg.param_scheduler[1].update(begin=warm_up, end=self.iterations, T_max=self.iterations - warm_up)
             cfg.train_cfg.update(max_iters=self.iterations, val_interval=self.iterations)
             cfg.default_hooks.checkpoint.interval = self.iterations
         return cfg
@@ -183,6 +183,7 @@ def compare(ours: list[float], others: list[float]) -> dict:
     return dict(difference=mean(pairs), half_interval=float(half), p=float(ttest_rel(ours, others).pvalue))
 
 
+@cache
 def bounds(task: str, mixer: str) -> float:
     """Return the upper bound of one block in per cent, a mean over the ranges for offset pairs."""
     cells = MIXERS[mixer][1]
@@ -195,7 +196,8 @@ def summarise(results: Results) -> list[dict]:
     """Return a row for each task, number of blocks and mixer."""
     rows = []
     for task, blocks in results.groups():
-        for mixer in MIXERS:
+        mixers = [mixer for mixer in MIXERS if any(each['mixer'] == mixer for each in results.results)]
+        for mixer in mixers:
             values = results.values(task, blocks, mixer)
             row = dict(task=task, blocks=blocks, mixer=mixer, values=values, mean=mean(values),
                        sd=stdev(values) if len(values) > 1 else 0.0,
@@ -203,7 +205,7 @@ def summarise(results: Results) -> list[dict]:
                                for name in results.ranges(task)})
             if blocks == 1:
                 row['bound'] = bounds(task, mixer)
-            if mixer != REFERENCE:
+            if mixer != REFERENCE and REFERENCE in mixers:
                 row.update(compare(values, results.values(task, blocks, REFERENCE)))
             rows.append(row)
     return rows
@@ -340,13 +342,13 @@ def verdicts(results: Results) -> list[dict]:
     return found
 
 
-def report(results: Results, minutes: float, work_dir: Path) -> str:
+def report(results: Results, settings: dict, minutes: float, work_dir: Path) -> str:
     """Write report.json, report.md and report.png, and return the text of report.md."""
     rows, found = summarise(results), verdicts(results)
     lines = [(each['number'], each['text'], f'**{each["verdict"]}**', '; '.join(each['numbers'])) for each in found]
     header = ('', 'prediction', 'verdict', 'numbers')
     text = f'{to_table(rows)}\n\n{to_markdown_table(header, lines, header[1:])}\n'
-    content = dict(environment=environment('cpu'), minutes=minutes, rows=rows, predictions=found, runs=results.results)
+    content = dict(environment=environment('cpu'), settings=settings, minutes=minutes, rows=rows, predictions=found, runs=results.results)
     (work_dir / 'report.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     (work_dir / 'report.md').write_text(text, encoding='utf-8')
     draw(rows).savefig(work_dir / 'report.png', dpi=100)
@@ -360,23 +362,25 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=5, help='trainings of each network')
     parser.add_argument('--iterations', type=int, help="of each training, default those of the task's config")
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS), help='some of the tasks')
+    parser.add_argument('--mixers', nargs='+', choices=MIXERS, default=list(MIXERS), help='some of the mixers')
     parser.add_argument('--blocks', nargs='+', type=int, choices=(1, 2, 4), default=[1, 2, 4],
                         help='some of the depths')
     args = parser.parse_args()
-    for name in ('at_once', 'seeds', 'iterations'):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
+    for name, least in dict(at_once=1, seeds=1, iterations=2).items():
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f'--{name.replace("_", "-")} must be at least {least}, got {getattr(args, name)}')
     work_dir, start = args.work_dir.resolve(), time.monotonic()
     work_dir.mkdir(parents=True, exist_ok=True)
     # Seeds outermost: what is there when it is stopped are pairs. The slowest first, so that none is left at the end.
     trainings = [Training(task, blocks, mixer, seed, args.iterations) for seed in range(args.seeds)
                  for task in args.tasks for blocks in reversed(TASKS[task].blocks) if blocks in args.blocks
-                 for mixer in MIXERS]
+                 for mixer in args.mixers]
     if not trainings:
         parser.error(f'--blocks {args.blocks} has nothing of --tasks {args.tasks}')
     results = Results(run_all(trainings, work_dir, args.at_once))
     minutes = (time.monotonic() - start) / 60
-    print(f'\n{report(results, minutes, work_dir)}\n{minutes:.0f} minutes in this run; written to '
+    settings = dict(seeds=args.seeds, iterations=args.iterations or 'as in the configs', at_once=args.at_once)
+    print(f'\n{report(results, settings, minutes, work_dir)}\n{minutes:.0f} minutes in this run; written to '
           f'{work_dir / "report.json"}, report.md and report.png')
 
 
