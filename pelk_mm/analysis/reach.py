@@ -1,7 +1,7 @@
-"""How far one mixing layer can get on the reach tasks, from the offsets that its kernel tells apart.
+"""How far one mixing layer can get on the reach tasks, from the offsets that its kernel distinguishes.
 
-A kernel is given by its cells, (K, K): offsets with the same number share a weight, -1 is outside. A dense kernel tells
-all offsets apart, a peripheral one those of different cells, and stripes see two bands.
+A kernel is given by its cells, (K, K): offsets with the same number share a weight, -1 is outside. A dense kernel
+distinguishes all offsets, a peripheral one those of different cells, and stripes see two bands.
 """
 
 from __future__ import annotations

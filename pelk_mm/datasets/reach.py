@@ -73,7 +73,7 @@ class NearestSeedDataset(ReachDataset):
 
 @DATASETS.register_module()
 class OffsetPairsDataset(ReachDataset):
-    """Which A have a B at a diagonal offset, see :func:`~pelk_mm.datasets.reach_maps.draw_offset_pairs`.
+    """Pixels with and without a B at a diagonal offset, see :func:`~pelk_mm.datasets.reach_maps.draw_offset_pairs`.
 
     Args:
         exact (bool): Whether the offset must be diagonal to the pixel; otherwise the tolerance is a quarter of the

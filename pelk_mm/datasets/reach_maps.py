@@ -121,7 +121,7 @@ def draw_offset_pairs(rng: np.random.Generator,
         max_groups (int): Groups of four for each range, at most.
 
     Returns:
-        ReachMap: The map; the distance is that of the B in question, or of its group's positive A where there is none.
+        ReachMap: The map; the distance is that of the B in question, or, without one, that of its group's positive A.
 
     Raises:
         ValueError: If the map has no room for a group in each range.
@@ -164,7 +164,7 @@ def _tables(size: int, exact: bool) -> tuple[np.ndarray, np.ndarray]:
 def _strata(targets: np.ndarray, size: int, exact: bool) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return which pixels may be an A, (ranges, 4, H, W): positive, negative, each with and without B on an axis.
 
-    Also return the distance of the B in question for each of the four, (H, W), ``NONE`` where there is none.
+    Also return the distance of the B in question for each of the four, (H, W), ``NONE`` if there is no such B.
     """
     distances, of_no_kind = _tables(size, exact)
     # The offset from a pixel to a B has the same relation as the offset from the B to the pixel.

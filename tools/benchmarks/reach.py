@@ -31,7 +31,7 @@ from pelk_mm.ops import SharingGrid
 from pelk_mm.testing.benchmark import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-# Mixer -> what it changes in the backbone of the configs, and the offsets that it tells apart.
+# Mixer -> what it changes in the backbone of the configs, and the offsets that it distinguishes.
 MIXERS = {
     '7x7': (dict(kernel_sizes=[7], grids='dense'), kernel_cells(SharingGrid.dense(7))),
     'stripe 51': (dict(type='pelk_mm.SLaK', kernel_sizes=[51], stripe_width=5), stripe_cells(51, 5)),
@@ -247,7 +247,7 @@ def draw(rows: list[dict]) -> Figure:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is expected, with a check that gives its numbers, each with whether it is as expected."""
+    """A sentence, with a check that gives its numbers, each with whether it is as expected."""
 
     text: str
     check: Callable[[Callable[..., float]], list[tuple[str, float, bool]]]
@@ -348,7 +348,8 @@ def report(results: Results, settings: dict, minutes: float, work_dir: Path) -> 
     lines = [(each['number'], each['text'], f'**{each["verdict"]}**', '; '.join(each['numbers'])) for each in found]
     header = ('', 'prediction', 'verdict', 'numbers')
     text = f'{to_table(rows)}\n\n{to_markdown_table(header, lines, header[1:])}\n'
-    content = dict(environment=environment('cpu'), settings=settings, minutes=minutes, rows=rows, predictions=found, runs=results.results)
+    content = dict(environment=environment('cpu'), settings=settings, minutes=minutes, rows=rows, predictions=found,
+                   runs=results.results)
     (work_dir / 'report.json').write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     (work_dir / 'report.md').write_text(text, encoding='utf-8')
     draw(rows).savefig(work_dir / 'report.png', dpi=100)

@@ -1,5 +1,6 @@
 # One stage at the size of the map, between a 1x1 stem and a 1x1 classifier: only the mixers see other pixels.
 # Norms are BatchNorm: most pixels are empty, and LayerNorm would turn the stem's bias there into a full-sized feature.
+custom_imports = dict(imports=['pelk_mm.models', 'pelk_mm.engine'], allow_failed_imports=False)
 norm_cfg = dict(type='BN')
 model = dict(
     type='EncoderDecoder',
