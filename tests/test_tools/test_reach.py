@@ -63,7 +63,8 @@ def as_predicted(tool):
             near, far = (exact if 'exact' in task else pairs)[mixer]
             accuracy = {1: seeds}.get(blocks, deeper)[mixer] if task == 'nearest seed' else (2 * near + far) / 3
             metrics = {'reach/acc': accuracy, 'reach/acc_4_9': near, 'reach/acc_9_16': near, 'reach/acc_16_26': far}
-            results += [dict(task=task, blocks=blocks, mixer=mixer, seed=seed, metrics=dict(metrics)) for seed in (0, 1)]
+            run = dict(task=task, blocks=blocks, mixer=mixer)
+            results += [dict(run, seed=seed, metrics=dict(metrics)) for seed in (0, 1)]
     return results
 
 
