@@ -39,6 +39,7 @@ SHOWN = {
     'repository/ade20k': 'configs/ade20k/README.md',
     'repository/coco': 'configs/coco/README.md',
     'repository/digits': 'configs/digits/README.md',
+    'repository/reach': 'configs/reach/README.md',
     'repository/ablations': 'configs/ablations/README.md',
     'repository/baselines': 'configs/baselines/README.md',
     'repository/grown': 'configs/grown/README.md',

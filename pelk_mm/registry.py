@@ -14,9 +14,11 @@ from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
@@ -102,3 +104,7 @@ STRATEGIES = SuggestingRegistry('strategy', parent=MMENGINE_STRATEGIES, scope='p
 TRANSFORMS = SuggestingRegistry('transform', parent=MMENGINE_TRANSFORMS, scope='pelk_mm', locations=['pelk_mm.engine'])
 WEIGHT_INITIALIZERS = SuggestingRegistry(
     'weight initializer', parent=MMENGINE_WEIGHT_INITIALIZERS, scope='pelk_mm', locations=['pelk_mm.engine'])
+# What needs mmseg: found only where a config names it.
+DATASETS = SuggestingRegistry(
+    'dataset', parent=MMENGINE_DATASETS, scope='pelk_mm', locations=['pelk_mm.datasets.reach'])
+METRICS = SuggestingRegistry('metric', parent=MMENGINE_METRICS, scope='pelk_mm', locations=['pelk_mm.datasets.reach'])

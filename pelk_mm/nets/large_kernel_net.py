@@ -15,7 +15,7 @@ from .blocks import LargeKernelBlock, LargeKernelStage
 
 
 class LargeKernelNet(nn.Module):
-    """Four stages of large-kernel blocks: 4x4 stem, LN + 2x2 stride-2 convolutions between the stages.
+    """Stages of large-kernel blocks: 4x4 stem, LN + 2x2 stride-2 convolutions between the stages.
 
     The sides of the input need not be multiples of 32: pixels that do not fill a patch are cut off, as in all networks
     of ConvNeXt's family. Subclasses define :meth:`build_mixer`, and may define :meth:`build_position_embedding`.
@@ -42,6 +42,8 @@ class LargeKernelNet(nn.Module):
         deploy (bool): Build the form that :meth:`switch_to_deploy` makes, for its checkpoints; it cannot be trained.
         use_grn (bool): Whether the pointwise layers have ConvNeXt V2's global response normalization; its authors
             then leave out the layer scale (``layer_scale_init_value=0``). Defaults to False.
+        stem_patch_size (int): Side of the patches that the stem turns into pixels of the first stage, 1 to keep the
+            size of the input. Defaults to 4.
     """
 
     # The settings of each name of ``arch``; filled by the subclasses, with the same keys for each name.
@@ -63,7 +65,8 @@ class LargeKernelNet(nn.Module):
                  gap_before_final_norm: bool = True,
                  with_cp: bool = False,
                  deploy: bool = False,
-                 use_grn: bool = False) -> None:
+                 use_grn: bool = False,
+                 stem_patch_size: int = 4) -> None:
         super().__init__()
         self.depths = positive_ints('depths', depths)
         self.num_stages = len(self.depths)
@@ -76,6 +79,8 @@ class LargeKernelNet(nn.Module):
         self.out_indices = stage_indices(out_indices, self.num_stages)
         check_number('frozen_stages', frozen_stages, f'in 0 ... {self.num_stages}',
                      lambda number: 0 <= number <= self.num_stages, kinds=int)
+        check_number('stem_patch_size', stem_patch_size, 'a positive int', lambda side: side > 0, kinds=int)
+        self.stem_patch_size = stem_patch_size
         self.frozen_stages = frozen_stages
         self.gap_before_final_norm = gap_before_final_norm
         check_factory('norm_layer', norm_layer, 'nn.BatchNorm2d')
@@ -91,7 +96,8 @@ class LargeKernelNet(nn.Module):
         built = self.out_indices[-1] + 1
         for stage, (depth, width) in enumerate(zip(self.depths[:built], self.channels)):
             if stage == 0:
-                downsample = nn.Sequential(Conv2d(in_channels, width, kernel_size=4, stride=4), norm_layer(width))
+                downsample = nn.Sequential(
+                    Conv2d(in_channels, width, kernel_size=stem_patch_size, stride=stem_patch_size), norm_layer(width))
             else:
                 previous = self.channels[stage - 1]
                 downsample = nn.Sequential(norm_layer(previous), Conv2d(previous, width, kernel_size=2, stride=2))
@@ -128,11 +134,11 @@ class LargeKernelNet(nn.Module):
         """Compute the features.
 
         Args:
-            x (Tensor): (N, in_channels, H, W), H and W at least 4 * 2**(stages - 1).
+            x (Tensor): (N, in_channels, H, W), H and W at least stem_patch_size * 2**(stages - 1).
 
         Returns:
-            tuple[Tensor, ...]: One per out index: (N, C_i, H / 2**(i + 2), W / 2**(i + 2)), rounded down; (N, C_i) with
-            ``gap_before_final_norm``.
+            tuple[Tensor, ...]: One per out index: (N, C_i, H / s, W / s) with s = stem_patch_size * 2**i, rounded down;
+            (N, C_i) with ``gap_before_final_norm``.
         """
         outs = []
         for index, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages)):

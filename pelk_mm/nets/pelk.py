@@ -90,6 +90,7 @@ class PeLK(LargeKernelNet):
                  drop_path_rate: float = 0.0,
                  layer_scale_init_value: float = 1e-6,
                  use_grn: bool = False,
+                 stem_patch_size: int = 4,
                  out_indices: int | Sequence[int] = -1,
                  frozen_stages: int = 0,
                  gap_before_final_norm: bool = True,
@@ -121,7 +122,7 @@ class PeLK(LargeKernelNet):
             ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
             drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, use_grn=use_grn,
             out_indices=out_indices, frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm,
-            with_cp=with_cp, deploy=deploy)
+            with_cp=with_cp, deploy=deploy, stem_patch_size=stem_patch_size)
 
     def conv_channels(self, channels: int) -> int:
         """Return the number of convolved channels of a block with ``channels``."""

@@ -63,6 +63,7 @@ class SLaK(LargeKernelNet):
                  drop_path_rate: float = 0.0,
                  layer_scale_init_value: float = 1e-6,
                  use_grn: bool = False,
+                 stem_patch_size: int = 4,
                  out_indices: int | Sequence[int] = -1,
                  frozen_stages: int = 0,
                  gap_before_final_norm: bool = True,
@@ -85,7 +86,7 @@ class SLaK(LargeKernelNet):
             ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
             drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, use_grn=use_grn,
             out_indices=out_indices, frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm,
-            with_cp=with_cp, deploy=deploy)
+            with_cp=with_cp, deploy=deploy, stem_patch_size=stem_patch_size)
 
     def build_mixer(self, stage: int, channels: int) -> nn.Module:
         kernel, stripe, bias = self.kernel_sizes[stage], self.stripe_width, self.branch_norm_layer is None

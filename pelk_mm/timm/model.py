@@ -67,7 +67,7 @@ class TimmNet(nets.LargeKernelNet):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.head_hidden_size = self.num_features
-        self.feature_info = [dict(num_chs=width, reduction=4 * 2**stage, module=f'stages.{stage}')
+        self.feature_info = [dict(num_chs=width, reduction=self.stem_patch_size * 2**stage, module=f'stages.{stage}')
                              for stage, width in enumerate(self.channels)]
         self.to(dtype=dtype)
 
@@ -120,7 +120,7 @@ class TimmNet(nets.LargeKernelNet):
         return taken
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32), rounded down."""
+        """(N, in_chans, H, W) -> (N, num_features, H / 32, W / 32) with patches of 4, rounded down."""
         return self.forward_intermediates(x, indices=1)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

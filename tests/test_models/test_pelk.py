@@ -90,6 +90,7 @@ ARGUMENTS = dict(
     drop_path_rate=(0.4, lambda m: getattr(m.stages[3].blocks[0].drop_path, 'drop_prob', 0) == pytest.approx(0.4)),
     layer_scale_init_value=(0.0, lambda m: m.stages[0].blocks[0].gamma is None),
     use_grn=(True, lambda m: m.stages[0].blocks[0].grn is not None),
+    stem_patch_size=(1, lambda m: m.downsample_layers[0](torch.rand(1, 3, 8, 12)).shape[-2:] == (8, 12)),
     out_indices=([0, -1], lambda m: m.out_indices == (0, 3)),
     frozen_stages=(2, lambda m: not any(p.requires_grad for p in m.stages[1].parameters()) and
                    all(p.requires_grad for p in m.stages[2].parameters())),
