@@ -3,7 +3,8 @@
 A backend is a triple of functions on plain tensors, none of them differentiable by itself (the interface adds
 autograd): ``why_not`` says why it cannot run, or None; ``forward`` and ``theta_grad`` have the reference's signatures.
 A new one is a file and a line of ``BACKENDS``. On the CPU the automatic choice takes it once it has rows in
-``costs.CPU_COSTS``, elsewhere by its place in the table.
+``costs.CPU_COSTS``, on a GPU where it is measured to be the fastest (``measured_choice.py``), elsewhere by its place in
+the table.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from . import box_sums, native, reference, triton_backend
+from . import box_sums, measured_choice, native, reference, triton_backend
 from .costs import cheapest
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def resolve_name(name: str) -> str:
 def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Backend:
     """Return the backend called ``name``, or with ``'auto'`` the one that is expected to be fastest for this call.
 
-    On the CPU a measured cost model decides (``costs.py``), elsewhere the order of the table.
+    On the CPU a measured cost model decides (``costs.py``), on GPUs the first call of a regime, which is timed
+    (``measured_choice.py``), elsewhere the order of the table.
 
     Args:
         name (str): See :func:`resolve_name`.
@@ -83,6 +85,8 @@ def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Ba
     name = resolve_name(name)
     if name != 'auto':
         reason = BACKENDS[name].why_not(x, grid)
+        if reason is None and x.device.type == 'cuda' and x.numel():
+            reason = measured_choice.on(x.device).why_wrong(BACKENDS[name], function, x, grid)
         if reason is not None:
             raise RuntimeError(f'backend {name!r} of peripheral_conv2d cannot run here: {reason}')
         return BACKENDS[name]
@@ -95,4 +99,6 @@ def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Ba
             logger.debug('peripheral_conv2d: backend %r is not used: %s', backend.name, reason)
     if x.device.type == 'cpu' and x.numel():
         return BACKENDS[cheapest(tuple(backend.name for backend in able), function, x, grid)]
+    if x.device.type == 'cuda' and x.numel():
+        return measured_choice.on(x.device).pick(able, function, x, grid)
     return able[0]
