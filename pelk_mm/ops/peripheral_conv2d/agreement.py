@@ -41,8 +41,10 @@ def difference(backend: Backend, function: str, x: Tensor, grid: SharingGrid) ->
     if function == 'forward':
         theta = _numbers((x.shape[1], grid.num_cells, grid.num_cells), x) / grid.kernel_size
         bias = _numbers((x.shape[1], ), x)
-        found = ends(backend.forward(sample, theta, bias, grid))
-        expected = reference.forward(ends(sample), theta[channels].double(), bias[channels].double(), grid)
+        parts = [ends(backend.convolve(sample, theta, bias, grid, mirrored)) for mirrored in (False, True)]
+        sides = theta[channels].double(), theta[channels].double().flip(-2, -1)
+        found = torch.stack(parts)
+        expected = torch.stack([reference.forward(ends(sample), side, bias[channels].double(), grid) for side in sides])
     else:
         grad = _numbers(sample.shape, x).roll(1, -1)
         grad[1:batch - 1] = 0

@@ -29,21 +29,30 @@ class Backend:
     Attributes:
         name (str): Name that users pass as ``backend=``.
         why_not (Callable): ``(x, grid) -> str | None``, the reason why it cannot run on these.
-        forward (Callable): ``(x, theta, bias, grid) -> y``.
+        forward (Callable): ``(x, theta, bias, grid) -> y``; with ``mirrors`` also a fifth argument.
         theta_grad (Callable): ``(x, grad_output, grid) -> grad_theta``.
+        mirrors (bool): Whether ``forward`` takes a bool after the grid, and reads theta flipped in both axes if True,
+            as the gradient of x needs it.
     """
 
     name: str
     why_not: Callable[[Tensor, SharingGrid], str | None]
-    forward: Callable[[Tensor, Tensor, Tensor | None, SharingGrid], Tensor]
+    forward: Callable[..., Tensor]
     theta_grad: Callable[[Tensor, Tensor, SharingGrid], Tensor]
+    mirrors: bool = False
+
+    def convolve(self, x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid, mirrored: bool) -> Tensor:
+        """Call ``forward``, with theta flipped in both axes if ``mirrored``."""
+        if self.mirrors:
+            return self.forward(x, theta, bias, grid, mirrored)
+        return self.forward(x, theta.flip(-2, -1) if mirrored else theta, bias, grid)
 
 
 BACKENDS = {
     backend.name: backend
     for backend in (
         Backend('native', native.why_not, native.forward, native.theta_grad),
-        Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad),
+        Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad, mirrors=True),
         Backend('box_sums', box_sums.why_not, box_sums.forward, box_sums.theta_grad),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
