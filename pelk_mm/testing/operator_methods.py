@@ -17,6 +17,8 @@ MAPS = {224: (56, 28, 14, 7), 512: (128, 64, 32, 16)}
 """Sides of the stages' maps by the side of the image."""
 KERNELS = {5: (51, 49, 47, 13), 7: (101, 69, 67, 13)}
 """Kernel sizes of the stages by the side of the centre."""
+SHRUNK = dict(depths=(1, 1, 1, 1), channels=(8, 16, 16, 16))
+"""Arguments of a network that tries the code of a benchmark in seconds."""
 
 
 def draw(shape: tuple[int, ...], grid: SharingGrid, dtype: torch.dtype, device: str | torch.device, requires_grad: bool,

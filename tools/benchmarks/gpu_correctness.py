@@ -178,13 +178,13 @@ def main() -> None:
         measurements.once(f'first use, {backend}', check_first_use, backend, device)
         if not args.tiny:
             measurements.once(f'same bits, {backend}', check_repeatable, backend, device)
-        if on_gpu:
-            for mode in ('default', 'reduce-overhead'):
-                measurements.once(f'compiled, {mode}, {backend}', check_compiled, backend, device, mode, needs=60)
-            measurements.once(f'CUDA graph, {backend}', check_cuda_graph, backend, device)
         if backend != 'box_sums':
             for tool in ('memcheck', 'racecheck'):
                 measurements.once(f'{tool}, {backend}', sanitize, tool, backend, device, needs=100)
+    for backend in (name for name in (*able, 'auto') if on_gpu and name not in ('reference', 'box_sums')):
+        for mode in ('default', 'reduce-overhead'):
+            measurements.once(f'compiled, {mode}, {backend}', check_compiled, backend, device, mode, needs=60)
+        measurements.once(f'CUDA graph, {backend}', check_cuda_graph, backend, device)
     measurements.finish()
 
 

@@ -1,13 +1,14 @@
 """Step 2 of gpu.sh: the peripheral convolution beside a copy, F.conv2d in every way that torch has, FFT and extensions.
 
-All methods of a shape are timed in turn, in one measurement, after each was compared with fp64 on a few planes on the
-device. A dense call is first estimated from a share of the work, and left out above a limit.
+Ours and the other methods of a shape are timed in two measurements, as a dense call may take longer than the step;
+both time a copy in turn with the rest. Each method is compared with fp64 on a few planes, on the device, before. A call
+is first estimated from one image, and left out above a limit.
 """
 
 import argparse
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
@@ -34,7 +35,7 @@ SHAPES = (
     (2, 46, 200, 51, 5),
 )
 TINY_SHAPES = ((2, 3, 9, 13, 5), )
-DTYPES = dict(fp32=torch.float32, tf32=torch.float32, bf16=torch.bfloat16)
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, tf32=torch.float32)
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,21 +66,23 @@ def dense_ways() -> dict[str, dict]:
     return {'conv2d auto': {}, 'conv2d native': dict(enabled=False)}
 
 
-def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, tuple[Callable, AbstractContextManager, bool]]:
-    """Name -> function of (x, theta), a context for it, and whether x is to be channels-last."""
-    able = [name for name, reason in available_backends(x, theta, grid).items() if reason is None]
-    runs: dict[str, tuple[Callable, AbstractContextManager, bool]] = {}
-    runs['copy'] = lambda x, theta: x.clone(), nullcontext(), False
-    for name in ('auto', *(name for name in able if name != 'reference')):
-        for last in (False, True):
+def methods(x: Tensor, theta: Tensor, grid: SharingGrid,
+            ours: bool) -> dict[str, tuple[Callable, Callable[[], AbstractContextManager], bool]]:
+    """Name -> function of (x, theta), what makes a context for it, and whether x is to be channels-last."""
+    runs: dict[str, tuple[Callable, Callable[[], AbstractContextManager], bool]] = {}
+    runs['copy'] = lambda x, theta: x.clone(), nullcontext, False
+    if ours:
+        able = [name for name, reason in available_backends(x, theta, grid).items() if reason is None]
+        for name, last in product(('auto', *(name for name in able if name != 'reference')), (False, True)):
             label = f'{name}, channels-last' if last else name
-            runs[label] = partial(peripheral_conv2d, grid=grid, backend=name), nullcontext(), last
+            runs[label] = partial(peripheral_conv2d, grid=grid, backend=name), nullcontext, last
+        return runs
     for (name, flags), last in product(dense_ways().items(), (False, True)):
         label = f'{name}, channels-last' if last else name
         runs[label] = partial(dense_conv2d, grid=grid), partial(cudnn, **flags), last
-    runs['fft'] = partial(fft_conv2d, grid=grid), nullcontext(), False
+    runs['fft'] = partial(fft_conv2d, grid=grid), nullcontext, False
     if x.is_cuda and find_spec('depthwise_conv2d_implicit_gemm'):
-        runs['implicit gemm'] = implicit_gemm(x, grid), nullcontext(), False
+        runs['implicit gemm'] = implicit_gemm(x, grid), nullcontext, False
     return runs
 
 
@@ -127,7 +130,7 @@ def seconds_of_call(run: Callable, sets: tuple[Tensor, ...]) -> float:
     return seconds * max(1.0, len(x) / 3)
 
 
-def measure(shape: tuple[int, ...], dtype: str, backward: bool, args: argparse.Namespace) -> dict:
+def measure(shape: tuple[int, ...], dtype: str, ours: bool, backward: bool, args: argparse.Namespace) -> dict:
     """Name of a method -> its timing and error, or why it has none."""
     batch, channels, side, kernel, center = shape
     grid = SharingGrid.from_kernel_size(kernel, center)
@@ -137,10 +140,7 @@ def measure(shape: tuple[int, ...], dtype: str, backward: bool, args: argparse.N
     tf32 = partial(cudnn, allow_tf32=dtype == 'tf32')
     result: dict[str, dict] = {}
     calls, layouts = {}, {}
-    for name, (run, context, last) in methods(x, theta, grid).items():
-        # TF32 concerns only what uses cuDNN, and the copy for scale.
-        if dtype == 'tf32' and not name.startswith(('conv2d', 'copy', 'auto', 'cuda')):
-            continue
+    for name, (run, context, last) in methods(x, theta, grid, ours).items():
         call = in_contexts(timed(run, backward), tf32, context)
         try:
             estimate = seconds_of_call(call, in_layout(inputs[0], last))
@@ -179,11 +179,12 @@ def measure_theta_grad(shape: tuple[int, ...], dtype: str, args: argparse.Namesp
     return {name: dict(vars(time), copies=time.median / times['copy'].median) for name, time in times.items()}
 
 
-def in_contexts(call: Callable, *contexts) -> Callable:
-    """Enter contexts, or what makes them, around each call."""
+def in_contexts(call: Callable, *contexts: Callable[[], AbstractContextManager]) -> Callable:
+    """Enter a new context of each kind around each call."""
     def run(*args):
-        managers = [context() if callable(context) else context for context in contexts]
-        with managers[0], managers[1]:
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
             return call(*args)
 
     return run
@@ -197,13 +198,17 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     measurements = Measurements(args.json, args.device, args.limit, print)
     args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=5, limit=30)
-    for shape in TINY_SHAPES if args.tiny else SHAPES:
-        size = '{}x{}x{}x{}, K {}'.format(*shape[:3], *shape[2:4])
-        for dtype in ('fp32', 'bf16', 'tf32'):
-            measurements.once(f'{size}, {dtype}, forward', measure, shape, dtype, False, args, needs=20)
-            if dtype != 'tf32':
-                measurements.once(f'{size}, {dtype}, dtheta', measure_theta_grad, shape, dtype, args, needs=10)
-                measurements.once(f'{size}, {dtype}, forward and backward', measure, shape, dtype, True, args, needs=30)
+    shapes = TINY_SHAPES if args.tiny else SHAPES
+    # All of ours comes first.
+    for ours, shape, dtype in product((True, False), shapes, DTYPES):
+        name = '{}x{}x{}x{}, K {}, '.format(*shape[:3], *shape[2:4]) + f'{dtype}, {"ours" if ours else "others"}'
+        if dtype == 'tf32' and args.tiny:
+            continue
+        measurements.once(f'{name}, forward', measure, shape, dtype, ours, False, args, needs=20)
+        if dtype != 'tf32':
+            measurements.once(f'{name}, forward and backward', measure, shape, dtype, ours, True, args, needs=20)
+        if dtype != 'tf32' and ours:
+            measurements.once(f'{name}, dtheta', measure_theta_grad, shape, dtype, args, needs=10)
     measurements.finish()
 
 

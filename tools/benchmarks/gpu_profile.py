@@ -19,7 +19,7 @@ from pelk_mm.nets import PeLK
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
 from pelk_mm.testing.benchmark import rotating, time_paired, why_no_device
 from pelk_mm.testing.measurements import Measurements, step_parser
-from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS
+from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS, SHRUNK
 
 NETWORKS = {'PeLK-T': dict(arch='tiny'), 'PeLK-T, width 1.0': dict(arch='tiny', width_factor=1.0)}
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
@@ -52,8 +52,7 @@ def profiled(run: Callable[[], object], device: str, calls: int = 3) -> dict:
     on_gpu = torch.device(device).type == 'cuda'
     for _ in range(2):
         run()
-    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    with profile(activities=[ProfilerActivity.CPU, activity]) as found:
+    with profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu]) as found:
         for _ in range(calls):
             run()
         if on_gpu:
@@ -73,7 +72,7 @@ def profiled(run: Callable[[], object], device: str, calls: int = 3) -> dict:
 
 def network(name: str, dtype: str, train: bool, args: argparse.Namespace) -> dict:
     """Profile a call of the deployed network, or forward and backward in training (bf16 by autocast)."""
-    model: nn.Module = PeLK(**NETWORKS[name])
+    model: nn.Module = PeLK(**NETWORKS[name], **(SHRUNK if args.tiny else {}))
     if not train:
         model.eval().switch_to_deploy()
     model.to(args.device, torch.float32 if train else DTYPES[dtype])
