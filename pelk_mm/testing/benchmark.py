@@ -25,7 +25,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -137,7 +136,9 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
         now = time.perf_counter()
         if now > end and len(rounds[name]) >= min_rounds or now - start > limit:
             break
-    quarters = {name: np.quantile(times, (0.25, 0.5, 0.75)).tolist() for name, times in rounds.items()}
+    places = torch.tensor((0.25, 0.5, 0.75), dtype=torch.float64)
+    quarters = {name: torch.tensor(times, dtype=torch.float64).quantile(places).tolist()
+                for name, times in rounds.items()}
     return {name: Timing(median, low, high, len(rounds[name]), calls[name])
             for name, (low, median, high) in quarters.items()}
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from pelk_mm.ops import SharingGrid
 
@@ -62,6 +63,14 @@ def run(inputs: Inputs, grid: SharingGrid, **settings) -> Results:
 
     with patch.multiple(triton_backend, **settings) if settings else patch.dict({}), patch('torch.empty', nan_filled):
         return run_case(inputs, grid, 'triton')
+
+
+def unrounded(inputs: Inputs, grid: SharingGrid) -> Tensor:
+    """Output of the Triton backend in fp32, before it is rounded to the dtype of the inputs."""
+    from pelk_mm.ops.peripheral_conv2d import triton_backend
+    output = torch.full(inputs.x.shape, torch.nan)
+    with patch('torch.empty', lambda *args, **kwargs: output):
+        return triton_backend.forward(inputs.x, inputs.theta, inputs.bias.float(), grid)
 
 
 def always(*args) -> bool:

@@ -1,23 +1,20 @@
 #!/usr/bin/env bash
-# Measures everything that docs/benchmarks/gpu.md lists. Usage: gpu.sh [folder for the results]
-set -euo pipefail
+# Measures all of docs/benchmarks/gpu.md. Usage: gpu.sh [folder for the results [steps]]
+# Steps: correctness operator networks profile. Each ends within 8 minutes, keeps every result at once, and goes on
+# where it stopped when it is called again. Needs torch, and timm for the peers.
+set -uo pipefail
 cd "$(dirname "$0")/../.."
 export PYTHONPATH="$PWD:${PYTHONPATH:-}"
 out=${1:-docs/benchmarks/gpu}
-available=$(python -c 'import torch; print(torch.cuda.is_available())')
-if [ "$available" != True ]; then
-    echo 'not measured: no CUDA device'
-    exit
-fi
-for dtype in float32 bfloat16; do
-    for direction in forward backward; do
-        flag=$([ "$direction" = backward ] && echo --backward || true)
-        python tools/benchmarks/peripheral_conv2d.py --device cuda --dtype "$dtype" --batches 1 8 128 $flag \
-            --json "$out/operator-$dtype-$direction.json" --plot "$out/operator-$dtype-$direction.png"
-    done
-    for batch in 1 128; do
-        python tools/benchmarks/backbone.py --device cuda --dtype "$dtype" --batch "$batch" \
-            --json "$out/backbone-$dtype-batch$batch.json"
-    done
+[ $# -gt 0 ] && shift
+[ $# -gt 0 ] || set -- correctness operator networks profile
+mkdir -p "$out"
+status=0
+for step; do
+    echo "== $step"
+    timeout --kill-after=10 470 "${PYTHON:-python}" "tools/benchmarks/gpu_$step.py" --json "$out/$step.json" || {
+        echo "$step ended with status $?; the same command goes on with the rest" >&2
+        status=1
+    }
 done
-python tools/benchmarks/throughput.py --device cuda --tf32 --json "$out/throughput.json" --plot "$out/throughput.png"
+exit $status

@@ -1,4 +1,4 @@
-"""Time every backend of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
+"""Time the CPU backends of the peripheral convolution against F.conv2d with the expanded kernel, FFT and a copy.
 
 Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over
 kernel sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one
@@ -9,27 +9,22 @@ import argparse
 import math
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import geometric_mean
 from time import perf_counter
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from scipy.fft import next_fast_len
 from torch import Tensor
 
-from pelk_mm.ops import SharingGrid, available_backends, expand_kernel, peripheral_conv2d
-from pelk_mm.testing.benchmark import environment, rotating, save_report, time_paired, why_no_device
+from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+from pelk_mm.testing.benchmark import environment, rotating, save_report, time_paired
+from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS, dense_conv2d, draw, fft_conv2d, timed
 from pelk_mm.testing.tolerances import RELATIVE_ERROR, relative_error
 
-CHANNELS = (46, 93, 187, 374)
-MAPS = {224: (56, 28, 14, 7), 512: (128, 64, 32, 16)}
-KERNELS = {5: (51, 49, 47, 13), 7: (101, 69, 67, 13)}
 CURVE = (7, 13, 21, 31, 41, 51, 71, 101, 121, 151)
 CURVE_SHAPE = (1, 46, 128, 128)
 # Kernel sizes and their centres, the first of each pair being what the second is compared with.
@@ -39,7 +34,6 @@ DENSE = ('conv2d', 'conv2d channels-last')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--dtype', default='float32', choices=['float64', 'float32', 'bfloat16', 'float16'])
     parser.add_argument('--backward', action='store_true', help='forward and backward instead of only forward')
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
@@ -53,21 +47,6 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def fft_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
-    """The same convolution by the product of spectra, in fp32 or better; sizes are padded to what FFTs like."""
-    pad, kernel = grid.kernel_size // 2, expand_kernel(theta, grid).flip(-2, -1)
-    size = [next_fast_len(side + grid.kernel_size - 1, real=True) for side in x.shape[-2:]]
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    product = torch.fft.rfft2(x.to(dtype), s=size) * torch.fft.rfft2(kernel.to(dtype), s=size)
-    out = torch.fft.irfft2(product, s=size)
-    return out[..., pad:pad + x.shape[-2], pad:pad + x.shape[-1]].to(x.dtype)
-
-
-def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
-    """F.conv2d with the expanded kernel."""
-    return F.conv2d(x, expand_kernel(theta, grid).unsqueeze(1), padding=grid.kernel_size // 2, groups=x.shape[1])
-
-
 def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
     """Name -> function of (x, theta); x as planes, except for the method that says otherwise."""
     reasons = available_backends(x, theta, grid)
@@ -76,39 +55,15 @@ def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
     runs['fft'] = partial(fft_conv2d, grid=grid)
     runs['copy'] = lambda x, theta: x.clone()
     runs.update(dict.fromkeys(DENSE, partial(dense_conv2d, grid=grid)))
-    if x.device.type == 'cuda' and find_spec('depthwise_conv2d_implicit_gemm'):
-        from depthwise_conv2d_implicit_gemm import DepthWiseConv2dImplicitGEMM
-        module = DepthWiseConv2dImplicitGEMM(x.shape[1], grid.kernel_size).to(x.device, x.dtype)
-        runs['implicit gemm'] = lambda x, theta: torch.func.functional_call(
-            module, dict(weight=expand_kernel(theta, grid).unsqueeze(1)), (x, ))
     return runs
-
-
-def timed(run: Callable, backward: bool) -> Callable:
-    """Return the function of (x, theta, grad) to time: forward, or forward and backward."""
-    def both(x: Tensor, theta: Tensor, grad: Tensor) -> None:
-        out = run(x, theta)
-        wanted = [x, theta] if out.requires_grad and out.grad_fn is not None else [x]
-        torch.autograd.grad(out, wanted, grad, allow_unused=True)
-
-    return both if backward else lambda x, theta, grad: run(x, theta)
-
-
-def draw(shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random x, theta and gradient of the output."""
-    generator = torch.Generator().manual_seed(seed)
-    x, grad = (torch.randn(shape, generator=generator) for _ in range(2))
-    theta = torch.randn(shape[1], grid.num_cells, grid.num_cells, generator=generator) / grid.kernel_size
-    x, theta, grad = (tensor.to(args.device, getattr(torch, args.dtype)) for tensor in (x, theta, grad))
-    return x.requires_grad_(args.backward), theta.requires_grad_(args.backward), grad
 
 
 def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.Namespace) -> dict:
     """Median seconds and spread of each method that is right and not over the limit, and its relative error."""
-    inputs = rotating(partial(draw, shape, grid, args), args.device)
+    inputs = rotating(partial(_draw, shape, grid, args), 'cpu')
     x, theta, _ = inputs[0]
-    # fp64 boxes on the CPU, themselves tested against the dense definition, which would take minutes here in fp64.
-    right = peripheral_conv2d(x.detach().cpu().double(), theta.detach().cpu().double(), grid, backend='box_sums')
+    # fp64 boxes, themselves tested against the dense definition, which would take minutes here in fp64.
+    right = peripheral_conv2d(x.detach().double(), theta.detach().double(), grid, backend='box_sums')
     runs, errors, result = methods(x, theta, grid), {}, {}
     for name in list(runs):
         if name in DENSE and dense_seconds(name, shape, grid, args) > args.dense_limit:
@@ -130,7 +85,7 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
         if not group:
             continue
         with torch.set_grad_enabled(args.backward):
-            times = time_paired(group, layouts, args.device, seconds=args.seconds, min_rounds=3 if is_dense else 9)
+            times = time_paired(group, layouts, 'cpu', seconds=args.seconds, min_rounds=3 if is_dense else 9)
         result.update({name: dict(vars(time), error=errors.get(name)) for name, time in times.items()})
     return result
 
@@ -140,11 +95,11 @@ def measure_scaling(args: argparse.Namespace) -> list[dict]:
     runs = {}
     for kernel in (kernel for pair in SCALING for kernel in pair):
         grid = SharingGrid.from_kernel_size(*kernel)
-        run, theta = timed(partial(peripheral_conv2d, grid=grid), args.backward), draw(CURVE_SHAPE, grid, args)[1]
+        run, theta = timed(partial(peripheral_conv2d, grid=grid), args.backward), _draw(CURVE_SHAPE, grid, args)[1]
         runs[kernel] = lambda inputs, run=run, theta=theta: run(inputs[0], theta, inputs[2])
     with torch.set_grad_enabled(args.backward):
-        inputs = rotating(partial(draw, CURVE_SHAPE, SharingGrid.dense(1), args), args.device)
-        times = time_paired(runs, inputs, args.device, seconds=4 * args.seconds)
+        inputs = rotating(partial(_draw, CURVE_SHAPE, SharingGrid.dense(1), args), 'cpu')
+        times = time_paired(runs, inputs, 'cpu', seconds=4 * args.seconds)
     return [dict(kernel_sizes=(small[0], large[0]), centers=(small[1], large[1]),
                  medians=(times[small].median, times[large].median)) for small, large in SCALING]
 
@@ -155,16 +110,20 @@ _dense_rates: dict[str, float] = {}
 def dense_seconds(name: str, shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace) -> float:
     """Estimate of one dense call, from the rate (multiply-adds a second) of eight channels of a call of that kind."""
     work = math.prod(shape) * grid.kernel_size**2
-    if args.device != 'cpu' or work < 1e8:
+    if work < 1e8:
         return 0.0
     key = f'{name} {grid.kernel_size} {shape[2:]}'
     if key not in _dense_rates:
         small = (1, 8, *shape[2:])
-        x, *others = draw(small, grid, args)
+        x, *others = _draw(small, grid, args)
         start = perf_counter()
         timed(partial(dense_conv2d, grid=grid), args.backward)(_layout(name, x), *others)
         _dense_rates[key] = math.prod(small) * grid.kernel_size**2 / (perf_counter() - start)
     return work / _dense_rates[key]
+
+
+def _draw(shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace, seed: int = 0) -> tuple[Tensor, ...]:
+    return draw(shape, grid, getattr(torch, args.dtype), 'cpu', args.backward, seed)
 
 
 def _layout(name: str, x: Tensor) -> Tensor:
@@ -207,7 +166,7 @@ def plot(file: Path, results: dict) -> None:
     figure = Figure(figsize=(14, 4.6), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows = [row for row in results['shapes'] if row['shape'][0] == results['shapes'][0]['shape'][0]]
-    names = [name for name in ('auto', 'fft', *DENSE, 'implicit gemm') if any(row['times'].get(name) for row in rows)]
+    names = [name for name in ('auto', 'fft', *DENSE) if any(row['times'].get(name) for row in rows)]
     labels = dict(auto='peripheral_conv2d', fft='FFT', conv2d='F.conv2d')
     for i, name in enumerate(names):
         heights = [1e3 * row['times'][name]['median'] if row['times'].get(name) else 0 for row in rows]
@@ -237,12 +196,7 @@ def plot(file: Path, results: dict) -> None:
 def main() -> None:
     args = parse_args()
     console = Console()
-    reason = why_no_device(args.device)
-    if reason:
-        console.print(reason)
-        return
-    torch.backends.cudnn.benchmark = True
-    results = dict(environment=environment(args.device), dtype=args.dtype, backward=args.backward, shapes=[], curve=[])
+    results = dict(environment=environment('cpu'), dtype=args.dtype, backward=args.backward, shapes=[], curve=[])
     console.print(results['environment'])
     plan = [(batch, size, center, stage) for batch in args.batches for size in MAPS for center in KERNELS
             for stage in args.stages]

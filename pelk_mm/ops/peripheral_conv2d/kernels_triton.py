@@ -11,7 +11,7 @@ import triton.language as tl
 
 # By default Triton compiles again for a stride of 1 and for multiples of 16, and so for many new map sizes.
 _RUNTIME = ('x', 'theta', 'bias', 'out', 'grad', 'partial', 'table', 'N', 'C', 'H', 'W', 'x_n', 'x_c', 'x_h', 'grad_n',
-            'grad_c', 'grad_h', 'cells', 'size', 'first_cell', 'last_cell')
+            'grad_c', 'grad_h', 'cells', 'size', 'first_cell', 'last_cell', 'mirrored')
 
 
 @triton.jit
@@ -44,7 +44,10 @@ def _cell_sums(x, offset, y, start, width, stride, in_columns, H):
 @triton.jit
 def _high(value):
     """An fp32 number rounded to what TF32 holds; ``value - _high(value)`` is the rest, exact in fp32."""
-    return ((value.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+    bits = value.to(tl.uint32, bitcast=True)
+    # The largest numbers would be rounded to infinity; they are cut off.
+    bits = tl.where(tl.abs(value) < 3.4e38, bits + 0x1000, bits)
+    return (bits & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -63,20 +66,21 @@ def _multiply(left, high, low, acc, dtype: tl.constexpr):
 
     The operands are split into parts that tensor cores multiply exactly: two of TF32 or, with bf16 tensors, of bf16.
     ``left`` is always fp32; ``high`` and ``low`` are from :func:`_split`: fp16 fits TF32 and bf16 fits itself.
+
+    Tensor cores truncate while they accumulate, so long chains drift: each product starts from zero.
     """
     if dtype == tl.bfloat16:
         left_high = left.to(tl.bfloat16)
         left_low = (left - left_high.to(tl.float32)).to(tl.bfloat16)
-        return tl.dot(left_high, high, tl.dot(left_low, high, acc))
+        product = tl.dot(left_high, high, tl.dot(left_low, high))
     else:
         left_high = _high(left)
         product = tl.dot(left - left_high, high, input_precision='tf32')
         if dtype == tl.float32:
             product = tl.dot(left_high, low, product, input_precision='tf32')
         product = tl.dot(left_high, high, product, input_precision='tf32')
-        # Tensor cores truncate while they accumulate, so long chains drift: the sum over cells is rounded outside.
-        # A plain addition would be folded back into the chain.
-        return tl.fma(product, 1.0, acc)
+    # Rounded. A plain addition would be folded back into the chain.
+    return tl.fma(product, 1.0, acc)
 
 
 @triton.jit
@@ -96,11 +100,12 @@ def _store_row(out, offset, value, y, in_columns, H):
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells, size, first_cell, last_cell,
-                   BIAS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, G: tl.constexpr, BK: tl.constexpr,
-                   BN: tl.constexpr):
+                   mirrored, BIAS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr, G: tl.constexpr,
+                   BK: tl.constexpr, BN: tl.constexpr):
     """``out[y, j] = bias + sum_a sum_k r_a[y, k] * theta[a, cell of tap k - j]``, r_a the sums over cell a of rows.
 
-    Grid: (tiles of G strips, C, tiles of BN columns). x has unit stride along W, out (N, C, H, W) is contiguous.
+    Grid: (tiles of G strips times tiles of BN columns, C). x has unit stride along W, out (N, C, H, W) is contiguous.
+    With ``mirrored`` theta is read from its end.
     """
     dtype: tl.constexpr = x.dtype.element_ty
     INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
@@ -110,12 +115,14 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
     x_c = x_c // ALIGN * ALIGN
     x_h = (x_h // ALIGN * ALIGN).to(INDEX)
     c = tl.program_id(1).to(tl.int64)
-    j0 = tl.program_id(2) * BN
+    column_tiles = tl.cdiv(W, BN)
+    j0 = tl.program_id(0) % column_tiles * BN
     j = j0 + tl.arange(0, BN)
-    n, y = _strips(tl.program_id(0), N, H, G)
+    n, y = _strips(tl.program_id(0) // column_tiles, N, H, G)
     x = tl.multiple_of(x + c * x_c, ALIGN * (dtype.primitive_bitwidth // 8))
     rows = n.to(INDEX) * x_n + y.to(INDEX) * x_h
-    theta += c * cells * cells
+    theta += c * cells * cells + mirrored * (cells * cells - 1)
+    step = 1 - 2 * mirrored
     acc0 = tl.zeros([G, BN], tl.float32)
     acc1 = acc0
     half = size // 2
@@ -128,7 +135,7 @@ def forward_kernel(x, theta, bias, out, table, N, C, H, W, x_n, x_c, x_h, cells,
         in_columns = (k < W)[None, :] & (y >= 0)[:, None]
         for a in range(first_cell, last_cell):
             s0, s1 = _cell_sums(x, offset, y, tl.load(table + a), tl.load(table + cells + a), x_h, in_columns, H)
-            weight = tl.load(theta + a * cells + cell, mask=in_kernel, other=0.0).to(tl.float32)
+            weight = tl.load(theta + step * (a * cells + cell), mask=in_kernel, other=0.0).to(tl.float32)
             high, low = _split(weight, dtype)
             acc0 = _multiply(s0, high, low, acc0, dtype)
             acc1 = _multiply(s1, high, low, acc1, dtype)
@@ -149,7 +156,7 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
                       BK: tl.constexpr, BN: tl.constexpr, MAX_CELLS: tl.constexpr):
     """``partial[s, c, a, b]`` = the share of split s in ``sum_{n, y, k, j} r_a[y, k] * grad[y, j]``, tap k - j in b.
 
-    Grid: (splits of the strips, C, used cells times tiles of BN columns). The shares of all splits and column tiles
+    Grid: (used cells times tiles of BN columns, C, splits of the strips). The shares of all splits and column tiles
     are summed afterwards, in a fixed order. x and grad have unit stride along W.
     """
     dtype: tl.constexpr = x.dtype.element_ty
@@ -163,8 +170,8 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
     grad_h = (grad_h // ALIGN * ALIGN).to(INDEX)
     c = tl.program_id(1).to(tl.int64)
     used_cells = last_cell - first_cell
-    a = first_cell + tl.program_id(2) % used_cells
-    column_tile = tl.program_id(2) // used_cells
+    a = first_cell + tl.program_id(0) % used_cells
+    column_tile = tl.program_id(0) // used_cells
     j0 = column_tile * BN
     j = j0 + tl.arange(0, BN)
     x = tl.multiple_of(x + c * x_c, ALIGN * (dtype.primitive_bitwidth // 8))
@@ -178,7 +185,7 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
     for k0 in range(tl.maximum(j0 - half, 0) // BK * BK, tl.minimum(j0 + BN + half, W), BK):
         k = tl.multiple_of(k0, BK) + tl.arange(0, BK)
         acc = tl.zeros([BK, BN], tl.float32)
-        for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        for tile in range(tl.program_id(2), tiles, tl.num_programs(2)):
             n, y = _strips(tile, N, H, G)
             in_map = (y >= 0)[:, None]
             offset = (n.to(INDEX) * x_n + y.to(INDEX) * x_h)[:, None] + k[None, :]
@@ -194,7 +201,7 @@ def theta_grad_kernel(x, grad, partial, table, N, C, H, W, x_n, x_c, x_h, grad_n
         cell = tl.load(table + 2 * cells + tap, mask=in_kernel, other=-1)
         for b in range(cells):
             total += tl.where(bs == b, tl.sum(tl.where(cell == b, acc, 0.0)), 0.0)
-    share = (tl.program_id(0) + tl.num_programs(0) * column_tile) * C + c
+    share = (tl.program_id(2) + tl.num_programs(2) * column_tile) * C + c
     tl.store(partial + (share * cells + a) * cells + bs, total, mask=bs < cells)
 
 

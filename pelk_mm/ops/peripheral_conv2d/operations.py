@@ -92,10 +92,12 @@ def _column_sums(grid: SharingGrid, cells: range) -> int:
 
 def _triton(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
     align = next(align for align in (4, 2, 1) if width % align == 0)
-    tile, (strips, _, column_tiles) = triton_backend._forward_tile(batch, channels, height, width, align)
+    tile, (programs, _) = triton_backend._forward_tile(batch, channels, height, width, align)
     half = grid.kernel_size // 2
+    starts = range(0, width, tile.BN)
+    strips = programs // len(starts)
     chunks = 0
-    for start in range(0, column_tiles * tile.BN, tile.BN):
+    for start in starts:
         first_column = max(start - half, 0) // tile.BK * tile.BK
         chunks += -(-(min(start + tile.BN + half, width) - first_column) // tile.BK)
     widths = [grid.widths[cell] for cell in grid.reachable(height)]

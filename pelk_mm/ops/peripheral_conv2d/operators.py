@@ -25,12 +25,14 @@ from .backends import select_backend
 # Kept for the life of the module: without it the operators would be removed.
 _LIBRARY = torch.library.Library('pelk_mm', 'FRAGMENT')
 _CONV, _THETA_GRAD = 'peripheral_conv2d', 'peripheral_conv2d_theta_grad'
-_LIBRARY.define(f'{_CONV}(Tensor x, Tensor theta, Tensor? bias, SymInt[] half, str backend) -> Tensor',
+_LIBRARY.define(f'{_CONV}(Tensor x, Tensor theta, Tensor? bias, SymInt[] half, str backend, bool mirrored=False) '
+                '-> Tensor',
                 tags=(torch.Tag.pt2_compliant_tag, ))
 _LIBRARY.define(f'{_THETA_GRAD}(Tensor x, Tensor grad_output, SymInt[] half, str backend) -> Tensor',
                 tags=(torch.Tag.pt2_compliant_tag, ))
 
-# (x, theta, bias, half, backend) -> y and (x, grad_output, half, backend) -> grad_theta.
+# (x, theta, bias, half, backend, mirrored=False) -> y, with theta flipped in both axes if mirrored, and
+# (x, grad_output, half, backend) -> grad_theta.
 conv = torch.ops.pelk_mm.peripheral_conv2d.default
 theta_grad = torch.ops.pelk_mm.peripheral_conv2d_theta_grad.default
 
@@ -64,10 +66,11 @@ def _grid(half: tuple[int, ...]) -> SharingGrid:
 
 
 @_without_dynamo
-def _conv_kernel(x: Tensor, theta: Tensor, bias: Tensor | None, half: list[int], backend: str) -> Tensor:
+def _conv_kernel(x: Tensor, theta: Tensor, bias: Tensor | None, half: list[int], backend: str,
+                 mirrored: bool = False) -> Tensor:
     grid = _grid(tuple(half))
     with own_precision(x):
-        out = select_backend(backend, 'forward', x, grid).forward(x, theta, bias, grid)
+        out = select_backend(backend, 'forward', x, grid).convolve(x, theta, bias, grid, mirrored)
     # The strides that the fake implementation promises.
     promised = torch.empty_like(x)
     return out if out.stride() == promised.stride() else promised.copy_(out)
@@ -80,7 +83,7 @@ def _theta_grad_kernel(x: Tensor, grad_output: Tensor, half: list[int], backend:
         return select_backend(backend, 'theta_grad', x, grid).theta_grad(x, grad_output, grid).contiguous()
 
 
-def _conv_fake(x, theta, bias, half, backend):
+def _conv_fake(x, theta, bias, half, backend, mirrored=False):
     return torch.empty_like(x)
 
 
@@ -139,12 +142,12 @@ class _ConvDerivative(_Derivative):
     operator = conv
 
     @staticmethod
-    def forward(ctx, run, x, theta, bias, half, backend):
+    def forward(ctx, run, x, theta, bias, half, backend, mirrored):
         ctx.save_for_backward(x, theta)
         ctx.save_for_forward(x, theta)
         ctx.set_materialize_grads(False)
-        ctx.rest = half, backend
-        return run(x, theta, bias, half, backend)
+        ctx.rest, ctx.mirrored = (half, backend), mirrored
+        return run(x, theta, bias, half, backend, mirrored)
 
     @staticmethod
     def backward(ctx, grad):
@@ -153,18 +156,20 @@ class _ConvDerivative(_Derivative):
         grad_x = grad_theta = grad_bias = None
         if grad is not None and needs_x:
             # The grid is symmetric, so the adjoint is the same operator with theta flipped in both axes.
-            grad_x = conv(grad, theta.flip(-2, -1), None, *ctx.rest)
+            grad_x = conv(grad, theta, None, *ctx.rest, not ctx.mirrored)
         if grad is not None and needs_theta:
-            grad_theta = theta_grad(x, grad, *ctx.rest)
+            # <grad, conv(x, flipped theta)> = <conv(grad, theta), x>.
+            grad_theta = theta_grad(grad, x, *ctx.rest) if ctx.mirrored else theta_grad(x, grad, *ctx.rest)
         if grad is not None and needs_bias:
             grad_bias = grad.sum((0, 2, 3))
-        return None, grad_x, grad_theta, grad_bias, None, None
+        return None, grad_x, grad_theta, grad_bias, None, None, None
 
     @staticmethod
     def jvp(ctx, _, x_tangent, theta_tangent, bias_tangent, *__):
         x, theta = ctx.saved_tensors
         with _outer_tangents():
-            parts = _products(ctx, conv, (x_tangent, _primal(theta), None), (_primal(x), theta_tangent, None))
+            run = partial(conv, mirrored=ctx.mirrored)
+            parts = _products(ctx, run, (x_tangent, _primal(theta), None), (_primal(x), theta_tangent, None))
             if bias_tangent is not None:
                 parts.append(bias_tangent[:, None, None].expand(x.shape))
             return sum(parts[1:], parts[0]) if parts else None
@@ -188,7 +193,7 @@ class _ThetaGradDerivative(_Derivative):
         _, needs_x, needs_grad_output, *_ = ctx.needs_input_grad
         grad_x = grad_dy = None
         if grad is not None and needs_x:
-            grad_x = conv(grad_output, grad.flip(-2, -1), None, *ctx.rest)
+            grad_x = conv(grad_output, grad, None, *ctx.rest, True)
         if grad is not None and needs_grad_output:
             grad_dy = conv(x, grad, None, *ctx.rest)
         return None, grad_x, grad_dy, None, None
@@ -201,17 +206,17 @@ class _ThetaGradDerivative(_Derivative):
             return sum(parts[1:], parts[0]) if parts else None
 
 
-def _conv_vmap(info, in_dims, x, theta, bias, half, backend):
+def _conv_vmap(info, in_dims, x, theta, bias, half, backend, mirrored=False):
     x_dim, theta_dim, bias_dim = in_dims[:3]
     if theta_dim is None and bias_dim is None:
         # More images.
         x = x.movedim(x_dim, 0)
-        return conv(x.flatten(0, 1), theta, bias, half, backend).unflatten(0, x.shape[:2]), 0
+        return conv(x.flatten(0, 1), theta, bias, half, backend, mirrored).unflatten(0, x.shape[:2]), 0
     # More channels, each with its kernel.
     x = _batched(x, x_dim, info.batch_size, 1)
     theta = _batched(theta, theta_dim, info.batch_size, 0).flatten(0, 1)
     bias = None if bias is None else _batched(bias, bias_dim, info.batch_size, 0).flatten(0, 1)
-    return conv(x.flatten(1, 2), theta, bias, half, backend).unflatten(1, x.shape[1:3]), 1
+    return conv(x.flatten(1, 2), theta, bias, half, backend, mirrored).unflatten(1, x.shape[1:3]), 1
 
 
 def _theta_grad_vmap(info, in_dims, x, grad_output, half, backend):
@@ -227,11 +232,16 @@ def _batched(tensor: Tensor, dim: int | None, size: int, to: int) -> Tensor:
     return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])
 
 
-for _name, _kernel, _fake, _derivative, _vmap in (
-    (_CONV, _conv_kernel, _conv_fake, _ConvDerivative, _conv_vmap),
-    (_THETA_GRAD, _theta_grad_kernel, _theta_grad_fake, _ThetaGradDerivative, _theta_grad_vmap)):
+def _conv_autograd(keyset, x, theta, bias, half, backend, mirrored=False):
+    # The dispatcher leaves out what equals its default.
+    return _ConvDerivative.dispatch(keyset, x, theta, bias, half, backend, mirrored)
+
+
+for _name, _kernel, _fake, _autograd, _vmap in (
+    (_CONV, _conv_kernel, _conv_fake, _conv_autograd, _conv_vmap),
+    (_THETA_GRAD, _theta_grad_kernel, _theta_grad_fake, _ThetaGradDerivative.dispatch, _theta_grad_vmap)):
     _LIBRARY.impl(_name, _kernel, 'CompositeExplicitAutograd')
-    _LIBRARY.impl(_name, _derivative.dispatch, 'Autograd', with_keyset=True)
+    _LIBRARY.impl(_name, _autograd, 'Autograd', with_keyset=True)
     torch.library.register_fake(f'pelk_mm::{_name}', _fake, lib=_LIBRARY)
     # Without it (PyTorch 2.4) a batch is a loop.
     if hasattr(torch.library, 'register_vmap'):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cache, lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -58,22 +59,25 @@ def why_not(x: Tensor, grid: SharingGrid) -> str | None:
     return None
 
 
-def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) -> Tensor:
-    """(N, C, H, W) -> (N, C, H, W), contiguous, dtype of x. Input without unit stride along W is copied first."""
+def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid, mirrored: bool = False) -> Tensor:
+    """(N, C, H, W) -> (N, C, H, W), contiguous, dtype of x. Input without unit stride along W is copied first.
+
+    ``mirrored`` flips theta in both axes, as the gradient of x needs it.
+    """
     batch, channels, height, width = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
     x = _with_unit_stride(x)
     align = _alignment(out, x)
-    tile, blocks = _forward_tile(batch, channels, height, width, align)
+    tile, programs = _forward_tile(batch, channels, height, width, align)
     cells = grid.reachable(height)
     with torch.cuda.device_of(x):
-        _kernels().forward_kernel[blocks](
+        _kernels().forward_kernel[programs](
             x, theta.contiguous(), out if bias is None else bias.contiguous(), out, _table(grid, x.device),
             batch, channels, height, width, *x.stride()[:3], grid.num_cells, grid.kernel_size, cells.start, cells.stop,
-            BIAS=bias is not None, ALIGN=align, WIDE=_is_wide(x) or _is_wide(out), G=tile.G, BK=tile.BK, BN=tile.BN,
-            num_warps=tile.warps)  # yapf: disable
+            int(mirrored), BIAS=bias is not None, ALIGN=align, WIDE=_is_wide(x) or _is_wide(out), G=tile.G, BK=tile.BK,
+            BN=tile.BN, num_warps=tile.warps)  # yapf: disable
     return out
 
 
@@ -84,12 +88,13 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros(channels, cells, cells)
     x, grad_output = _with_unit_stride(x), _with_unit_stride(grad_output)
-    tile, (splits, _, tasks) = _theta_grad_tile(batch, channels, height, width, grid)
+    tile, programs = _theta_grad_tile(batch, channels, height, width, grid)
+    tasks, _, splits = programs
     used = grid.reachable(height)
     shares = splits * (tasks // len(used))
     partial = torch.zeros(shares, channels, cells, cells, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
-        _kernels().theta_grad_kernel[(splits, channels, tasks)](
+        _kernels().theta_grad_kernel[programs](
             x, grad_output, partial, _table(grid, x.device), batch, channels, height, width, *x.stride()[:3],
             *grad_output.stride()[:3], cells, grid.kernel_size, used.start, used.stop,
             ALIGN=_alignment(x, grad_output), WIDE=_is_wide(x) or _is_wide(grad_output), G=tile.G, BK=tile.BK,
@@ -98,15 +103,15 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def _forward_tile(batch: int, channels: int, height: int, width: int,
-                  align: int) -> tuple[Tile, tuple[int, int, int]]:
-    """Tile sizes by the map's width, and the launch grid."""
+                  align: int) -> tuple[Tile, tuple[int, int]]:
+    """Tile sizes by the map's width, and the launch grid: tiles of columns fastest, as they read the same rows."""
     strips = batch * -(-height // 2)
     for tiles in (FORWARD_TILES, SMALL_FORWARD_TILES):
         tile = fit_registers(_for_width(tiles, width), align)
-        blocks = (-(-strips // tile.G), channels, -(-width // tile.BN))
-        if blocks[0] * blocks[1] * blocks[2] >= _FEW_PROGRAMS:
+        programs = (-(-strips // tile.G) * -(-width // tile.BN), channels)
+        if programs[0] * programs[1] >= _FEW_PROGRAMS:
             break
-    return tile, blocks
+    return tile, programs
 
 
 def fit_registers(tile: Tile, align: int) -> Tile:
@@ -117,11 +122,12 @@ def fit_registers(tile: Tile, align: int) -> Tile:
 
 def _theta_grad_tile(batch: int, channels: int, height: int, width: int,
                      grid: SharingGrid) -> tuple[Tile, tuple[int, int, int]]:
+    """Tile sizes, and the launch grid: cells times tiles of columns fastest, as they read the same rows."""
     tile = _for_width(THETA_GRAD_TILES, width)
     tasks = len(grid.reachable(height)) * -(-width // tile.BN)
     row_tiles = -(-batch * -(-height // 2) // tile.G)
     splits = max(1, min(row_tiles, _THETA_GRAD_PROGRAMS // (channels * tasks)))
-    return tile, (splits, channels, tasks)
+    return tile, (tasks, channels, splits)
 
 
 def _for_width(tiles: dict[int, Tile], width: int) -> Tile:
@@ -153,10 +159,21 @@ def _kernels():
     return kernels_triton
 
 
-@lru_cache(maxsize=256)
+@cache
 def _table(grid: SharingGrid, device: torch.device) -> Tensor:
     """The grid as the kernels read it, int32: first tap of each cell, width of each cell, cell of each tap.
 
-    Copied to the device once, so a captured CUDA graph needs one call before capture (as compilation does).
+    Made at the first call and kept, in a thread and a stream of its own: PyTorch's modes and the private memory of
+    a CUDA graph belong to a thread, a capture to its streams, and none of them may own what later calls read.
     """
-    return torch.tensor((*grid.starts, *grid.widths, *grid.cells), dtype=torch.int32, device=device)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_make_table, grid, device).result()
+
+
+def _make_table(grid: SharingGrid, device: torch.device) -> Tensor:
+    table = torch.tensor((*grid.starts, *grid.widths, *grid.cells), dtype=torch.int32)
+    if device.type != 'cuda':
+        return table.to(device)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        # Waits for the copy.
+        return table.to(device)
