@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import re
 from collections import Counter
 from functools import cache, lru_cache
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, LOOPS, DefaultScope
+from mmengine.registry import DATASETS, HOOKS, LOOPS, DefaultScope
 from PIL import Image
 
 from pelk_mm import compat
-from pelk_mm.analysis.model_building import build_model
+from pelk_mm.analysis.model_building import build_model, quiet
+from pelk_mm.engine.hooks.class_count import class_counts
 from pelk_mm.nets import LargeKernelNet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,21 +35,39 @@ def load(name: str) -> Config:
     return Config.fromfile(ROOT / name)
 
 
-@lru_cache(maxsize=4)
 def model_of(name: str) -> torch.nn.Module:
-    return build_model(load(name))
+    cfg = load(name)
+    parts = {key: cfg.get(key) for key in ('model', 'data_preprocessor', 'default_scope')}
+    return build_once(repr(Config(parts).to_dict()))
 
 
-def widths_of(backbone: torch.nn.Module, config: str, side: int, found={}) -> list[int]:  # noqa: B006
-    """Channels of the features, computed once for equal configs and in our networks with one block a stage."""
-    if config not in found:
-        if isinstance(backbone, LargeKernelNet):
-            backbone = copy.deepcopy(backbone)
-            for stage in backbone.stages:
+@lru_cache(maxsize=12)
+def build_once(parts: str) -> torch.nn.Module:
+    """Build a model of the meta device, which many configs share."""
+    return build_model(Config(ast.literal_eval(parts)))
+
+
+def widths_of(name: str, known: dict[str, list] = {}) -> list[int]:  # noqa: B006
+    """Return the channels of the feature maps, once for each backbone and image: a forward pass takes most time."""
+    backbone = {key: value for key, value in load(name).model.backbone.items()
+                if key not in ('drop_path_rate', 'init_cfg')}
+    case = repr((load(name).default_scope, side_of(name), Config(backbone).to_dict()))
+    if case not in known:
+        network = model_of(name).backbone
+        if isinstance(network, LargeKernelNet):
+            network = copy.deepcopy(network)
+            for stage in network.stages:
                 del stage.blocks[1:]
         with torch.no_grad():
-            found[config] = [feature.shape[1] for feature in backbone(torch.empty(1, 3, side, side, device='meta'))]
-    return found[config]
+            features = network(torch.empty(1, 3, side_of(name), side_of(name), device='meta'))
+        known[case] = [feature.shape[1] for feature in features]
+    return known[case]
+
+
+def optimizer_of(name: str) -> torch.optim.Optimizer:
+    # MMEngine logs several lines for each parameter.
+    with DefaultScope.overwrite_default_scope(load(name).default_scope), quiet(MMLogger.get_current_instance()):
+        return build_optim_wrapper(model_of(name), copy.deepcopy(load(name).optim_wrapper)).optimizer
 
 
 @pytest.fixture
@@ -68,8 +89,7 @@ class TestEveryConfig:
 
     def test_widths_agree(self, name):
         """Every head takes what the backbone gives."""
-        model = model_of(name)
-        widths = widths_of(model.backbone, repr(load(name).model.backbone), side_of(name))
+        model, widths = model_of(name), widths_of(name)
         if hasattr(model, 'neck') and model.neck is not None and hasattr(model.neck, 'in_channels'):
             assert list(model.neck.in_channels) == widths
         elif hasattr(model, 'decode_head'):
@@ -107,10 +127,9 @@ class TestEveryConfig:
     def test_optimizer(self, name, scope):
         """Every parameter is in one group; nothing of one dimension decays, nor do embeddings of positions."""
         cfg, model = load(name), model_of(name)
-        wrapper = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
         names = {id(param): key for key, param in model.named_parameters()}
         seen = Counter()
-        for group in wrapper.optimizer.param_groups:
+        for group in optimizer_of(name).param_groups:
             for param in group['params']:
                 key = names[id(param)]
                 seen[key] += 1
@@ -133,6 +152,16 @@ class TestEveryConfig:
                 assert hooks.get(hook.type), hook.type
         # Upstream's own recipes need nothing of ours.
         assert cfg.get('runner_type', '').startswith('pelk_mm.') == ('pelk_mm.engine' in str(cfg.get('custom_imports')))
+
+    def test_heads_have_the_classes_of_the_data(self, name, scope):
+        dataset = load(name).train_dataloader.dataset
+        with DATASETS.switch_scope_and_registry(None) as datasets:
+            metainfo = dataset.get('metainfo') or datasets.get(dataset.type).METAINFO
+        # Those of CustomDataset are its folders.
+        if 'classes' in metainfo:
+            counts = dict(class_counts(load(name).model))
+            assert counts
+            assert set(counts.values()) == {len(metainfo['classes'])}, counts
 
     def test_is_in_a_metafile(self, name):
         assert [entry['Name'] for entry in metafile_entries() if entry['Config'] == name] == [Path(name).stem]
@@ -200,91 +229,24 @@ def test_metafiles_point_to_what_exists():
 
 IMAGENET, ADE20K = 'configs/imagenet/pelk-{}_in1k{}.py', 'configs/ade20k/pelk-{}_upernet_8xb2-{}_ade20k-512x512.py'
 COCO = 'configs/coco/cascade-mask-rcnn_pelk-{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
-KEEP_ZEROS = dict(type='pelk_mm.DynamicSparsityHook', init='zeros', include=r'^backbone\.')
-# Section 5 of the paper, and SLaK's recipe that it follows: arch, drop path, learning rate, length.
-RECIPES = [
-    (IMAGENET.format('tiny_32xb128', ''), 'tiny', 0.1, 4e-3, 300),
-    (IMAGENET.format('small_32xb128', ''), 'small', 0.4, 4e-3, 300),
-    (IMAGENET.format('base_32xb128', ''), 'base', 0.5, 4e-3, 300),
-    (IMAGENET.format('base-101_32xb128', ''), 'base-101', 0.5, 4e-3, 300),
-    (IMAGENET.format('base_32xb128', '-384px-scratch'), 'base', 0.5, 4e-3, 300),
-    (IMAGENET.format('base-101_32xb128', '-384px-scratch'), 'base-101', 0.5, 4e-3, 300),
-    (IMAGENET.format('tiny-101_32xb128', ''), 'tiny-101', 0.1, 4e-3, 300),
-    (IMAGENET.format('tiny_32xb128-120e', ''), 'tiny', 0.1, 4e-3, 120),
-    (ADE20K.format('tiny', '160k'), 'tiny', 0.4, 1e-4, 160000),
-    (ADE20K.format('small', '160k'), 'small', 0.3, 1e-4, 160000),
-    (ADE20K.format('base', '160k'), 'base', 0.4, 1e-4, 160000),
-    (ADE20K.format('base-101', '160k'), 'base-101', 0.4, 1e-4, 160000),
-    (COCO.format('tiny'), 'tiny', 0.4, 2e-4, 36),
-    (COCO.format('small'), 'small', 0.6, 2e-4, 36),
-    (COCO.format('base'), 'base', 0.7, 2e-4, 36),
-    (COCO.format('base-101'), 'base-101', 0.7, 2e-4, 36),
-]
+PELK = [name for name in CONFIGS if re.search(r'/(cascade-mask-rcnn_)?pelk-(tiny|small|base)', name)]
 
 
-@pytest.mark.parametrize('name, arch, drop_path, lr, length', RECIPES, ids=[Path(recipe[0]).stem for recipe in RECIPES])
-def test_recipe(name, arch, drop_path, lr, length):
+@pytest.mark.parametrize('name', PELK)
+def test_name_says_arch_batch_and_length(name):
+    """The values of every recipe are compared with their sources in tests/test_recipes."""
     cfg = load(name)
-    backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
-    assert (backbone.type, backbone.arch, backbone.drop_path_rate) == ('pelk_mm.PeLK', arch, drop_path)
-    assert (optimizer.type, optimizer.lr, optimizer.betas, optimizer.weight_decay) == ('AdamW', lr, (0.9, 0.999), 0.05)
-    assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == length
-    gpus = 32 if 'imagenet' in name else 8
-    assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == (4096 if gpus == 32 else 16)
+    arch, processes, batch, rest = re.search(r'pelk-((?:tiny|small|base)(?:-101)?)_.*?(\d+)xb(\d+)(.*)', name).groups()
+    assert (cfg.model.backbone.type, cfg.model.backbone.arch) == ('pelk_mm.PeLK', arch)
+    assert cfg.train_cfg.type.startswith('pelk_mm.Resumable')
+    assert cfg.train_dataloader.batch_size == int(batch)
+    assert cfg.auto_scale_lr.base_batch_size == int(processes) * int(batch)
+    length = cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters'))
+    named = re.search(r'-(\d+)([ekx])[-_]', rest)
+    assert not named or length == int(named[1]) * dict(e=1, k=1000, x=12)[named[2]]
     for scheduler in cfg.param_scheduler:
         assert scheduler.get('end', length) <= length or not scheduler.by_epoch
-
-
-@pytest.mark.parametrize('name', [recipe[0] for recipe in RECIPES if 'imagenet' in recipe[0]])
-def test_imagenet_recipe(name):
-    cfg = load(name)
-    train_cfg, (ema, sparsity) = cfg.model.train_cfg, cfg.custom_hooks
-    assert [(augment.type, augment.alpha) for augment in train_cfg.augments] == [('Mixup', 0.8), ('CutMix', 1.0)]
-    assert cfg.model.head.loss.label_smooth_val == 0.1
-    assert (ema.type, ema.momentum) == ('EMAHook', 1e-4)
-    assert (sparsity.type, sparsity.sparsity) == ('pelk_mm.DynamicSparsityHook', 0.4)
-    assert (sparsity.update_interval, sparsity.prune_rate) == ((2000, 0.5) if 'tiny' in name else (100, 0.3))
-    assert cfg.train_cfg.type == 'pelk_mm.ResumableEpochBasedTrainLoop'
-    transforms = {transform.type: transform for transform in cfg.train_dataloader.dataset.pipeline}
-    assert (transforms['RandAugment'].magnitude_level, transforms['RandAugment'].magnitude_std) == (9, 0.5)
-    assert transforms['RandomErasing'].erase_prob == 0.25
-    warmup, cosine = cfg.param_scheduler
-    assert (warmup.type, warmup.end, cosine.type, cosine.begin) == ('LinearLR', 20, 'CosineAnnealingLR', 20)
-    assert cfg.model.data_preprocessor.mean == [123.675, 116.28, 103.53]
-
-
-@pytest.mark.parametrize('name', [recipe[0] for recipe in RECIPES if 'ade20k' in recipe[0]])
-def test_ade20k_recipe(name):
-    cfg, model = load(name), load(name).model
-    paramwise = cfg.optim_wrapper.paramwise_cfg
-    assert (paramwise.layer_decay_rate, paramwise.decay_type) == (0.9, 'stage_wise')
-    warmup, poly = cfg.param_scheduler
-    assert (warmup.type, warmup.end) == ('LinearLR', 1500)
-    assert (poly.type, poly.power, poly.eta_min, poly.begin) == ('PolyLR', 1.0, 0.0, 1500)
-    assert model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
-    assert (model.decode_head.channels, model.decode_head.num_classes) == (512, 150)
-    assert (model.auxiliary_head.num_classes, model.auxiliary_head.loss_decode.loss_weight) == (150, 0.4)
-    assert (model.backbone.layer_scale_init_value, model.backbone.branch_norm_cfg.type) == (1.0, 'SyncBN')
-    assert model.data_preprocessor.size == (512, 512)
-    assert cfg.custom_hooks == [KEEP_ZEROS]
-    assert cfg.train_cfg.type == 'pelk_mm.ResumableIterBasedTrainLoop'
-
-
-@pytest.mark.parametrize('name, rate', [(COCO.format('tiny'), 0.7), (COCO.format('small'), 0.7),
-                                        (COCO.format('base'), 0.8), (COCO.format('base-101'), 0.8)])
-def test_coco_recipe(name, rate):
-    cfg, model = load(name), load(name).model
-    paramwise = cfg.optim_wrapper.paramwise_cfg
-    assert (paramwise.layer_decay_rate, paramwise.decay_type) == (rate, 'layer_wise')
-    assert cfg.param_scheduler[1].milestones == [27, 33]
-    for head in model.roi_head.bbox_head:
-        assert (head.num_shared_convs, head.num_shared_fcs, head.norm_cfg.type) == (4, 1, 'SyncBN')
-        assert (head.loss_bbox.type, head.loss_bbox.loss_weight, head.reg_decoded_bbox) == ('GIoULoss', 10.0, True)
-    resize, crop = cfg.train_dataloader.dataset.pipeline[3].transforms
-    assert [scale[0] for scale in resize[0].scales] == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
-    assert crop[1].crop_size == (384, 600)
-    assert cfg.custom_hooks == [KEEP_ZEROS]
-    assert cfg.train_cfg.type == 'pelk_mm.ResumableEpochBasedTrainLoop'
+    assert (cfg.get('data_preprocessor') or cfg.model.data_preprocessor).mean == [123.675, 116.28, 103.53]
 
 
 DENSE = [name for name in CONFIGS if 'pelk-' in name and '_dense_' in name]
@@ -315,9 +277,7 @@ def test_sharded_variant(name):
                                           (COCO.format('tiny'), 8), (COCO.format('small'), 14)])
 def test_number_of_learning_rates(name, groups):
     """Stage-wise: downsampling, four stages, the rest. Layer-wise: the stem, 6 groups of T and 12 of S, the rest."""
-    with DefaultScope.overwrite_default_scope(load(name).default_scope):
-        wrapper = build_optim_wrapper(model_of(name), copy.deepcopy(load(name).optim_wrapper))
-    assert len({group['lr'] for group in wrapper.optimizer.param_groups}) == groups
+    assert len({group['lr'] for group in optimizer_of(name).param_groups}) == groups
 
 
 BASELINES = [name for name in CONFIGS if '/baselines/' in name]
@@ -378,9 +338,6 @@ def test_baseline_with_its_own_recipe(name):
 @pytest.mark.parametrize('name', [name for name in BASELINES if 'convnext' in name and '/imagenet/' not in name])
 def test_learning_rates_of_convnext(name):
     """They are PeLK's, whoever builds the groups."""
-    rates = []
-    for config in (name, pelk_beside(name)):
-        with DefaultScope.overwrite_default_scope(load(config).default_scope):
-            wrapper = build_optim_wrapper(model_of(config), copy.deepcopy(load(config).optim_wrapper))
-        rates.append(sorted({group['lr'] for group in wrapper.optimizer.param_groups}))
+    rates = [sorted({group['lr'] for group in optimizer_of(config).param_groups})
+             for config in (name, pelk_beside(name))]
     assert rates[0] == pytest.approx(rates[1])

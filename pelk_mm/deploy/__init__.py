@@ -20,8 +20,10 @@ from .verify import (
     Agreement,
     Detections,
     Difference,
+    ExportedFile,
     Predictions,
     compare,
+    open_exported,
     stack_images,
     verify_outputs,
     verify_predictions,
@@ -31,8 +33,8 @@ from .verify import (
 TestImages, test_pipeline, verify_onnx, verify_package = EvalImages, get_test_pipeline, verify_outputs, verify_outputs
 
 __all__ = [
-    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ImageModel', 'ImagePipeline', 'OnnxModel',
-    'Predictions', 'capture', 'compare', 'deploy', 'describe', 'get_test_pipeline', 'image_loader', 'list_images',
-    'load_trained', 'prepare_for_export', 'save_deployment', 'save_onnx', 'save_package', 'stack_images', 'task_of',
-    'verify_outputs', 'verify_predictions'
+    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ExportedFile', 'ImageModel', 'ImagePipeline',
+    'OnnxModel', 'Predictions', 'capture', 'compare', 'deploy', 'describe', 'get_test_pipeline', 'image_loader',
+    'list_images', 'load_trained', 'open_exported', 'prepare_for_export', 'save_deployment', 'save_onnx',
+    'save_package', 'stack_images', 'task_of', 'verify_outputs', 'verify_predictions'
 ]

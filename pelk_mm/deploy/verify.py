@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
 import mmcv
@@ -322,13 +322,29 @@ def stack_images(images: Iterable[np.ndarray], size: Sequence[int], channels: in
     return np.stack(resized).astype(np.float32)
 
 
+class ExportedFile(NamedTuple):
+    """An exported file that is loaded: the ONNX file as a model, None of a package; and its network."""
+
+    onnx: OnnxModel | None
+    run: Network
+
+
+def open_exported(path: str | Path) -> ExportedFile:
+    """Load an exported file, ``.onnx`` or ``.pt2``, once for both comparisons."""
+    # A package is a zip archive.
+    if is_zipfile(path):
+        return ExportedFile(None, torch.export.load(str(path)).module())
+    onnx = OnnxModel(path)
+    return ExportedFile(onnx, onnx.run_tensors)
+
+
 @torch.no_grad()
-def verify_outputs(model: ImageModel, path: str | Path, inputs: Iterable[np.ndarray]) -> list[Agreement]:
+def verify_outputs(model: ImageModel, path: str | Path | ExportedFile, inputs: Iterable[np.ndarray]) -> list[Agreement]:
     """Compare the outputs of an exported file, ``.onnx`` or ``.pt2``, with those of the model in PyTorch.
 
     The model has its own operations, ``kernel_form=None``; inputs (N, C, H, W), float32, may each have another shape.
     """
-    (_, run), found = _open_network(path), []
+    (_, run), found = path if isinstance(path, ExportedFile) else open_exported(path), []
     for images in map(torch.from_numpy, inputs):
         for name, expected, got in zip(model.output_names(), model(images), run(images)):
             difference = Difference(name, False)
@@ -337,14 +353,15 @@ def verify_outputs(model: ImageModel, path: str | Path, inputs: Iterable[np.ndar
     return found
 
 
-def verify_predictions(model: nn.Module, task: str, path: str | Path, batches: Iterable[dict]) -> Predictions:
+def verify_predictions(model: nn.Module, task: str, path: str | Path | ExportedFile,
+                       batches: Iterable[dict]) -> Predictions:
     """Compare final predictions with an exported file to those of the model in testing, by the same head.
 
     Of a classifier or segmentor in an ONNX file these are :class:`OnnxModel`'s; otherwise ``model``, the one that was
     exported, on the CPU, predicts with the file's outputs in place of its own network's. Batches are images as the test
     pipeline gives them, collated.
     """
-    found, (onnx, run) = Predictions(), _open_network(path)
+    found, (onnx, run) = Predictions(), path if isinstance(path, ExportedFile) else open_exported(path)
     for batch in batches:
         expected = predict(model, batch)
         if onnx is not None and task != 'detection':
@@ -355,11 +372,3 @@ def verify_predictions(model: nn.Module, task: str, path: str | Path, batches: I
         for before, after in zip(expected, got):
             found.add(before, after)
     return found
-
-
-def _open_network(path: str | Path) -> tuple[OnnxModel | None, Network]:
-    """An ONNX file as a model, None of a package, which is a zip archive; and the network as a function of images."""
-    if is_zipfile(path):
-        return None, torch.export.load(str(path)).module()
-    onnx = OnnxModel(path)
-    return onnx, onnx.run_tensors

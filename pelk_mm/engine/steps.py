@@ -11,12 +11,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import mmengine
 import torch
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 
 class StepFailed(RuntimeError):
@@ -85,6 +91,24 @@ class Steps:
 
     # The documented name of 0.1.0.
     once = run_once
+
+    def run_side_by_side(self, step: Callable[[Steps, Item], Result], items: Sequence[Item],
+                         at_once: int | None = None) -> list[Result]:
+        """Run a step for several items at a time, which takes less time than one after the other with all cores.
+
+        Args:
+            step (Callable): ``step(steps, item)``, where commands of ``steps`` have a share of the cores.
+            items (Sequence): What ``step`` is called with.
+            at_once (int, optional): Items at a time. All by default.
+
+        Returns:
+            list: What ``step`` returns, in the order of ``items``.
+        """
+        at_once = at_once or len(items)
+        threads = str(max(1, torch.get_num_threads() // at_once))
+        steps = replace(self, variables={**self.variables, 'OMP_NUM_THREADS': threads})
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(partial(step, steps), items))
 
     def digest_environment(self, data: Path) -> str:
         """Return a digest of everything except the config that a training depends on: code, versions, data.

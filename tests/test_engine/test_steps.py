@@ -1,6 +1,7 @@
 """Steps run commands of the repository, log them, and skip those that are done."""
 
 import sys
+import threading
 
 import pytest
 
@@ -46,6 +47,26 @@ def test_nothing_is_done_twice(steps, lines, tmp_path):
     assert steps.run_once(tmp_path, 'training', lambda: next(results)) == dict(value=1)
     assert lines == [f'\n# training was finished before: {tmp_path}']
     assert steps.run_once(tmp_path, 'test', lambda: next(results)) == dict(value=2)
+
+
+def test_some_at_a_time_share_the_cores(steps, tmp_path, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr('torch.get_num_threads', lambda: 7)
+    # Passes only two at a time; a third that ran beside them would find the folder of the first.
+    both = threading.Barrier(2, timeout=60)
+
+    def step(steps, item):
+        (tmp_path / 'running' / str(item % 2)).mkdir(parents=True)
+        both.wait()
+        steps.run(tmp_path / f'{item}.log', 'bash', '-c', 'echo $OMP_NUM_THREADS')
+        both.wait()
+        (tmp_path / 'running' / str(item % 2)).rmdir()
+        both.wait()
+        return item, (tmp_path / f'{item}.log').read_text()
+
+    assert steps.run_side_by_side(step, range(4), 2) == [(item, '3\n') for item in range(4)]
+    assert steps.run_side_by_side(lambda steps, item: (item, steps.variables), 'ab') == [
+        (item, dict(OMP_NUM_THREADS='3')) for item in 'ab']
 
 
 def test_digests_separate_code_and_data(steps, tmp_path):

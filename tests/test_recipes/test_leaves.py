@@ -1,7 +1,9 @@
 """No config repeats a value that it inherits: whoever changes the base then changes all of its leaves."""
 
 import ast
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,17 +28,29 @@ def repeated(own: dict, inherited: dict, place: str = '') -> Iterator[str]:
             yield from repeated(value, inherited[key], f'{place}{key}.')
 
 
-def own_and_inherited(path: Path, folder: Path) -> tuple[dict, dict]:
-    """Return the values that a config sets, and those that it would have without."""
+@pytest.fixture(scope='module')
+def inherit(tmp_path_factory):
+    """Return the config that a list of bases makes; many leaves have the same ones."""
     compat.setup()
+    file = tmp_path_factory.mktemp('bases') / 'bases.py'
+
+    @cache
+    def inherit(*bases: str) -> Config:
+        file.write_text(f'_base_ = {list(bases)!r}\n')
+        return Config.fromfile(file)
+
+    return inherit
+
+
+def own_and_inherited(path: Path, inherit: Callable[..., Config]) -> tuple[dict, dict]:
+    """Return the values that a config sets, and those that it would have without."""
     tree = ast.parse(path.read_text())
     base, = (node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == '_base_')
     bases = ast.literal_eval(base.value)
     bases = [bases] if isinstance(bases, str) else bases
     bases = [name if '::' in name else str((path.parent / name).resolve()) for name in bases]
-    (folder / 'bases.py').write_text(f'_base_ = {bases!r}\n')
-    inherited = Config.fromfile(folder / 'bases.py')
-    names = {'_base_': inherited}
+    inherited = inherit(*bases)
+    names = {'_base_': copy.deepcopy(inherited)}
     tree.body.remove(base)
     exec(compile(tree, str(path), 'exec'), names)
     own = {name: value for name, value in names.items() if name not in ('_base_', '__builtins__')}
@@ -44,8 +58,8 @@ def own_and_inherited(path: Path, folder: Path) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
-def test_nothing_is_repeated(path, tmp_path):
-    assert not list(repeated(*own_and_inherited(path, tmp_path)))
+def test_nothing_is_repeated(path, inherit):
+    assert not list(repeated(*own_and_inherited(path, inherit)))
 
 
 def test_repeated_values_are_found():

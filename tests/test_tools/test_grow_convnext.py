@@ -97,7 +97,7 @@ def test_everything_else_knows_the_result(grown, tmp_path, run_tool):
 
 @pytest.mark.slow
 def test_deployed_and_exported(grown, tmp_path, run_tool):
-    _, checkpoint, config, _ = grown
+    source, checkpoint, config, _ = grown
     (tmp_path / 'images').mkdir()
     images = ('--images', write_pictures(tmp_path / 'images'))
     switch = ('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'deployed.pth')
@@ -115,6 +115,9 @@ def test_deployed_and_exported(grown, tmp_path, run_tool):
     plain = ('model_converters/switch_to_deploy.py', tmp_path / 'plain.py', tmp_path / 'plain.pth')
     code, printed = run_tool(*plain, tmp_path / 'plain_deployed.pth', *images)
     assert code == 0, printed
+    if not any('grn' in name for name in source.state_dict()):
+        # A block of V1 is exported by test_export_and_demo; only V2 has a part that no other exported model has.
+        return
     code, printed = run_tool('model_converters/export.py', tmp_path / 'deployed.py', tmp_path / 'deployed.pth',
                              tmp_path / 'grown.onnx', '--timing-seconds', 0, *images)
     assert code == 0, printed

@@ -12,12 +12,10 @@ import statistics
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
@@ -94,23 +92,20 @@ class Runs:
 
     def __init__(self, work_dir: Path, grown: dict[str, str], at_once: int) -> None:
         self.work_dir, self.grown, self.at_once = work_dir, grown, at_once
-        # Of each training only the command is shown, and its result below.
-        self.steps = Steps(ROOT, self._report_command,
-                           dict(OMP_NUM_THREADS=str(max(1, torch.get_num_threads() // at_once))))
         self.lock, self.done, self.start = threading.Lock(), 0, time.monotonic()
 
     def run_all(self, runs: list[tuple[str, str, int]]) -> list[dict]:
         """Train each (task, arm, seed) that is not trained yet, and return the results in this order."""
         self.all = len(runs)
-        with ThreadPoolExecutor(self.at_once) as pool:
-            return list(pool.map(self._run, runs))
+        # Of each training only the command is shown, and its result below.
+        return Steps(ROOT, self._report_command).run_side_by_side(self._run, runs, self.at_once)
 
-    def _run(self, run: tuple[str, str, int]) -> dict:
+    def _run(self, steps: Steps, run: tuple[str, str, int]) -> dict:
         task, arm, seed = run
         folder = self.work_dir / f'{task}_{"".join(c if c.isalnum() else "-" for c in arm)}_{seed}'
         config = folder / 'arm' / 'config.py'
         folder.mkdir(parents=True, exist_ok=True)
-        result = self.steps.run_once(folder, 'result', partial(self._train, task, arm, seed, config))
+        result = steps.run_once(folder, 'result', partial(self._train, steps, task, arm, seed, config))
         with self.lock:
             self.done += 1
             minutes = (time.monotonic() - self.start) / 60
@@ -118,11 +113,11 @@ class Runs:
             print(f'[{self.done}/{self.all}, {minutes:.0f} min] {task}, {arm}, seed {seed}: {values}', flush=True)
         return result
 
-    def _train(self, task: str, arm: str, seed: int, config: Path) -> dict:
+    def _train(self, steps: Steps, task: str, arm: str, seed: int, config: Path) -> dict:
         write_config(task, arm, self.grown[str(ARMS[arm][0])], config)
         folder = config.parents[1]
-        minutes = self.steps.run(folder / 'train.log', 'python', 'tools/train.py', config, '--work-dir', folder,
-                                 '--resume', '--cfg-options', f'randomness.seed={seed}')
+        minutes = steps.run(folder / 'train.log', 'python', 'tools/train.py', config, '--work-dir', folder,
+                            '--resume', '--cfg-options', f'randomness.seed={seed}')
         metrics = last_metrics(folder)
         return dict(task=task, arm=arm, seed=seed, minutes=minutes,
                     **{key: metrics[key] * factor for key, (_, factor) in TASKS[task].metrics.items()})

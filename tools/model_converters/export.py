@@ -25,6 +25,7 @@ from pelk_mm.deploy import (
     deploy,
     describe,
     load_trained,
+    open_exported,
     save_onnx,
     save_package,
     stack_images,
@@ -105,12 +106,13 @@ def main() -> None:
         save_onnx(program, file, reference.output_names(), describe(cfg, meta, reference.channels))
         save_package(program, package)
         for path in (file, package):
-            agreements, size = verify_outputs(reference, path, inputs), path.stat().st_size
+            exported, size = open_exported(path), path.stat().st_size
+            agreements = verify_outputs(reference, exported, inputs)
             print(f'{path}: {form} form, {size / 1e6:.2f} MB')
             for each in agreements:
                 print(f'    {"x".join(map(str, each.shape)):>14}  {each.output:7}  max difference {each.maximum:.2e}, '
                       f'relative {each.relative:.2e}{"" if each.relative <= args.tolerance else ABOVE}')
-            predictions = verify_predictions(model, task, path, images.batches())
+            predictions = verify_predictions(model, task, exported, images.batches())
             wrong = not predictions.has_instances and not predictions.error <= max(args.tolerance, TIES)
             print(f'    {predictions}{ABOVE if wrong else ""}')
             equal = not wrong and all(each.relative <= args.tolerance for each in agreements)

@@ -48,7 +48,7 @@ class ClassCountHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Compare; of the loaders, only those of this run are built."""
         model = {key: runner.cfg.get(key) for key in ('model', 'data_preprocessor')}
-        counts = dict(_class_counts(model))
+        counts = dict(class_counts(model))
         if _has_text(model) or any(type(hook).__name__ in UPSTREAM_HOOKS for hook in getattr(runner, 'hooks', ())):
             return
         for part in ('train', 'val', 'test'):
@@ -85,8 +85,8 @@ class ClassCountHook(Hook):
         runner.logger.warning(message)
 
 
-def _class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
-    """Every ``num_classes`` of a nested config with its dotted key."""
+def class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
+    """Yield the dotted key and value of each ``num_classes`` of a nested config."""
     if isinstance(node, dict):
         if type_name(node) in OTHER_HEADS:
             return
@@ -95,7 +95,7 @@ def _class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
     items = node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, (list, tuple)) else ())
     for key, value in items:
         if key not in OTHER_CLASSES:
-            yield from _class_counts(value, f'{path}.{key}' if path else str(key))
+            yield from class_counts(value, f'{path}.{key}' if path else str(key))
 
 
 def _has_text(node) -> bool:
