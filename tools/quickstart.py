@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmengine.config import Config
@@ -180,7 +181,9 @@ def main() -> None:
     rows, failed = [('data', '', '', '', f'{minutes:.1f}')], False
     environment = STEPS.digest_environment(Path('data/digit_scenes'))
     first, *others = TASKS
-    results = [run(STEPS, first, work_dir, environment, [])]
+    # A core is left for the process that loads images: threads that wait for each other would wait for it too.
+    threads = max(1, torch.get_num_threads() - 1)
+    results = [run(replace(STEPS, variables=dict(OMP_NUM_THREADS=str(threads))), first, work_dir, environment, [])]
     backbone = f'model.backbone.init_cfg.checkpoint={results[0][0]["checkpoint"]}'
     results += STEPS.run_side_by_side(partial(run_named, work_dir, environment, ['--cfg-options', backbone]), others)
     for task, (trained, tested) in zip(TASKS, results):
