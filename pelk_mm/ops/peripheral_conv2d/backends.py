@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from . import box_sums, native, reference, triton_backend
+from .cuda import backend as cuda
 from .costs import cheapest
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ BACKENDS = {
         Backend('native', native.why_not, native.forward, native.theta_grad),
         Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad),
         Backend('box_sums', box_sums.why_not, box_sums.forward, box_sums.theta_grad),
+        # Behind one that runs everywhere, so only by name: its kernels have not run on a GPU yet.
+        Backend('cuda', cuda.why_not, cuda.forward, cuda.theta_grad),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
 }
