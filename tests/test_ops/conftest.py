@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from pelk_mm.ops.peripheral_conv2d.cuda import backend, driver
+from pelk_mm.ops.peripheral_conv2d.cuda import backend, driver, nvrtc
 from pelk_mm.ops.peripheral_conv2d.cuda.plan import Launch, Strided, Variant
 from pelk_mm.ops.peripheral_conv2d.native_build import BuildError, find_compiler
 
@@ -63,8 +63,9 @@ class Emulator:
         text = '\n'.join(code)
         path = self.folder / f'{hashlib.sha256(text.encode()).hexdigest()[:16]}.cpp'
         path.write_text(text)
-        command = [*self.compiler, '-std=c++17', '-O1', '-w', '-shared', '-fPIC', '-U_FORTIFY_SOURCE', '-DPELK_EMULATOR',
-                   f'-I{driver.SOURCES}', f'-I{EMULATOR}', str(path), '-o', str(path.with_suffix('.so'))]
+        command = [*self.compiler, '-std=c++17', '-O1', '-w', '-shared', '-fPIC', '-U_FORTIFY_SOURCE',
+                   '-DPELK_EMULATOR', f'-I{nvrtc.SOURCES}', f'-I{EMULATOR}', str(path), '-o',
+                   str(path.with_suffix('.so'))]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[:4000]
         library = ctypes.CDLL(str(path.with_suffix('.so')))
@@ -74,10 +75,10 @@ class Emulator:
     def _sources(self, edits: tuple) -> Path:
         """The folder of the sources, or of a copy of them with ``(file, old, new)`` replaced."""
         if not edits:
-            return driver.SOURCES
+            return nvrtc.SOURCES
         folder = self.folder / hashlib.sha256(repr(edits).encode()).hexdigest()[:16]
         folder.mkdir(exist_ok=True)
-        texts = {file.name: file.read_text() for file in driver.SOURCES.glob('*.*') if file.suffix in ('.cu', '.h')}
+        texts = {file.name: file.read_text() for file in nvrtc.SOURCES.glob('*.*') if file.suffix in ('.cu', '.h')}
         for file, old, new in edits:
             assert texts[file].count(old) == 1, f'{old!r} is not once in {file}'
             texts[file] = texts[file].replace(old, new)
@@ -138,7 +139,7 @@ class Emulator:
             elif isinstance(argument, ctypes.c_void_p) and argument.value:
                 count = {1: theta * size, 2: plan.C * size}[number]
                 if launch.variant.kernel == 'theta_grad':
-                    count = launch.blocks[0] * theta * 4
+                    count = launch.blocks[1] * theta * 4
                 spans.append((argument.value, count, launch.variant.kernel == 'theta_grad'))
         for address, count, writable in spans:
             library.allow(ctypes.c_void_p(address), ctypes.c_longlong(count), writable)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from . import box_sums, native, reference, triton_backend
-from .cuda import backend as cuda
 from .costs import cheapest
+from .cuda import backend as cuda
 
 logger = logging.getLogger(__name__)
 

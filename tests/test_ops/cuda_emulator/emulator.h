@@ -16,7 +16,7 @@
 #define KERNEL(threads, blocks) static void
 #define PARAMETER const
 
-struct Pair {
+struct alignas(8) Pair {
     float a, b;
 };
 
@@ -156,6 +156,7 @@ INLINE int threads() { return emulator::thread_count; }
 INLINE int block_x() { return emulator::block[0]; }
 INLINE int block_y() { return emulator::block[1]; }
 INLINE int blocks_x() { return emulator::grid[0]; }
+INLINE int blocks_y() { return emulator::grid[1]; }
 INLINE void block_barrier(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     if (emulator::is_removed(file, line)) return;
     meet(emulator::block_meeting, emulator::thread_count, [] { emulator::order(0, emulator::thread_count / 32); });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,8 +18,13 @@ def why_not(x: Tensor, grid: SharingGrid) -> str | None:
     """Return why the kernels cannot run on x (N, C, H, W) with this grid, or None if they can."""
     if x.dtype not in DTYPES:
         return f'{str(x.dtype).removeprefix("torch.")} is not supported: the kernels accumulate in float32'
-    reason = driver.why_not(x.device) or why_no_kernel(grid, *x.shape[2:]) if x.numel() else driver.why_not(x.device)
+    reason = driver.why_not(x.device)
     if reason is not None or not x.numel():
+        return reason
+    if x.shape[0] * x.shape[1] >= 2**31:
+        return f'x has {x.shape[0] * x.shape[1]} planes, fewer than {2**31} are supported'
+    reason = why_no_kernel(grid, x.shape[2], x.shape[3])
+    if reason is not None:
         return reason
     shape = _shape(x)
     if plan_forward(grid, shape) is None or plan_theta_grad(grid, shape) is None:
@@ -32,7 +38,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
     if out.numel():
         x, theta = _with_unit_stride(x), theta.contiguous()
         bias = None if bias is None else bias.contiguous()
-        launch = plan_forward(grid, _shape(x))
+        launch = cast(Launch, plan_forward(grid, _shape(x)))
         _run(launch, x, strided(x), _pointer(theta), _pointer(bias), strided(out), launch.plan)
     return out
 
@@ -43,8 +49,8 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     if x.numel() == 0:
         return x.new_zeros(channels, cells, cells)
     x, grad_output = _with_unit_stride(x), _with_unit_stride(grad_output)
-    launch = plan_theta_grad(grid, _shape(x))
-    splits, across = launch.blocks
+    launch = cast(Launch, plan_theta_grad(grid, _shape(x)))
+    across, splits = cast('tuple[int, int]', launch.blocks)
     partial = torch.zeros(splits, channels, cells, cells, dtype=torch.float32, device=x.device)
     _run(launch, x, strided(x), strided(grad_output), _pointer(partial), ctypes.c_int(across // channels), launch.plan)
     return partial.sum(0).to(x.dtype)
@@ -59,7 +65,8 @@ def _run(launch: Launch, x: Tensor, *arguments) -> None:
 
 def _shape(x: Tensor) -> Shape:
     parts = 2 if x.dtype == torch.float32 and not tf32_allowed() else 1
-    return Shape(*x.shape, x.dtype, parts, driver.shared_limit(x.device))
+    batch, channels, height, width = x.shape
+    return Shape(batch, channels, height, width, x.dtype, parts, driver.shared_limit(x.device))
 
 
 def tf32_allowed() -> bool:

@@ -12,7 +12,7 @@ typedef long long i64;
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 #define PARAMETER const __grid_constant__
 
-struct Pair {
+struct alignas(8) Pair {
     float a, b;
 };
 
@@ -21,6 +21,7 @@ INLINE int threads() { return blockDim.x; }
 INLINE int block_x() { return blockIdx.x; }
 INLINE int block_y() { return blockIdx.y; }
 INLINE int blocks_x() { return gridDim.x; }
+INLINE int blocks_y() { return gridDim.y; }
 // The same value in all lanes, so that the compiler keeps it once a warp.
 INLINE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 INLINE u32 warp_max(u32 value) { return __reduce_max_sync(0xffffffffu, value); }
@@ -46,7 +47,8 @@ INLINE u32 pack_half(float a, float b) {
 }
 INLINE Pair unpack_half(u32 word) {
     Pair pair;
-    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(pair.a), "=f"(pair.b) : "r"(word));
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}"
+        : "=f"(pair.a), "=f"(pair.b) : "r"(word));
     return pair;
 }
 INLINE u32 pack_bf16(float a, float b) {
@@ -62,10 +64,13 @@ extern __shared__ __align__(128) unsigned char shared_memory[];
 INLINE u32 shared_address(u32 at) { return (u32)__cvta_generic_to_shared(shared_memory) + at; }
 INLINE u32 load_shared(u32 at) { return *(const u32*)(shared_memory + at); }
 INLINE void store_shared(u32 at, u32 word) { *(u32*)(shared_memory + at) = word; }
-INLINE void store_shared(u32 at, const u32 (&w)[4]) { *(uint4*)(shared_memory + at) = make_uint4(w[0], w[1], w[2], w[3]); }
+INLINE void store_shared(u32 at, const u32 (&w)[4]) {
+    *(uint4*)(shared_memory + at) = make_uint4(w[0], w[1], w[2], w[3]);
+}
 INLINE void raise_shared(u32 at, u32 word) { atomicMax((u32*)(shared_memory + at), word); }
 
-// Lane l gets the words l % 4 of row l / 4 of each matrix of 8 rows of 16 bytes; lanes 8 i ... 8 i + 7 give matrix i's rows.
+// Matrices of 8 rows of 16 bytes: lanes 8 i ... 8 i + 7 give the rows of matrix i, lane l gets word l % 4 of row l / 4
+// of each; or of the transposed matrix.
 INLINE void load_matrices(u32 (&m)[4], u32 at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(shared_address(at)) : "memory");

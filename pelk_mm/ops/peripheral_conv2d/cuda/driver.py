@@ -29,7 +29,8 @@ def why_not(device: torch.device) -> str | None:
 
 def shared_limit(device: torch.device) -> int:
     """Return the bytes of shared memory that a block may have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    # Not among the attributes that PyTorch's type stubs name.
+    return getattr(torch.cuda.get_device_properties(device), 'shared_memory_per_block_optin')  # noqa: B009
 
 
 def resident_blocks(launch: Launch, device: torch.device) -> int:
@@ -55,7 +56,8 @@ def launch(launch: Launch, blocks: tuple[int, int], arguments: tuple, device: to
     with torch.cuda.device(index):
         function = _function(launch.variant, index)
         stream = ctypes.c_void_p(torch.cuda.current_stream(index).cuda_stream)
-        _check(_driver().cuLaunchKernel(function, *blocks, 1, launch.threads, 1, 1, launch.shared, stream, pointers, None))
+        _check(_driver().cuLaunchKernel(
+            function, *blocks, 1, launch.threads, 1, 1, launch.shared, stream, pointers, None))
 
 
 def _index(device: torch.device) -> int:

@@ -1,10 +1,10 @@
 // Forward for maps of up to 64 columns: "Toeplitz by cell".
 //   y[r, j] = bias + sum_a sum_k B_{w_a}[r + s_a, k] H_a[k, j],   H_a[k, j] = theta[a, cell of tap k - j]
-// H_a is kept as its distinct 8 x 8 blocks T_d, d = k / 8 - j / 8: a word holds rows 2 i and 2 i + 1 of column g at 4 g + i,
-// as the B fragment of a tensor-core product wants it. Blocks beyond |d| = DM are zero.
+// H_a is kept as its distinct 8 x 8 blocks T_d, d = k / 8 - j / 8: word 4 g + i holds rows 2 i and 2 i + 1 of column g,
+// as the right operand of a tensor-core product wants it. Blocks beyond |d| = DM are zero.
 //
-// A block of threads takes neighbouring (channel, planes) one channel after the other. A group of 128 threads makes the box maps
-// of its planes, then its warps multiply 16 rows each.
+// A block of threads takes neighbouring (channel, planes), one channel after the other. A group of 128 threads makes
+// the box maps of its planes, then its warps multiply 16 rows each.
 #include "device.h"
 #include "plan.h"
 #include "numbers.h"
@@ -27,8 +27,8 @@ INLINE int build_table(const void* theta, int c, const Plan& plan) {
 
 // cell += the rows of one or two chunks from KG on times H_a; the small products come first.
 template <int KG, int COUNT>
-INLINE void multiply_chunks(float (&cell)[KC][4], const u32 (&high)[COUNT], const u32 (&low)[COUNT], const u32 (&block_high)[PADDED],
-                            const u32 (&block_low)[PADDED]) {
+INLINE void multiply_chunks(float (&cell)[KC][4], const u32 (&high)[COUNT], const u32 (&low)[COUNT],
+                            const u32 (&block_high)[PADDED], const u32 (&block_low)[PADDED]) {
 #pragma unroll
     for (int product = 3 - (PARTS == 2 ? 3 : 1); product < 3; ++product)
 #pragma unroll
@@ -44,7 +44,8 @@ INLINE void multiply_chunks(float (&cell)[KC][4], const u32 (&high)[COUNT], cons
 }
 
 template <int KG>
-INLINE void multiply_cell(float (&cell)[KC][4], u32 at, const u32 (&block_high)[PADDED], const u32 (&block_low)[PADDED], const Plan& plan) {
+INLINE void multiply_cell(float (&cell)[KC][4], u32 at, const u32 (&block_high)[PADDED], const u32 (&block_low)[PADDED],
+                          const Plan& plan) {
     if constexpr (KG < KC) {
         u32 high[KG + 1 < KC ? 4 : 2], low[KG + 1 < KC ? 4 : 2];
         load_matrices(high, at);
@@ -57,7 +58,8 @@ INLINE void multiply_cell(float (&cell)[KC][4], u32 at, const u32 (&block_high)[
 // sum += all cells of 16 rows of the planes from ``row`` on. Tensor cores truncate: each cell starts from zero.
 INLINE void multiply_rows(float (&sum)[KC][4], u32 maps, int row, const Plan& plan) {
     const int lane = thread() % 32, rows = plan.planes * plan.H;
-    const int mine = row + lane % 16 < rows ? row + lane % 16 : rows - 1, plane = mine / plan.H, y = mine - plane * plan.H;
+    const int mine = row + lane % 16 < rows ? row + lane % 16 : rows - 1;
+    const int plane = mine / plan.H, y = mine - plane * plan.H;
     // Lanes 16 ... 31 address the second chunk, if there is one.
     const u32 first = maps + plan.lead + plane * plan.plane + y * 16 + (KC > 1 ? lane / 16 * plan.chunk : 0);
 #pragma unroll 1
@@ -80,30 +82,32 @@ INLINE void multiply_rows(float (&sum)[KC][4], u32 maps, int row, const Plan& pl
     }
 }
 
-INLINE void store_rows(float (&sum)[KC][4], const Tensor& out, const void* bias, int c, int n0, int row, u32 magnitudes, int theta_scale,
-                       const Plan& plan) {
+INLINE void store_rows(const float (&sum)[KC][4], const Tensor& out, const void* bias, int c, int n0, int row,
+                       u32 magnitudes, int theta_scale, const Plan& plan) {
     const int lane = thread() % 32;
-    const float add = bias ? load_one(bias, c) : 0.f, theta_back = power(-theta_scale);
+    const float add = bias ? load_one(bias, c) : 0.f;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int mine = row + half * 8 + lane / 4, plane = mine / plan.H, y = mine - plane * plan.H;
         if (plane >= plan.planes || n0 + plane >= plan.N) continue;
-        const float back = power(-scale_for(load_shared(magnitudes + plane * 4), 15 - GROWTH));
+        const Pair back = two_powers(-theta_scale - scale_for(load_shared(magnitudes + plane * 4), 15 - GROWTH));
         const i64 at = (n0 + plane) * out.n + c * out.c + y * out.h;
 #pragma unroll
         for (int jg = 0; jg < KC; ++jg) {
             const int j = jg * 8 + lane % 4 * 2;
             if (j >= plan.W) continue;
-            store_two(out.data, at + j, sum[jg][2 * half] * theta_back * back + add, sum[jg][2 * half + 1] * theta_back * back + add,
-                      out.paired, j + 1 < plan.W);
+            const float first = sum[jg][2 * half] * back.a * back.b, second = sum[jg][2 * half + 1] * back.a * back.b;
+            store_two(out.data, at + j, first + add, second + add, out.paired, j + 1 < plan.W);
         }
     }
 }
 
-KERNEL(THREADS, 1) forward_maps(PARAMETER Tensor x, const void* theta, const void* bias, PARAMETER Tensor out, PARAMETER Plan plan) {
+KERNEL(THREADS, 1)
+forward_maps(PARAMETER Tensor x, const void* theta, const void* bias, PARAMETER Tensor out, PARAMETER Plan plan) {
     const int t = thread() % 128, group = uniform(thread() / 128), groups = threads() / 128, warp = uniform(t / 32);
     const int sets = (plan.N + plan.planes - 1) / plan.planes;
-    const int units = sets * plan.C, first = (i64)units * block_x() / blocks_x(), end = (i64)units * (block_x() + 1) / blocks_x();
+    const i64 units = (i64)sets * plan.C;
+    const int first = units * block_x() / blocks_x(), end = units * (block_x() + 1) / blocks_x();
     const u32 maps = group * plan.group;
     // Magnitudes of this set's planes and of the next one's.
     u32 now = plan.scratch + 64 + group * plan.planes * 8, next = now + plan.planes * 4;

@@ -1,8 +1,10 @@
 // Forward for maps of up to 16 x 16: a plane as one vector.
-//   y[n, (jr, j)] = bias + sum over kr, k of x[n, (kr, k)] E_{kr - jr}[k, j],   E_r[k, j] = theta[cell of r, cell of k - j]
-// 64 images of a channel are the rows of the left operand: chunks of 8 columns [part][chunk of kr][image][8 columns], 16 bytes an
-// image. The right one is kept as its distinct 8 x 8 blocks by kr - jr and by chunk of k less chunk of j, words as in forward_maps.cu.
-// Warps 0 and 1 make the lower output rows of 32 images each, warps 2 and 3 the upper ones; HALF = (H + 1) / 2.
+//   y[n, (jr, j)] = bias + sum over kr, k of x[n, (kr, k)] E_{kr - jr}[k, j],
+//   E_r[k, j] = theta[cell of r, cell of k - j]
+// 64 images of a channel are the rows of the left operand, [part][row and chunk of 8 columns][image][8 columns], 16
+// bytes an image. The right one is kept as its distinct 8 x 8 blocks, by kr - jr and by chunk of k less chunk of j,
+// with words as in forward_maps.cu. Warps 0 and 1 make the first HALF = (H + 1) / 2 output rows of 32 images each, 2
+// and 3 the others.
 #include "device.h"
 #include "plan.h"
 #include "numbers.h"
@@ -13,10 +15,12 @@ INLINE int build_table(const void* theta, int c, const Plan& plan) {
     const i64 first = (i64)c * plan.cells * plan.cells;
     const int scale = scale_for(theta_magnitude(theta, first, plan.cells * plan.cells, plan.scratch), 14);
     for (int i = thread(); i < DOWN * ACROSS * 32; i += 128) {
-        const int row = i / (ACROSS * 32) - (2 * HALF - 1) + plan.reach, d = i / 32 % ACROSS - (KC - 1), g = i % 32 / 4, k = i % 4 * 2;
+        const int row = i / (ACROSS * 32) - (2 * HALF - 1) + plan.reach;
+        const int d = i / 32 % ACROSS - (KC - 1), g = i % 32 / 4, k = i % 4 * 2;
         const bool inside = row >= 0 && row <= 2 * plan.reach;
-        store_taps(plan.table + i / 32 * PARTS * 128 + i % 32 * 4, 128, theta, first + plan.cell_of[inside ? row : 0] * plan.cells,
-                   8 * d + k - g, inside ? power(scale) : 0.f, plan);
+        const i64 cells = first + plan.cell_of[inside ? row : 0] * plan.cells;
+        store_taps(plan.table + i / 32 * PARTS * 128 + i % 32 * 4, 128, theta, cells, 8 * d + k - g,
+                   inside ? power(scale) : 0.f, plan);
     }
     return scale;
 }
@@ -70,13 +74,13 @@ INLINE void store_planes(const float (&rows)[HALF][COLUMNS], const Plan& plan) {
     }
 }
 
-// sum[i][jr * KC + jc] += x of images 16 i ... times E, two chunks of x at a time: the products with low parts, or those without.
+// sum[i][jr * KC + jc] += x of images 16 i ... times E, two chunks of x at a time: products with low parts, or without.
 // Tensor cores truncate at every step, by more the larger the sum has become.
 template <bool SMALL> INLINE void multiply_planes(float (&sum)[2][HALF * KC][4], int image, int jr0, const Plan& plan) {
     const int lane = thread() % 32;
     const u32 left = lane / 16 * PITCH + (image + lane % 16) * 16;
     const u32 right = plan.table + (2 * HALF - 1 - jr0) * ACROSS * PARTS * 128 + lane * 4;
-    // Chunks of one row, or of two. The right operand's blocks: by chunks' distance -1, 0, 1; or of rows kr - jr and kr - jr + 1.
+    // Chunks of one row, or of two. Blocks: of chunks' distance -1, 0 and 1; or of rows kr - jr and kr - jr + 1.
     constexpr int ROWS = KC == 2 ? 1 : 2, USED = KC == 2 ? 3 : 2;
 #pragma unroll 1
     for (int kr = 0; kr < plan.H; kr += ROWS) {
@@ -111,10 +115,12 @@ template <bool SMALL> INLINE void multiply_planes(float (&sum)[2][HALF * KC][4],
     }
 }
 
-KERNEL(128, 2) forward_planes(PARAMETER Tensor x, const void* theta, const void* bias, PARAMETER Tensor out, PARAMETER Plan plan) {
+KERNEL(128, 2)
+forward_planes(PARAMETER Tensor x, const void* theta, const void* bias, PARAMETER Tensor out, PARAMETER Plan plan) {
     const int t = thread(), lane = t % 32, warp = uniform(t / 32), image = warp % 2 * 32, jr0 = warp / 2 * HALF;
     const int sets = (plan.N + IMAGES - 1) / IMAGES;
-    const int units = sets * plan.C, first = (i64)units * block_x() / blocks_x(), end = (i64)units * (block_x() + 1) / blocks_x();
+    const i64 units = (i64)sets * plan.C;
+    const int first = units * block_x() / blocks_x(), end = units * (block_x() + 1) / blocks_x();
     int channel = -1, theta_scale = 0;
     // With an odd number of chunks a chunk of zeros follows the last.
     for (int at = t * 4; at < plan.table; at += 512) store_shared(at, 0);
@@ -133,20 +139,20 @@ KERNEL(128, 2) forward_planes(PARAMETER Tensor x, const void* theta, const void*
         float sum[2][HALF * KC][4] = {};
         if constexpr (PARTS == 2) multiply_planes<true>(sum, image, jr0, plan);
         multiply_planes<false>(sum, image, jr0, plan);
-        const float add = bias ? load_one(bias, c) : 0.f, theta_back = power(-theta_scale);
+        const float add = bias ? load_one(bias, c) : 0.f;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int m = image + i * 8 + lane / 4;
             if (n0 + m >= plan.N) continue;
-            const float back = power(-scale_for(load_shared(plan.scratch + 64 + m * 4), 15));
+            const Pair back = two_powers(-theta_scale - scale_for(load_shared(plan.scratch + 64 + m * 4), 15));
             const i64 at = (n0 + m) * out.n + c * out.c;
 #pragma unroll
             for (int g = 0; g < HALF * KC; ++g) {
                 const int y = jr0 + g / KC, j = g % KC * 8 + lane % 4 * 2;
                 if (y >= plan.H || j >= plan.W) continue;
                 const float(&pair)[4] = sum[i / 2][g];
-                store_two(out.data, at + y * out.h + j, pair[i % 2 * 2] * theta_back * back + add, pair[i % 2 * 2 + 1] * theta_back * back + add,
-                          out.paired, j + 1 < plan.W);
+                const float a = pair[i % 2 * 2] * back.a * back.b, b = pair[i % 2 * 2 + 1] * back.a * back.b;
+                store_two(out.data, at + y * out.h + j, a + add, b + add, out.paired, j + 1 < plan.W);
             }
         }
     }

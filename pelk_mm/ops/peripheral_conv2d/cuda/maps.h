@@ -1,8 +1,8 @@
 // Box maps of planes in shared memory: B_w[y, k] = x[y, k] + ... + x[y + w - 1, k], scaled and in fp16 parts.
 //
 // WIDTHS are the w, widest first; KC is the number of chunks of 8 columns; a thread makes SEGMENT rows of two columns.
-// Layout: [part][plane][chunk][row][8 columns], 16 bytes a row. A chunk's rows are the maps under each other with zero rows
-// between them, so that row cell a of output row y is row cell_row[a] + y, and a shift by rows is an address.
+// Layout: [part][plane][chunk][row][8 columns], 16 bytes a row. A chunk's rows are the maps under each other, with zero
+// rows between them, so that row cell a of output row y is row cell_row[a] + y, and a shift by rows is an address.
 constexpr int width_at(int i) {
     constexpr int widths[] = {WIDTHS};
     return i < (int)(sizeof(widths) / sizeof(int)) ? widths[i] : 0;
@@ -32,11 +32,13 @@ struct Item {
 INLINE int count_items(const Plan& plan) { return plan.planes * plan.segments * COLUMN_PAIRS; }
 INLINE Item item_at(int i, const Plan& plan) {
     const int rows = i / COLUMN_PAIRS, column = i % COLUMN_PAIRS * 2, plane = rows / plan.segments;
-    return {plane, (rows - plane * plan.segments) * SEGMENT - (WIDEST - 1), column, plane < plan.planes && column < KC * 8};
+    const int y = (rows - plane * plan.segments) * SEGMENT - (WIDEST - 1);
+    return {plane, y, column, plane < plan.planes && column < KC * 8};
 }
 
 // Rows y ... of the plane n0 + item.plane, zero outside of the map and beyond the last image.
-template <bool PAIRED> INLINE void load_rows(float (&rows)[READ][2], const char* row, i64 step, int y, u32 height, bool second) {
+template <bool PAIRED>
+INLINE void load_rows(float (&rows)[READ][2], const char* row, i64 step, int y, u32 height, bool second) {
 #pragma unroll
     for (int r = 0; r < READ; ++r, row += step) {
         rows[r][0] = rows[r][1] = 0.f;
@@ -58,7 +60,8 @@ INLINE u32 magnitude_of_rows(const float (&rows)[READ][2]) {
     u32 bits = finite_bits(most);
     if (bits != float_bits(most)) {
 #pragma unroll
-        for (int r = 0; r < SEGMENT; ++r) bits = larger_bits(bits, larger_bits(finite_bits(rows[r][0]), finite_bits(rows[r][1])));
+        for (int r = 0; r < SEGMENT; ++r)
+            bits = larger_bits(bits, larger_bits(finite_bits(rows[r][0]), finite_bits(rows[r][1])));
     }
     return bits;
 }
@@ -71,7 +74,10 @@ INLINE void add_pieces(float (&sums)[count_widths()][SEGMENT][2], const float (&
 #pragma unroll
         for (int r = 0; r < SEGMENT; ++r)
 #pragma unroll
-            for (int k = 0; k < 2; ++k) sums[SLOT][r][k] = w % n ? sums[SLOT][r][k] + rows[r + w % n][k] : rows[r + w % n][k];
+            for (int k = 0; k < 2; ++k) {
+                const float piece = rows[r + w % n][k];
+                sums[SLOT][r][k] = w % n ? sums[SLOT][r][k] + piece : piece;
+            }
     }
     if constexpr (SLOT + 1 < count_widths()) add_pieces<SLOT + 1, LEVEL>(sums, rows);
 }
@@ -81,8 +87,9 @@ template <int LEVEL>
 INLINE void store_levels(u32 at, float (&rows)[READ][2], float (&sums)[count_widths()][SEGMENT][2], const Plan& plan) {
     constexpr int n = 1 << LEVEL;
     if constexpr (slot_of(n) >= 0) {
+        const u32 map = at + plan.map_row[slot_of(n)];
 #pragma unroll
-        for (int r = 0; r < SEGMENT; ++r) store_parts(at + plan.map_row[slot_of(n)] + r * 16, plan.part, rows[r][0], rows[r][1]);
+        for (int r = 0; r < SEGMENT; ++r) store_parts(map + r * 16, plan.part, rows[r][0], rows[r][1]);
     }
     add_pieces<0, LEVEL>(sums, rows);
     if constexpr (LEVEL + 1 < LEVELS) {
@@ -95,11 +102,12 @@ INLINE void store_levels(u32 at, float (&rows)[READ][2], float (&sums)[count_wid
     }
 }
 
-// Store all maps of an item. Rows below a map's last are zero and lie in the gap behind it, which plan.py makes long enough;
-// so are rows above the first of a narrower map.
+// Store all maps of an item. Rows below a map's last, and above the first of a narrower one, are zero and lie in the
+// gaps between the maps, which plan.py makes long enough.
 INLINE void store_maps(u32 maps, const Item& item, float (&rows)[READ][2], float scale, const Plan& plan) {
     if (!item.live) return;
-    const u32 at = maps + plan.lead + item.plane * plan.plane + item.column / 8 * plan.chunk + item.column % 8 * 2 + item.y * 16;
+    const u32 chunk = maps + plan.lead + item.plane * plan.plane + item.column / 8 * plan.chunk;
+    const u32 at = chunk + item.column % 8 * 2 + item.y * 16;
 #pragma unroll
     for (int r = 0; r < READ; ++r) {
         rows[r][0] *= scale;
@@ -110,7 +118,8 @@ INLINE void store_maps(u32 maps, const Item& item, float (&rows)[READ][2], float
 #pragma unroll
     for (int slot = 0; slot < count_widths(); ++slot) {
         if ((width_at(slot) & (width_at(slot) - 1)) == 0) continue;
+        const u32 map = at + plan.map_row[slot];
 #pragma unroll
-        for (int r = 0; r < SEGMENT; ++r) store_parts(at + plan.map_row[slot] + r * 16, plan.part, sums[slot][r][0], sums[slot][r][1]);
+        for (int r = 0; r < SEGMENT; ++r) store_parts(map + r * 16, plan.part, sums[slot][r][0], sums[slot][r][1]);
     }
 }

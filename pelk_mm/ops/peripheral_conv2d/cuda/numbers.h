@@ -57,6 +57,9 @@ INLINE int scale_for(u32 bits, int top) {
 }
 INLINE float power(int exponent) { return bits_float((u32)(exponent + 127) << 23); }
 
+// Two factors of 2**exponent: in two steps a number overflows only if the result does.
+INLINE Pair two_powers(int exponent) { return {power(exponent / 2), power(exponent - exponent / 2)}; }
+
 // A word of high parts at ``at``, that of low parts ``distance`` bytes behind it.
 INLINE u32 low_parts(u32 high, float a, float b) {
     const Pair rounded = unpack_half(high);

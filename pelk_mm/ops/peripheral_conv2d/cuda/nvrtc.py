@@ -1,15 +1,17 @@
-"""Compile a kernel for a GPU with NVRTC, through ctypes; cubins are cached on disk like the native backend's libraries.
+"""Compile a kernel with NVRTC, through ctypes; cubins are cached on disk like the native backend's libraries.
 
-No GPU, driver, toolkit or header is needed. NVRTC is the library that PyTorch's wheels bring, or an installed toolkit's.
+No GPU, driver, toolkit or header is needed. NVRTC is the one that PyTorch's wheels bring, or an installed toolkit's.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,7 +27,7 @@ FLAGS = ('--std=c++17', '--device-as-default-execution-space')
 def load_library() -> ctypes.CDLL | BuildError:
     """Return NVRTC, of the CUDA version that PyTorch is built for if it is built for one, or why there is none."""
     version = torch.version.cuda.partition('.')[0] if torch.version.cuda else '*'
-    folders = [Path(folder) for folder in (*sys.path, Path(torch.__file__).parent.parent)]
+    folders = [*map(Path, sys.path), Path(torch.__file__).parent.parent]
     patterns = ('nvidia/*/lib', 'torch/lib')
     names = [str(file) for folder in folders for pattern in patterns
              for file in sorted(folder.glob(f'{pattern}/libnvrtc.so.{version}'), reverse=True)]
@@ -50,12 +52,32 @@ def cubin(variant: Variant, architecture: str) -> bytes:
     Raises:
         BuildError: If it does not compile, there is no NVRTC, or no folder of the cache can be used.
     """
-    library = _library()
-    version = (ctypes.c_int * 2)()
-    library.nvrtcVersion(ctypes.byref(version, 0), ctypes.byref(version, 4))
-    key = '\n'.join([source_digest(), repr(variant), architecture, *FLAGS, *map(str, version)])
+    key = '\n'.join([source_digest(), repr(variant), architecture, *FLAGS, version()])
     name = f'{variant.kernel}-{architecture}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.cubin'
     return content_of(find_or_make(name, lambda path: path.write_bytes(compile_cubin(variant, architecture)[0])))
+
+
+def version() -> str:
+    """Return the version of NVRTC, e.g. ``'13.0'``."""
+    numbers = (ctypes.c_int * 2)()
+    _library().nvrtcVersion(ctypes.byref(numbers, 0), ctypes.byref(numbers, 4))
+    return '{}.{}'.format(*numbers)
+
+
+class Resources(NamedTuple):
+    """Registers and bytes spilled by a thread."""
+
+    registers: int
+    spills: int
+
+
+def resources(variant: Variant, architecture: str) -> Resources:
+    """Compile a kernel for what it needs; arguments and errors as :func:`cubin`."""
+    report = compile_cubin(variant, architecture)[1]
+    registers, spills = re.search(r'Used (\d+) registers', report), re.search(r'(\d+) bytes spill stores', report)
+    if registers is None or spills is None:
+        raise BuildError(f'NVRTC reports no resources of {variant.kernel}: {report[-2000:]}')
+    return Resources(int(registers[1]), int(spills[1]))
 
 
 def source_digest() -> str:
@@ -83,7 +105,8 @@ def compile_cubin(variant: Variant, architecture: str) -> tuple[bytes, str]:
         status = library.nvrtcCompileProgram(program, len(flags), _strings([flag.encode() for flag in flags]))
         log = _get(library, 'ProgramLog', program).decode(errors='replace').strip('\0')
         if status:
-            raise BuildError(f'{source.name} does not compile for {architecture} with {" ".join(flags)}:\n{log[-2000:]}')
+            raise BuildError(f'{source.name} does not compile for {architecture} with {" ".join(flags)}:\n'
+                             f'{log[-2000:]}')
         return _get(library, 'CUBIN', program), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))

@@ -1,7 +1,7 @@
 """Which kernel serves a call, what is compiled into it, and its run-time parameters: ``plan.h`` filled in.
 
-Compiled in are dtype, parts, the number of 8-column chunks, the reach of theta's blocks and the distinct widths of cells.
-Height, width, batch, strides and the grid's rows are parameters, so a new image size rarely compiles anything.
+Compiled in are dtype, parts, the number of 8-column chunks, the reach of theta's blocks and the distinct widths of
+cells. Height, width, batch, strides and the grid's rows are parameters, so a new image size rarely compiles anything.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def plan_forward(grid: SharingGrid, shape: Shape) -> Launch | None:
         return _plan_planes(grid, shape)
     maps = _lay_out_maps(grid, shape.height)
     macros = _macros(grid, shape, maps)
-    threads = 256 if shape.parts == 2 else 512
+    threads = 128 * _most_groups(shape.parts, maps.widths[0])
     blocks = 2 * dict(macros)['DM'] + 1
     table_bytes = len(grid.reachable(shape.height)) * blocks * _BLOCK_BYTES * shape.parts
     for planes, groups in _plane_sets(shape.height, threads // 128):
@@ -148,11 +148,12 @@ def _plan_planes(grid: SharingGrid, shape: Shape) -> Launch | None:
 
 @lru_cache(maxsize=1024)
 def plan_theta_grad(grid: SharingGrid, shape: Shape) -> Launch | None:
-    """Return the launch of theta's gradient, or None; ``blocks`` are shares of the images, and channels * cell shares."""
+    """Return the launch of theta's gradient, or None; blocks: channels * cell shares, and shares of the images."""
     maps = _lay_out_maps(grid, shape.height)
     macros = _macros(grid, shape, maps)
     used = len(grid.reachable(shape.height))
-    cells_of_warp = 1 if used <= 8 else 2
+    # Two cells' sums fit the registers if theta's blocks do not reach far.
+    cells_of_warp = 1 if used <= 8 or macros['DM'] > 4 else 2
     cell_shares = -(-used // (8 * cells_of_warp))
     for planes, _ in _plane_sets(shape.height, 1):
         plan = _plan(grid, shape, maps, planes)
@@ -164,8 +165,15 @@ def plan_theta_grad(grid: SharingGrid, shape: Shape) -> Launch | None:
             across = shape.channels * cell_shares
             splits = max(1, min(-(-shape.batch // planes), _THETA_GRAD_BLOCKS // across))
             variant = Variant('theta_grad', _strings(macros, CELLS=cells_of_warp))
-            return Launch(variant, (splits, across), 256, shared, plan, splits * across)
+            return Launch(variant, (across, splits), 256, shared, plan, splits * across)
     return None
+
+
+def _most_groups(parts: int, widest: int) -> int:
+    """Groups of 128 threads for which the registers of a multiprocessor suffice."""
+    if parts == 2:
+        return 2
+    return 4 if widest <= 8 else 3 if widest <= 17 else 2
 
 
 def _strings(macros: dict, **more) -> tuple[tuple[str, str], ...]:
@@ -198,8 +206,11 @@ def _lay_out_maps(grid: SharingGrid, height: int) -> _Maps:
     widths = tuple(sorted({grid.widths[cell] for cell in cells}, reverse=True))
     starts = {width: [grid.starts[cell] for cell in cells if grid.widths[cell] == width] for width in widths}
     rows = height + widths[0] - 1
-    segments = -(-rows // 16)
-    segment = 12 if segments * 12 >= rows else 16
+    # Rows that a thread makes at a time, and the rows that they are sums of, are in registers.
+    segment = 16 if widths[0] <= 9 else 12 if widths[0] <= 17 else 8
+    segments = -(-rows // segment)
+    if segments * (segment - 4) >= rows:
+        segment -= 4
     beyond = segments * segment - rows
     above = {width: max(0, -min(starts[width]) - (width - 1)) for width in widths}
     below = {width: max(0, *starts[width], beyond) for width in widths}

@@ -1,8 +1,9 @@
 // Gradient of theta for maps of up to 64 columns:
 //   dtheta[a, b] = sum over images, r and k - j in cell b of B_{w_a}[r + s_a, k] dy[r, j]
-// A product over rows: its 8 x 8 blocks (chunk of k, chunk of j) with the same difference d are added up in the same accumulators,
-// tile i holding d = i - DM - 1 in its upper and d + 1 in its lower half. A block of threads takes a share of the images of a channel
-// and up to 8 * CELLS of its row cells, CELLS a warp, and writes its sums; they are added in a fixed order afterwards.
+// A product over rows: its 8 x 8 blocks (chunk of k, chunk of j) with the same difference d are added up in the same
+// accumulators, tile i holding d = i - DM - 1 in its upper and d + 1 in its lower half. A block of threads takes a
+// share of a channel's images and up to 8 * CELLS of its row cells, CELLS a warp. Its sums are added to others' in a
+// fixed order.
 #include "device.h"
 #include "plan.h"
 #include "numbers.h"
@@ -20,10 +21,13 @@ INLINE Rows rows_of(const Plan& plan) {
     return {(u32)plan.table, padded, padded * 16 + 16, KC * (padded * 16 + 16)};
 }
 
-template <bool STORE> INLINE u32 pass_grad(const Tensor& dy, int n0, int c, float scale, const Rows& rows, const Plan& plan) {
+// Returns the largest magnitude of dy's planes; stores them if STORE.
+template <bool STORE>
+INLINE u32 pass_grad(const Tensor& dy, int n0, int c, float scale, const Rows& rows, const Plan& plan) {
     u32 most = 0;
     for (int i = thread(); i < rows.padded * COLUMN_PAIRS; i += threads()) {
-        const int row = i / COLUMN_PAIRS, column = i % COLUMN_PAIRS * 2, plane = row / plan.H, y = row - plane * plan.H;
+        const int row = i / COLUMN_PAIRS, column = i % COLUMN_PAIRS * 2;
+        const int plane = row / plan.H, y = row - plane * plan.H;
         float pair[2] = {0.f, 0.f};
         if (plane < plan.planes && n0 + plane < plan.N && column < plan.W) {
             const i64 at = (n0 + plane) * dy.n + c * dy.c + y * dy.h + column;
@@ -31,7 +35,8 @@ template <bool STORE> INLINE u32 pass_grad(const Tensor& dy, int n0, int c, floa
             else load_two<false>(pair, dy.data, at, column + 1 < plan.W);
         }
         if (STORE && column < KC * 8)
-            store_parts(rows.first + column / 8 * rows.chunk + row * 16 + column % 8 * 2, rows.part, pair[0] * scale, pair[1] * scale);
+            store_parts(rows.first + column / 8 * rows.chunk + row * 16 + column % 8 * 2, rows.part, pair[0] * scale,
+                        pair[1] * scale);
         most = larger_bits(most, larger_bits(finite_bits(pair[0]), finite_bits(pair[1])));
     }
     return most;
@@ -51,7 +56,8 @@ template <int JG> INLINE void load_grad(u32 (&part)[KC + 1][2], u32 at, int chun
 }
 
 template <int KG>
-INLINE void multiply_maps(float (&sum)[TILES][4], u32 at, const u32 (&grad_high)[KC + 1][2], const u32 (&grad_low)[KC + 1][2], const Plan& plan) {
+INLINE void multiply_maps(float (&sum)[TILES][4], u32 at, const u32 (&grad_high)[KC + 1][2],
+                          const u32 (&grad_low)[KC + 1][2], const Plan& plan) {
     if constexpr (KG < KC) {
         constexpr bool both = KG + 1 < KC;
         const u32 chunks = at + (both ? thread() % 16 / 8 * plan.chunk : 0);
@@ -73,14 +79,15 @@ INLINE void multiply_maps(float (&sum)[TILES][4], u32 at, const u32 (&grad_high)
     }
 }
 
-// sum += cell a of all rows of the planes, times ``back``.
-INLINE void multiply_planes(float (&sum)[TILES][4], int a, const Rows& rows, float back, float back_grad, const Plan& plan) {
+// sum += cell a of all rows of the planes, times both factors.
+INLINE void multiply_planes(float (&sum)[TILES][4], int a, const Rows& rows, Pair back, const Plan& plan) {
     const int lane = thread() % 32, last = plan.planes * plan.H - 1;
     float set[TILES][4] = {};
 #pragma unroll 1
     for (int row = 0; row < rows.padded; row += 16) {
         // Matrices: rows 0-7 of two chunks, rows 8-15 of the same. Rows beyond the last meet zeros of dy.
-        const int own = row + lane % 8 + lane / 16 * 8, mine = own < last ? own : last, plane = mine / plan.H, y = mine - plane * plan.H;
+        const int own = row + lane % 8 + lane / 16 * 8, mine = own < last ? own : last;
+        const int plane = mine / plan.H, y = mine - plane * plan.H;
         if (!warp_any(y >= plan.first_y[a] && y < plan.end_y[a])) continue;
         u32 grad_high[KC + 1][2], grad_low[KC + 1][2];
         const u32 at = rows.first + (row + lane % 16) * 16;
@@ -91,7 +98,7 @@ INLINE void multiply_planes(float (&sum)[TILES][4], int a, const Rows& rows, flo
 #pragma unroll
     for (int i = 0; i < TILES; ++i)
 #pragma unroll
-        for (int k = 0; k < 4; ++k) sum[i][k] += set[i][k] * back * back_grad;
+        for (int k = 0; k < 4; ++k) sum[i][k] += set[i][k] * back.a * back.b;
 }
 
 INLINE void store_cell(const float (&sum)[TILES][4], float* partial, i64 row, const Plan& plan) {
@@ -110,15 +117,17 @@ INLINE void store_cell(const float (&sum)[TILES][4], float* partial, i64 row, co
     }
 }
 
-// Blocks: (share of the images, channel and share of the cells).
-KERNEL(256, 1) theta_grad(PARAMETER Tensor x, PARAMETER Tensor dy, float* partial, int cell_shares, PARAMETER Plan plan) {
-    const int lane = thread() % 32, warp = uniform(thread() / 32), c = block_y() / cell_shares, share = block_y() % cell_shares;
+// Blocks: (channel and share of the cells, share of the images).
+KERNEL(256, 1)
+theta_grad(PARAMETER Tensor x, PARAMETER Tensor dy, float* partial, int cell_shares, PARAMETER Plan plan) {
+    const int lane = thread() % 32, warp = uniform(thread() / 32);
+    const int c = block_x() / cell_shares, share = block_x() % cell_shares;
     const int first = plan.used * share / cell_shares, end = plan.used * (share + 1) / cell_shares;
     const Rows rows = rows_of(plan);
     const int items = count_items(plan), sets = (plan.N + plan.planes - 1) / plan.planes;
     for (int at = thread() * 4; at < plan.scratch; at += 1024) store_shared(at, 0);
     float sum[CELLS][TILES][4] = {};
-    for (int set = block_x(); set < sets; set += blocks_x()) {
+    for (int set = block_y(); set < sets; set += blocks_y()) {
         const int n0 = set * plan.planes;
         float values[READ][2];
         u32 most = 0;
@@ -149,11 +158,13 @@ KERNEL(256, 1) theta_grad(PARAMETER Tensor x, PARAMETER Tensor dy, float* partia
         block_barrier();
 #pragma unroll
         for (int i = 0; i < CELLS; ++i)
-            if (first + i * 8 + warp < end) multiply_planes(sum[i], first + i * 8 + warp, rows, power(-scale), power(-scale_grad), plan);
+            if (first + i * 8 + warp < end)
+                multiply_planes(sum[i], first + i * 8 + warp, rows, two_powers(-scale - scale_grad), plan);
     }
 #pragma unroll
     for (int i = 0; i < CELLS; ++i) {
         const int a = first + i * 8 + warp;
-        if (a < end) store_cell(sum[i], partial, (((i64)block_x() * plan.C + c) * plan.cells + plan.theta_row[a]) * plan.cells, plan);
+        const i64 row = ((i64)block_y() * plan.C + c) * plan.cells + plan.theta_row[a < end ? a : first];
+        if (a < end) store_cell(sum[i], partial, row * plan.cells, plan);
     }
 }
