@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
-import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +27,13 @@ FLAGS = ('--std=c++17', '--device-as-default-execution-space')
 def load_library() -> ctypes.CDLL | BuildError:
     """Return NVRTC, of the CUDA version that PyTorch is built for if it is built for one, or why there is none."""
     version = torch.version.cuda.partition('.')[0] if torch.version.cuda else '*'
-    folders = [*map(Path, sys.path), Path(torch.__file__).parent.parent]
-    patterns = ('nvidia/*/lib', 'torch/lib')
-    names = [str(file) for folder in folders for pattern in patterns
-             for file in sorted(folder.glob(f'{pattern}/libnvrtc.so.{version}'), reverse=True)]
-    names.append('libnvrtc.so' if version == '*' else f'libnvrtc.so.{version}')
+    packages = find_spec('nvidia')
+    folders = [Path(folder) for folder in packages.submodule_search_locations or ()] if packages else []
+    # CUDA 12 has a package for each library, CUDA 13 one for all.
+    files = [file for folder in folders for file in sorted(folder.glob(f'*/lib/libnvrtc.so.{version}'), reverse=True)]
+    # PyTorch for CUDA from other sources has it beside its own libraries, or relies on an installed toolkit.
+    files += sorted(Path(torch.__file__).parent.glob(f'lib/libnvrtc.so.{version}'))
+    names = [*map(str, files), 'libnvrtc.so' if version == '*' else f'libnvrtc.so.{version}']
     for name in names:
         try:
             library = ctypes.CDLL(name)
