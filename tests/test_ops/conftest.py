@@ -37,6 +37,7 @@ class Emulator:
         seed (int): Of the order in which warps run.
         removed (int): Number of the barrier to leave out, -1 for none.
         barriers (dict): Number of barriers met, by kernel.
+        counts (tuple): Of the last launch, multiply-adds of tensor cores and words of shared memory read and written.
     """
 
     def __init__(self, folder: Path, compiler: list[str]):
@@ -46,6 +47,7 @@ class Emulator:
         self.tensors: list[tuple[torch.Tensor, bool]] = []
         self.blocks, self.seed, self.removed = 3, 1, -1
         self.barriers: dict[str, int] = {}
+        self.counts = (0, 0)
         self.edits: tuple[tuple[str, str, str], ...] = ()
 
     def compile(self, variants: list[tuple[Variant, tuple]]) -> None:
@@ -70,6 +72,7 @@ class Emulator:
         assert result.returncode == 0, result.stderr[:4000]
         library = ctypes.CDLL(str(path.with_suffix('.so')))
         library.emulate.restype = ctypes.c_char_p
+        library.get_count.restype = ctypes.c_longlong
         self.kernels |= {key: (library, number) for number, key in enumerate(variants)}
 
     def _sources(self, edits: tuple) -> Path:
@@ -121,6 +124,7 @@ class Emulator:
         values = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         message = library.emulate(number, *blocks, launch.threads, launch.shared, values, self.seed, self.removed)
         self.barriers[launch.variant.kernel] = library.count_barriers()
+        self.counts = library.get_count(0), library.get_count(1)
         if message:
             raise EmulatedError(f'{launch.variant}: {message.decode()}')
 

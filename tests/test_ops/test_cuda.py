@@ -29,6 +29,13 @@ SETS = {
     'forward_planes': Case('planes', (70, 2, 5, 7), GRIDS['k13']),
     'theta_grad': Case('theta', (16, 2, 17, 19), GRIDS['k13']),
 }
+# Multiply-adds of tensor cores and words through shared memory a pixel, of the forward and of theta's gradient, as
+# README.md states them.
+COUNTS = {
+    ('k51', 56, 4, torch.float32): ((2160, 33.5), (2400, 42.1)),
+    ('k51', 56, 4, torch.bfloat16): ((720, 17.9), (800, 21.7)),
+    ('k47', 14, 64, torch.float32): ((768, 15.4), (674, 43.1)),
+}
 # Faults that the tests must notice: (kernel, (file, old, new)).
 FAULTS = {
     'low parts lost': ('forward_maps', ('numbers.h', 'low_parts(high, a, b));', '0u);')),
@@ -76,7 +83,8 @@ def kernels(emulator):
 
     with torch.backends.cudnn.flags(allow_tf32=False):
         emulator.prepare(calls([*SUPPORTED, *PRECISION, *POISON_CASES, *SETS.values()], torch.float32) +
-                         calls(HALF_PRECISION, torch.bfloat16, torch.float16))
+                         calls(HALF_PRECISION, torch.bfloat16, torch.float16) +
+                         calls([Case('work', (4, 1, 56, 56), GRIDS['k51'])], torch.bfloat16))
     return emulator
 
 
@@ -169,6 +177,18 @@ def one_block(kernels, monkeypatch):
     plan.plan_theta_grad.cache_clear()
     yield kernels
     plan.plan_theta_grad.cache_clear()
+
+
+@pytest.mark.parametrize(('grid', 'side', 'images', 'dtype'), COUNTS, ids=str)
+def test_work_of_a_pixel(one_block, grid, side, images, dtype):
+    case = Case('work', (images, 1, side, side), GRIDS[grid])
+    counts = []
+    for call in (forward, theta_grad):
+        with one_block.installed():
+            call(case, case.make(dtype))
+        multiply_adds, words = (count / (images * side**2) for count in one_block.counts)
+        counts.append((round(multiply_adds), round(words, 1)))
+    assert tuple(counts) == COUNTS[grid, side, images, dtype]
 
 
 @pytest.mark.parametrize(('kernel', 'barriers'), [('forward_maps', 5), ('forward_planes', 5), ('theta_grad', 2)])

@@ -68,6 +68,8 @@ static std::string error;
 static unsigned char memory[MAX_SHARED];
 static Word words[MAX_SHARED / 4];
 static u32 random_state;
+// Multiply-adds of tensor cores; words read and written in shared memory.
+static i64 counts[2];
 
 static u32 random_number() { return (random_state = random_state * 1664525u + 1013904223u) >> 8; }
 static void leave() {
@@ -131,6 +133,7 @@ static bool is_ordered(const u32 (&times)[MAX_WARPS], int warp) {
 // kind: 0 read, 1 write, 2 atomic maximum.
 static void access(u32 at, int kind) {
     const int warp = current / 32;
+    ++counts[1];
     Word& word = words[at / 4];
     bool ordered = word.writer == warp || word.written <= clocks[warp][word.writer];
     if (kind != 2) ordered = ordered && is_ordered(word.raised, warp);
@@ -295,6 +298,7 @@ static void multiply(float (&sum)[4], const u32* a, const u32* b, int depth) {
     memcpy(own.sum, sum, 16);
     together(20 + depth, [depth](Fiber* lanes) {
         double left[16][16], right[8][16];
+        counts[0] += 128 * depth;
         for (int l = 0; l < 32; ++l) {
             const int g = l / 4, t = l % 4 * 2;
             for (int h = 0; h < depth / 8; ++h) {

@@ -74,6 +74,7 @@ extern "C" const char* emulate(int number, int blocks_x, int blocks_y, int threa
     using namespace emulator;
     error.clear();
     sites.clear();
+    counts[0] = counts[1] = 0;
     kernel = kernels[number];
     arguments = values;
     thread_count = thread_number;
@@ -85,4 +86,5 @@ extern "C" const char* emulate(int number, int blocks_x, int blocks_y, int threa
         for (block[0] = 0; block[0] < blocks_x && error.empty(); ++block[0]) run_block();
     return error.c_str();
 }
+extern "C" i64 get_count(int which) { return emulator::counts[which]; }
 extern "C" int count_barriers() { return (int)emulator::sites.size(); }
