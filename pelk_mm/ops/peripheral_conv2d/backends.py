@@ -18,6 +18,7 @@ from torch import Tensor
 from ..sharing_grid import SharingGrid
 from . import box_sums, measured_choice, native, reference, triton_backend
 from .costs import cheapest
+from .cuda import backend as cuda
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ BACKENDS = {
         Backend('native', native.why_not, native.forward, native.theta_grad),
         Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad, mirrors=True),
         Backend('box_sums', box_sums.why_not, box_sums.forward, box_sums.theta_grad),
+        # Behind one that runs everywhere, so only by name: its kernels have not run on a GPU yet.
+        Backend('cuda', cuda.why_not, cuda.forward, cuda.theta_grad),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
 }

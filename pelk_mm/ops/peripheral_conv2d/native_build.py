@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -117,7 +118,23 @@ def _build(double: bool) -> Path:
     flags += ['-DPELK_DOUBLE'] * double + _words(FLAGS_VARIABLE)
     key = '\n'.join([*_sources(), *compiler, _compiler_version(compiler), *flags, _cpu(), 'with digest'])
     digest = hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:16]
-    name = f'native-{"fp64" if double else "fp32"}-{digest}.so'
+    command = [*compiler, str(SOURCE)]
+    return find_or_make(f'native-{"fp64" if double else "fp32"}-{digest}.so',
+                        lambda output: _compile(output, command, flags))
+
+
+def find_or_make(name: str, make: Callable[[Path], object]) -> Path:
+    """Return a compiled file of the cache; make it in the first folder that can be used if there is no undamaged one.
+
+    It is followed by a digest: see :func:`content_of`.
+
+    Args:
+        name (str): Its name, with a digest of all that it depends on.
+        make (Callable): Writes it to the path that it gets.
+
+    Raises:
+        BuildError: If no folder can be used. Those of ``make`` are passed on.
+    """
     folders = cache_dirs()
     found = next((folder / name for folder in folders if _is_undamaged(folder / name)), None)
     if found:
@@ -125,11 +142,16 @@ def _build(double: bool) -> Path:
     errors = []
     for folder in folders:
         try:
-            return _compile(folder, name, [*compiler, str(SOURCE)], flags)
+            return _make(folder, name, make)
         except OSError as error:
             errors.append(f'{folder}: {error}')
     raise BuildError(f'no folder for the compiled library can be used; set {CACHE_VARIABLE} to one that can be '
                      f'written. {"; ".join(errors)}')
+
+
+def content_of(path: Path) -> bytes:
+    """Return what was written to a file of :func:`find_or_make`."""
+    return path.read_bytes()[:-_DIGEST_SIZE]
 
 
 def _sources() -> list[str]:
@@ -137,28 +159,26 @@ def _sources() -> list[str]:
     return [f'{file.name}\n{file.read_text("utf-8")}' for file in (SOURCE, *sorted(SOURCE.parent.glob('*.h')))]
 
 
-def _compile(folder: Path, name: str, command: list[str], flags: list[str]) -> Path:
-    """Compile into ``folder`` and replace an existing library.
-
-    Raises:
-        OSError: If the folder cannot be used.
-        BuildError: If the compiler fails.
-    """
+def _make(folder: Path, name: str, make: Callable[[Path], object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    logger.info('building the native backend of peripheral_conv2d (a few seconds, once): %s', target)
-    # Built beside it and renamed, so that processes that build at the same time never see an incomplete file.
+    logger.info('compiling for peripheral_conv2d (a few seconds, once): %s', target)
+    # Made beside it and renamed, so that processes that build at the same time never see an incomplete file.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         output = Path(scratch) / name
-        command = [*command, '-o', str(output), *flags]
-        result = _run(command)
-        if result.returncode or not output.is_file():
-            raise BuildError(f'{shlex.join(command)} failed:\n{result.stderr.strip()[-2000:] or "it wrote no library"}')
+        make(output)
         content = output.read_bytes()
         with output.open('ab') as file:
             file.write(hashlib.sha256(content).digest())
         os.replace(output, target)
     return target
+
+
+def _compile(output: Path, command: list[str], flags: list[str]) -> None:
+    command = [*command, '-o', str(output), *flags]
+    result = _run(command)
+    if result.returncode or not output.is_file():
+        raise BuildError(f'{shlex.join(command)} failed:\n{result.stderr.strip()[-2000:] or "it wrote no library"}')
 
 
 def _is_undamaged(library: Path) -> bool:
