@@ -1,5 +1,6 @@
 """Fixtures for every test. Tests of ``pelk_mm.ops`` and ``pelk_mm.layers`` also run where only PyTorch is installed."""
 
+import gc
 import runpy
 import sys
 from importlib.util import find_spec
@@ -30,6 +31,16 @@ if find_spec('yapf'):
 if find_spec('mmcv'):
     # Tests import mmdet when they are collected.
     import pelk_mm.mmcv_ops  # noqa: F401
+
+
+# Imports, models and traces make many objects that stay, which the collector would look through ever again.
+gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_collection_finish():
+    """Leave out what was imported until now when garbage is collected."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
