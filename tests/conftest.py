@@ -33,6 +33,16 @@ if find_spec('mmcv'):
     import pelk_mm.mmcv_ops  # noqa: F401
 
 
+# Imports, models and traces make many objects that stay, which the collector would look through ever again.
+gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_collection_finish():
+    """Leave out what was imported until now when garbage is collected."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     """Slow files first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)

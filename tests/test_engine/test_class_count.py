@@ -1,16 +1,16 @@
 """Wrong class counts stop a run before it starts, with config key, data and fix; the shipped configs pass."""
 
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset, ConcatDataset, RepeatDataset
-from mmengine.logging import MMLogger
-from mmengine.registry import HOOKS, DefaultScope
-from mmengine.runner import BaseLoop
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, DefaultScope
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from pelk_mm import compat
 from pelk_mm.engine import ClassCountHook
 from pelk_mm.engine.launch import load_config
 
@@ -19,31 +19,44 @@ DIGITS = ('pelk-atto_1xb64_digits', 'pelk-atto_upernet_1xb8-1600it_digits-128x12
 FIVE = Config(dict(model=dict(head=dict(num_classes=5))))
 
 
-class Loop(BaseLoop):
+class Nothing(BaseModel):
 
-    def __init__(self, dataloader):
-        self.dataloader = dataloader
-
-    def run(self):
+    def forward(self, *args, **kwargs):
         """Never called."""
 
 
-def runner_of(cfg: Config, classes, wrap=lambda dataset: dataset) -> SimpleNamespace:
-    """As much of a runner as the hook looks at, its test loader not built."""
-    dataset = BaseDataset('instances.json', metainfo=dict(classes=classes), data_root='data/mine', lazy_init=True)
-    return SimpleNamespace(
-        cfg=cfg,
-        _train_loop=Loop(DataLoader(wrap(dataset))),
-        _test_loop=dict(),
-        logger=MMLogger.get_instance('class_count'))
+def instances(classes) -> BaseDataset:
+    return BaseDataset('instances.json', metainfo=dict(classes=classes), data_root='data/mine', lazy_init=True)
 
 
-@pytest.mark.parametrize(('name', 'number'), list(zip(DIGITS, (10, 11, 10))))
-def test_the_digit_configs_pass_and_a_class_too_many_does_not(root, name, number):
+@pytest.fixture(scope='module')
+def runner_of(tmp_path_factory):
+    """Give a runner a config and a loop over a data set, whose files are not read; its test loader is not built."""
+    compat.setup()
+    runner = Runner(Nothing(), str(tmp_path_factory.mktemp('work')), log_level='ERROR', experiment_name='class_count')
+
+    def give(cfg: Config, dataset, hooks=()) -> Runner:
+        runner.cfg, runner._hooks = cfg, list(hooks)
+        runner._train_loop = EpochBasedTrainLoop(runner, DataLoader(dataset, sampler=[0]), max_epochs=1)
+        runner._test_loop = dict()
+        return runner
+
+    return give
+
+
+@pytest.mark.parametrize('name', DIGITS)
+def test_the_digit_configs_pass_and_a_class_too_many_does_not(root, runner_of, name):
     cfg = load_config(str(root / f'configs/digits/{name}.py'))
-    ClassCountHook().before_run(runner_of(cfg, tuple('abcdefghijk'[:number])))
-    with pytest.raises(ValueError, match=f'train_dataloader has {number + 1} classes') as error:
-        ClassCountHook().before_run(runner_of(cfg, tuple('abcdefghijkl'[:number + 1])))
+    settings = dict(cfg.train_dataloader.dataset, pipeline=[], lazy_init=True)
+    # Those of a classifier are the folders of the data.
+    settings.setdefault('metainfo', dict(classes=tuple('0123456789')))
+    classes = settings['metainfo']['classes']
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        dataset = DATASETS.build(settings)
+        other = DATASETS.build(dict(settings, metainfo=dict(classes=(*classes, 'more'))))
+    ClassCountHook().before_run(runner_of(cfg, dataset))
+    with pytest.raises(ValueError, match=f'train_dataloader has {len(classes) + 1} classes') as error:
+        ClassCountHook().before_run(runner_of(cfg, other))
     assert 'rpn_head' not in str(error.value)
     assert f'{name}.py' in str(error.value)
 
@@ -61,9 +74,9 @@ def test_the_digit_configs_pass_and_a_class_too_many_does_not(root, name, number
             roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=5)], mask_head=dict(num_classes=5)))),
      ['model.roi_head.bbox_head.1.num_classes', 'model.roi_head.mask_head.num_classes']),
 ])
-def test_every_head_is_named_with_its_fix(config, keys):
+def test_every_head_is_named_with_its_fix(runner_of, config, keys):
     with pytest.raises(ValueError, match='--cfg-options') as error:
-        ClassCountHook().before_run(runner_of(Config(config), ('cat', 'dog', 'cow')))
+        ClassCountHook().before_run(runner_of(Config(config), instances(('cat', 'dog', 'cow'))))
     message = str(error.value)
     assert message.startswith('train_dataloader has 3 classes (cat, dog, cow; BaseDataset data/mine/instances.json), '
                               f'but {keys[0]} = 5')
@@ -72,22 +85,21 @@ def test_every_head_is_named_with_its_fix(config, keys):
 
 @pytest.mark.parametrize('wrap', [lambda dataset: RepeatDataset(dataset, 2, lazy_init=True),
                                   lambda dataset: ConcatDataset([dataset], lazy_init=True)])
-def test_wrapped_data_sets(wrap):
+def test_wrapped_data_sets(runner_of, wrap):
     with pytest.raises(ValueError, match='cat, dog; BaseDataset data/mine/instances.json'):
-        ClassCountHook().before_run(runner_of(FIVE, ('cat', 'dog'), wrap))
+        ClassCountHook().before_run(runner_of(FIVE, wrap(instances(('cat', 'dog')))))
 
 
-def test_a_difference_that_is_meant_is_a_warning(monkeypatch):
-    runner, warnings = runner_of(FIVE, ('cat', 'dog')), []
+def test_a_difference_that_is_meant_is_a_warning(runner_of, monkeypatch):
+    runner, warnings = runner_of(FIVE, instances(('cat', 'dog'))), []
     monkeypatch.setattr(runner.logger, 'warning', warnings.append)
     ClassCountHook(strict=False).before_run(runner)
     assert ['model.head.num_classes = 5' in warning for warning in warnings] == [True]
 
 
-def test_one_class_needs_its_comma_and_none_says_nothing():
-    ClassCountHook().before_run(runner_of(FIVE, None))
-    runner = runner_of(Config(dict(model=dict(head=dict(num_classes=1)))), ('cat', ))
-    runner._train_loop.dataloader.dataset._metainfo['classes'] = 'cat'
+def test_one_class_needs_its_comma_and_none_says_nothing(runner_of):
+    ClassCountHook().before_run(runner_of(FIVE, instances(None)))
+    runner = runner_of(Config(dict(model=dict(head=dict(num_classes=1)))), instances('cat'))
     with pytest.raises(ValueError, match=r"must be a tuple of names, got the string 'cat': .* \('cat', \)"):
         ClassCountHook().before_run(runner)
 
@@ -100,12 +112,11 @@ def test_one_class_needs_its_comma_and_none_says_nothing():
     ('mmseg::san/san-vit-b16_voc12aug-640x640.py', 'PascalVOCDataset', ('text_encoder', )),
     ('mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024.py', 'CityscapesDataset', ()),
 ])
-def test_upstream_heads_with_counts_of_their_own_pass(config, kind, cut):
+def test_upstream_heads_with_counts_of_their_own_pass(runner_of, config, kind, cut):
     """Caps, things without stuff, objects without background, edges; nothing is refused that trains upstream."""
     cfg = load_config(config)
     metainfo = getattr(import_module(f'{cfg.default_scope}.datasets'), kind).METAINFO
-    runner = runner_of(cfg, metainfo['classes'])
-    runner._train_loop.dataloader.dataset._metainfo.update(metainfo)
+    runner = runner_of(cfg, BaseDataset('instances.json', metainfo=metainfo, lazy_init=True))
     ClassCountHook().before_run(runner)
     # The same model without its texts, or with a count that is of neither, is refused.
     head = cfg.model.get('decode_head') or cfg.model.get('bbox_head') or cfg.model.roi_head.bbox_head
@@ -121,17 +132,15 @@ def test_upstream_heads_with_counts_of_their_own_pass(config, kind, cut):
     dict(bbox_head=dict(num_classes=256, contrastive_cfg=dict(max_text_len=256))),
     dict(backbone=dict(text_model=dict(type='HuggingCLIPLanguageBackbone')), bbox_head=dict(num_classes=80)),
 ])
-def test_text_models_of_other_packages(where):
-    ClassCountHook().before_run(runner_of(Config(dict(model=where)), ('cat', 'dog', 'cow')))
+def test_text_models_of_other_packages(runner_of, where):
+    ClassCountHook().before_run(runner_of(Config(dict(model=where)), instances(('cat', 'dog', 'cow'))))
 
 
 @pytest.mark.parametrize('own', ['mmpretrain.ClassNumCheckHook', 'mmdet.NumClassCheckHook'])
-def test_the_toolboxes_own_hook_checks_in_its_place(own):
+def test_the_toolboxes_own_hook_checks_in_its_place(runner_of, own):
     """One check, of the config's choice, not two."""
-    runner = runner_of(FIVE, ('cat', 'dog'))
     with DefaultScope.overwrite_default_scope(own.partition('.')[0]):
-        runner.hooks = [HOOKS.build(dict(type=own))]
-    ClassCountHook().before_run(runner)
-    runner.hooks = []
+        hook = HOOKS.build(dict(type=own))
+    ClassCountHook().before_run(runner_of(FIVE, instances(('cat', 'dog')), [hook]))
     with pytest.raises(ValueError, match='has 2 classes'):
-        ClassCountHook().before_run(runner)
+        ClassCountHook().before_run(runner_of(FIVE, instances(('cat', 'dog'))))
