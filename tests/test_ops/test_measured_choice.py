@@ -2,13 +2,14 @@
 
 import json
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pelk_mm.ops.peripheral_conv2d import backends, box_sums, measured_choice, reference
-from pelk_mm.ops.peripheral_conv2d.agreement import MAX_ERRORS, difference
+from pelk_mm.ops.peripheral_conv2d.agreement import MAX_ERRORS, difference, max_error
 from pelk_mm.ops.peripheral_conv2d.backends import Backend, select_backend
 from pelk_mm.ops.peripheral_conv2d.measured_choice import Choice
 from pelk_mm.testing.cases import GRIDS
@@ -228,10 +229,23 @@ def test_select_backend_asks_on_cuda_devices_only(monkeypatch):
     monkeypatch.setattr(measured_choice, 'difference', lambda *call: 0.0)
     assert select_backend('auto', 'forward', x, GRID).name == 'reference'
     assert select_backend('own', 'forward', x, GRID).name == 'own'
+    device.backends[0] = replace(device.backends[0], by_name_only=True)
+    monkeypatch.setattr(backends, 'BACKENDS', {backend.name: backend for backend in device.backends})
+    monkeypatch.setattr(choice, 'pick', lambda able, *call: able[0])
+    assert select_backend('auto', 'forward', x, GRID).name == 'reference'
     choice._switched_off['own'] = 'it is wrong'
     with pytest.raises(RuntimeError, match="'own' of peripheral_conv2d cannot run here: it is wrong"):
         select_backend('own', 'forward', x, GRID)
     assert select_backend('own', 'forward', real, GRID).name == 'own'
+
+
+def test_a_backend_that_follows_tf32_may_have_its_error(monkeypatch):
+    exact = Backend('exact', box_sums.why_not, box_sums.forward, box_sums.theta_grad)
+    follows = replace(exact, follows_tf32=True)
+    for allowed, expected in ((True, 2e-3), (False, 1e-5)):
+        monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', allowed)
+        assert [max_error(backend, torch.float32) for backend in (exact, follows)] == [1e-5, expected]
+        assert max_error(follows, torch.bfloat16) == MAX_ERRORS[torch.bfloat16]
 
 
 @pytest.mark.parametrize('function', ['forward', 'theta_grad'])

@@ -158,6 +158,8 @@ def main() -> None:
         run_sanitized(args.sanitized, args.device)
         return
     device, on_gpu = args.device, torch.device(args.device).type == 'cuda'
+    # PyTorch allows TF32 for convolutions by default, and the cuda backend follows.
+    torch.backends.cudnn.allow_tf32 = False
     measurements = Measurements(args.json, device, args.limit, print)
     probe = Case('probe', (1, 2, 9, 9), GRIDS['k13']).make(device=device)
     able = [name for name, reason in available_backends(*probe[:2], GRIDS['k13']).items() if reason is None]

@@ -196,6 +196,8 @@ def main() -> None:
         print(reason)
         return
     torch.backends.cudnn.benchmark = True
+    # fp32 is fp32 for all.
+    torch.backends.cudnn.allow_tf32 = False
     measurements = Measurements(args.json, args.device, args.limit, print)
     args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=5, limit=30)
     shapes = TINY_SHAPES if args.tiny else SHAPES

@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 MAX_ERRORS = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest relative error (norm, against fp64) of a kernel that is used, by dtype: several times that of rounding."""
+_TF32_ERROR = 2e-3
 # Enough programs for the largest tiles, little memory.
 _MAX_ELEMENTS, _MAX_SIDE = 2**24, 256
+
+
+def max_error(backend: Backend, dtype: torch.dtype) -> float:
+    """Return the largest relative error of a backend that is used."""
+    tf32 = dtype == torch.float32 and backend.follows_tf32 and torch.backends.cudnn.allow_tf32
+    return _TF32_ERROR if tf32 else MAX_ERRORS[dtype]
 
 
 def difference(backend: Backend, function: str, x: Tensor, grid: SharingGrid) -> float:

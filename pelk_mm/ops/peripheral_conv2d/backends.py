@@ -34,6 +34,8 @@ class Backend:
         theta_grad (Callable): ``(x, grad_output, grid) -> grad_theta``.
         mirrors (bool): Whether ``forward`` takes a bool after the grid, and reads theta flipped in both axes if True,
             as the gradient of x needs it.
+        follows_tf32 (bool): Whether fp32 has the error of TF32 where PyTorch allows that for convolutions.
+        by_name_only (bool): Whether the automatic choice leaves it out.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Backend:
     forward: Callable[..., Tensor]
     theta_grad: Callable[[Tensor, Tensor, SharingGrid], Tensor]
     mirrors: bool = False
+    follows_tf32: bool = False
+    by_name_only: bool = False
 
     def convolve(self, x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid, mirrored: bool) -> Tensor:
         """Call ``forward``, with theta flipped in both axes if ``mirrored``."""
@@ -55,8 +59,8 @@ BACKENDS = {
         Backend('native', native.why_not, native.forward, native.theta_grad),
         Backend('triton', triton_backend.why_not, triton_backend.forward, triton_backend.theta_grad, mirrors=True),
         Backend('box_sums', box_sums.why_not, box_sums.forward, box_sums.theta_grad),
-        # Behind one that runs everywhere, so only by name: its kernels have not run on a GPU yet.
-        Backend('cuda', cuda.why_not, cuda.forward, cuda.theta_grad),
+        # Its kernels have not run on a GPU yet, and an invalid access there would end the user's process.
+        Backend('cuda', cuda.why_not, cuda.forward, cuda.theta_grad, follows_tf32=True, by_name_only=True),
         Backend('reference', reference.why_not, reference.forward, reference.theta_grad),
     )
 }
@@ -104,7 +108,7 @@ def select_backend(name: str, function: str, x: Tensor, grid: SharingGrid) -> Ba
         return BACKENDS[name]
     able = []
     for backend in BACKENDS.values():
-        reason = backend.why_not(x, grid)
+        reason = 'only by name' if backend.by_name_only else backend.why_not(x, grid)
         if reason is None:
             able.append(backend)
         else:

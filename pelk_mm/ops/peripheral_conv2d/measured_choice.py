@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from .agreement import MAX_ERRORS, difference
+from .agreement import difference, max_error
 from .costs import is_channels_last
 from .native_build import BuildError, cache_dirs
 
@@ -218,7 +218,7 @@ class Choice:
             return self._switched_off[backend.name]
         if backend.name == 'reference' or key in self._agreed or self.device.is_recording():
             return None
-        bound = MAX_ERRORS[x.dtype]
+        bound = max_error(backend, x.dtype)
         try:
             error = difference(backend, function, x, grid)
             if error <= bound:
