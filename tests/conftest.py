@@ -34,7 +34,7 @@ if find_spec('mmcv'):
 
 
 # Imports, models and traces make many objects that stay, which the collector would look through ever again.
-gc.set_threshold(10_000, 10, 10)
+gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_finish():
@@ -46,12 +46,6 @@ def pytest_collection_finish():
 def pytest_collection_modifyitems(items):
     """Slow files first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)
-
-
-def pytest_collection_finish(session):
-    """Look for garbage seldom, and never in the libraries: it takes an eighth of the time of tests of configs."""
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -25,7 +25,7 @@ FLAGS = ('--std=c++17', '--device-as-default-execution-space')
 
 @cache
 def load_library() -> ctypes.CDLL | BuildError:
-    """Return NVRTC, of the CUDA version that PyTorch is built for if it is built for one, or why there is none."""
+    """Return NVRTC, of the CUDA version that PyTorch is built for if it is built for one, or why it is missing."""
     version = torch.version.cuda.partition('.')[0] if torch.version.cuda else '*'
     packages = find_spec('nvidia')
     folders = [Path(folder) for folder in packages.submodule_search_locations or ()] if packages else []

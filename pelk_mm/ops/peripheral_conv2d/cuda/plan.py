@@ -1,4 +1,4 @@
-"""Which kernel serves a call, what is compiled into it, and its run-time parameters: ``plan.h`` filled in.
+"""The choice of the kernel for a call, the constants that are compiled into it, and ``plan.h`` filled in.
 
 Compiled in are dtype, parts, the number of 8-column chunks, the reach of theta's blocks and the distinct widths of
 cells. Height, width, batch, strides and the grid's rows are parameters, so a new image size rarely compiles anything.
@@ -66,7 +66,7 @@ class Launch(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a launch depends on: sizes, dtype, number of fp16 parts of a number, bytes of shared memory of a block."""
+    """The properties of a launch: sizes, dtype, number of fp16 parts of a number, bytes of shared memory of a block."""
 
     batch: int
     channels: int
@@ -78,7 +78,7 @@ class Shape(NamedTuple):
 
 
 class _Maps(NamedTuple):
-    """Where the box maps lie in a chunk; numbers of rows."""
+    """The places of the box maps in a chunk; numbers of rows."""
 
     widths: tuple[int, ...]
     segment: int
