@@ -35,6 +35,7 @@ html_show_copyright = False
 SHOWN = {
     'repository/operator': 'pelk_mm/ops/peripheral_conv2d/README.md',
     'repository/triton': 'pelk_mm/ops/peripheral_conv2d/TRITON.md',
+    'repository/cuda': 'pelk_mm/ops/peripheral_conv2d/cuda/README.md',
     'repository/imagenet': 'configs/imagenet/README.md',
     'repository/ade20k': 'configs/ade20k/README.md',
     'repository/coco': 'configs/coco/README.md',

@@ -11,5 +11,5 @@ model = dict(
         branch_norm_cfg=None,
         position_embedding=False,
         init_cfg=dict(checkpoint='checkpoints/pelk-convnext-atto.pth')),
-    decode_head=dict(in_channels=[24, 48, 96, 192], channels=64),
-    auxiliary_head=dict(in_channels=96, channels=64))
+    decode_head=dict(in_channels=[24, 48, 96, 192]),
+    auxiliary_head=dict(in_channels=96))

@@ -1,7 +1,7 @@
 # Every part of the large one, only narrower, with anchors for images of 128 pixels.
 _base_ = './cascade-mask-rcnn_pelk_fpn.py'
 
-width = 64
+width = 48
 num_classes = 10
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
