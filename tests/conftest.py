@@ -43,6 +43,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """Let libraries release what they hold: Triton's reports what is left at the end."""
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
     """Slow files first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)

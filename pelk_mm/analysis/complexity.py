@@ -32,8 +32,7 @@ from mmengine.config import Config
 from torch import nn
 
 from pelk_mm.layers import KernelPositionEmbedding, PeripheralConv2d
-from pelk_mm.ops.peripheral_conv2d.backends import resolve_name
-from pelk_mm.ops.peripheral_conv2d.operations import Operations
+from pelk_mm.ops.peripheral_conv2d.operations import Operations, resolve_counted
 
 from .mac_counter import count_macs, part_of_convolution
 from .model_building import WeightsOnMeta
@@ -314,7 +313,7 @@ def _check(shape: Sequence[int], density: float, num_rois: int, num_mask_rois: i
     for name, value in (('num_rois', num_rois), ('num_mask_rois', num_mask_rois)):
         if value < 0:
             raise ValueError(f'{name} must not be negative, got {value}')
-    resolve_name(backend)
+    resolve_counted(backend)
 
 
 def _task(model: nn.Module) -> str:

@@ -5,7 +5,6 @@ As a program, it is that process. It reads requests from its input, a line of JS
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -133,8 +132,6 @@ def _set_up(log: str, environment: dict[str, str], file_limit: int | None, folde
 if __name__ == '__main__':
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    # Forks do not look for garbage in what was imported, which would copy it.
-    gc.freeze()
     with open(os.dup(1), 'w') as answers:
         # What a module writes to the output is no answer.
         os.dup2(2, 1)

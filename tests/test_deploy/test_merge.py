@@ -19,7 +19,7 @@ from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pic
 
 # Merged layers of the backbone's four blocks, and convolutions with a BatchNorm in the other parts.
 LAYERS = dict(
-    classification=4, segmentation=4 + 4 + 1 + 3 + 3 + 1, detection=4 + 4 + 4 + 4, one_stage_detection=4 + 4 + 4)
+    classification=4, segmentation=4 + 2 + 1 + 3 + 3 + 1, detection=4 + 4 + 4 + 4, one_stage_detection=4 + 4 + 4)
 
 
 ONE = torch.ones(1)

@@ -14,7 +14,8 @@ from pelk_mm.analysis.breakdown import draw_breakdown
 from pelk_mm.analysis.figures import save_figure
 from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.engine.launch import read_config
-from pelk_mm.ops.peripheral_conv2d.backends import ALIASES, BACKENDS
+from pelk_mm.ops.peripheral_conv2d.backends import ALIASES
+from pelk_mm.ops.peripheral_conv2d.operations import COUNTERS
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backend',
         default='auto',
-        choices=['auto', *BACKENDS, *ALIASES],
+        choices=['auto', *COUNTERS, *ALIASES],
         help='backend of the peripheral convolution whose operations count as executed, available here or not; auto, '
         'the default, is the choice on a CPU')
     parser.add_argument('--json', action='store_true', help='print one JSON object instead of the table')

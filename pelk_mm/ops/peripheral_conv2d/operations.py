@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..sharing_grid import SharingGrid
 from . import triton_backend
-from .backends import resolve_name
+from .backends import ALIASES
 from .costs import cheapest, num_elements
 
 
@@ -52,14 +52,24 @@ def executed_operations(backend: str, x: Tensor, grid: SharingGrid) -> Operation
     Raises:
         ValueError: If there is no such backend, or its operations are not counted.
     """
-    backend = resolve_name(backend)
+    backend = resolve_counted(backend)
     if backend == 'auto':
         backend = cheapest(tuple(COUNTERS), 'forward', x, grid) if x.numel() else 'reference'
-    if backend not in COUNTERS:
-        raise ValueError(f'backend must be "auto" or one of {sorted(COUNTERS)}, whose operations are counted, got '
-                         f'{backend!r}')
     batch, channels, height, width = x.shape
     return COUNTERS[backend](batch, channels, height, width, grid) if x.numel() else Operations()
+
+
+def resolve_counted(backend: str) -> str:
+    """Return ``'auto'`` or the name of ``COUNTERS`` that ``backend`` stands for.
+
+    Raises:
+        ValueError: If there is no such backend, or its operations are not counted.
+    """
+    resolved = ALIASES.get(backend, backend)
+    if resolved not in ('auto', *COUNTERS):
+        raise ValueError(f'backend must be "auto" or one of {sorted(COUNTERS)}, whose operations are counted, got '
+                         f'{backend!r}')
+    return resolved
 
 
 def _reference(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
