@@ -1,4 +1,4 @@
-"""How far one mixing layer can get on the reach tasks, from the offsets that its kernel distinguishes.
+"""Upper bounds of one mixing layer on the reach tasks, from the offsets that its kernel distinguishes.
 
 A kernel is given by its cells, (K, K): offsets with the same number share a weight, -1 is outside. A dense kernel
 distinguishes all offsets, a peripheral one those of different cells, and stripes see two bands.

@@ -64,7 +64,7 @@ def draw_nearest_seed(rng: np.random.Generator, size: int = 64, num_seeds: int =
 
 
 class Relations(NamedTuple):
-    """How B lies to A, for each offset; at most one is true.
+    """Relation of B to A, for each offset; at most one is true.
 
     Attributes:
         diagonal (np.ndarray): bool, at a diagonal offset.
