@@ -8,7 +8,7 @@
 #   VENV            folder of the environment, default .venv beside this script's repository
 #   PYTHON          Python 3.10 to 3.13 to make it from, default the first that fits of python3.11, python3.12,
 #                   python3.13, python3.10, python3 and python
-#   MIN_FREE_GB     free disk space asked for, default 12, and a third of it for temporary files (TMPDIR)
+#   MIN_FREE_GB     free disk space asked for, default 8, and a third of it for temporary files (TMPDIR)
 #   MMCV_OPS        torchvision (default): mmcv's operators by torchvision and PyTorch, see pelk_mm/mmcv_ops
 #                   compiled: mmcv's own operators, with an older PyTorch; takes a quarter of an hour on 2 cores, and
 #                   CXX             C++17 compiler, default c++
@@ -22,7 +22,7 @@ STACK=${STACK:-onedl}
 MMCV_OPS=${MMCV_OPS:-torchvision}
 VENV=${VENV:-$ROOT/.venv}
 [[ $VENV = /* ]] || VENV=$PWD/$VENV
-MIN_FREE_GB=${MIN_FREE_GB:-12}
+MIN_FREE_GB=${MIN_FREE_GB:-8}
 WHEELS=${XDG_CACHE_HOME:-$HOME/.cache}/pelk_mm/wheels
 STAMP=$VENV/pelk_mm_setup
 LOG=$VENV/setup.log
