@@ -8,9 +8,10 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.forks import ForkServer
 from pelk_mm.testing.processes import free_port, run_ranks
+
+from .helpers.equality import assert_same
 
 SCRIPT = '''
 import sys, time

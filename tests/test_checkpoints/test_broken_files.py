@@ -15,7 +15,8 @@ from mmengine.logging import HistoryBuffer
 
 from pelk_mm.checkpoints.convert import BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES, convert_file, rename
 from pelk_mm.checkpoints.publish import publish_file
-from pelk_mm.testing.strategies import damaged
+
+from ..helpers.strategies import damaged
 
 NAMES = (BACKBONE_NAMES, CONVNEXT_NAMES, SLAK_NAMES)
 

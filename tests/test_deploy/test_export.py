@@ -36,7 +36,8 @@ from pelk_mm.deploy.inference import predict
 from pelk_mm.deploy.onnx_ops import translations
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_pictures
-from pelk_mm.testing.toy_files import write_onnx_stub
+
+from ..helpers.toy_files import write_onnx_stub
 
 META = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
 # A grid of the paper, one without sharing, one that grows inwards, wide centres, 1x1, and whether there is a bias.

@@ -26,7 +26,8 @@ from pelk_mm.testing.tiny_models import (
     write_pictures,
     write_tiny_model,
 )
-from pelk_mm.testing.toy_files import write_onnx_stub
+
+from ..helpers.toy_files import write_onnx_stub
 
 META = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
 FCN = dict(type='FCNHead', channels=8, num_convs=1, concat_input=False, in_channels=16, in_index=3, num_classes=4)

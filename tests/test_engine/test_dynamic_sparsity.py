@@ -13,9 +13,9 @@ from mmengine.optim import OptimWrapper
 from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.loops import SeededDataset, SeededIndex
-from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.processes import run_ranks
 
+from ..helpers.equality import assert_same
 from . import small_runs
 from .small_runs import Images, Net, average_of, sparse_runner, sparsity_hook
 

@@ -11,8 +11,8 @@ from torch.sparse._semi_structured_conversions import (
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.sparsity import Pattern, find_sparse_parameters
 from pelk_mm.models import PeLK
-from pelk_mm.testing.equality import assert_same
 
+from ..helpers.equality import assert_same
 from .small_runs import average_of, sparse_runner, sparsity_hook
 
 HALF = Pattern(2, 4)

@@ -15,7 +15,8 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from pelk_mm.checkpoints.loading import safe_load
 from pelk_mm.engine import PreemptionHook, polling
 from pelk_mm.engine.hooks import preemption
-from pelk_mm.testing.equality import assert_same
+
+from ..helpers.equality import assert_same
 
 CHECKPOINT = dict(type='pelk_mm.AtomicCheckpointHook', interval=2)
 

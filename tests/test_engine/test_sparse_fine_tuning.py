@@ -8,9 +8,9 @@ from mmengine.model import BaseModel
 from torch import nn
 
 from pelk_mm.models import PeLK
-from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.processes import run_ranks
 
+from ..helpers.equality import assert_same
 from . import small_runs
 from .small_runs import Net, average_of, sparse_runner, sparsity_hook
 

@@ -15,7 +15,8 @@ from torch import nn
 from pelk_mm.layers import LayerNorm2d
 from pelk_mm.models import PeLK, SLaK
 from pelk_mm.testing.random_weights import randomise
-from pelk_mm.testing.strategies import half_grids, odd
+
+from ..helpers.strategies import half_grids, odd
 
 FEW = settings(max_examples=max(settings.default.max_examples // 8, 1))
 MODELS = pytest.mark.parametrize('cls', [PeLK, SLaK], ids=lambda cls: cls.__name__)

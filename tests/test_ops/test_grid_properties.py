@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from pelk_mm.ops import SharingGrid, expand_kernel, sum_over_cells
 from pelk_mm.testing.random_weights import whole_numbers
-from pelk_mm.testing.strategies import SEEDS, half_grids, odd, sharing_grids, sharing_rules
+
+from ..helpers.strategies import SEEDS, half_grids, odd, sharing_grids, sharing_rules
 
 GRIDS = sharing_grids()
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)

@@ -13,8 +13,9 @@ from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 from pelk_mm.testing.cases import LAYOUTS, Case, Inputs, Results, expected, lay_out, run
 from pelk_mm.testing.random_weights import whole_numbers
-from pelk_mm.testing.strategies import SEEDS, sharing_grids
 from pelk_mm.testing.tolerances import RELATIVE_ERROR
+
+from ..helpers.strategies import SEEDS, sharing_grids
 
 GRIDS = sharing_grids()
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pelk_mm.reports import METRICS, Leaderboard, find_runs, read_catalogue, to_csv
-from pelk_mm.testing.strategies import damaged
+
+from ..helpers.strategies import damaged
 
 TIME, LATER = '20261122_011013', '20261122_020000'
 CONFIG = """model = dict(

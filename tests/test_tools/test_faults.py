@@ -14,9 +14,10 @@ import pytest
 from mmengine.device import get_device
 
 from pelk_mm.checkpoints.loading import checkpoint_error, safe_load
-from pelk_mm.testing.equality import assert_same
 from pelk_mm.testing.forks import ForkServer
 from pelk_mm.testing.processes import free_port
+
+from ..helpers.equality import assert_same
 
 FAULTS = Path(__file__).with_name('faults')
 INTERVAL = 5

@@ -22,7 +22,8 @@ from pelk_mm import compat
 from pelk_mm.checkpoints import loading
 from pelk_mm.deploy import OnnxModel
 from pelk_mm.testing.tiny_models import tiny_config, write_pictures, write_tiny_model
-from pelk_mm.testing.toy_files import write_onnx_stub, write_toy_module
+
+from ..helpers.toy_files import write_onnx_stub, write_toy_module
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,8 @@ from mmengine.config import Config, DictAction
 from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.engine.launch import load_config, run
 from pelk_mm.reports import Problem, Row, Table, Value, to_csv, to_html, to_markdown
-from pelk_mm.testing.toy_files import write_toy_module
+
+from ..helpers.toy_files import write_toy_module
 
 ROOT = Path(__file__).resolve().parents[2]
 # Every one of them would make a file called "ran", were it not taken for a name.
