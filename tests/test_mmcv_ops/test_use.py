@@ -1,9 +1,7 @@
 """How the stand-in gets to where mmcv looks for operators: in one process, or for every program of an environment."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 import types
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,6 +15,7 @@ import pytest
 from pelk_mm import mmcv_ops
 from pelk_mm.mmcv_ops.__main__ import main
 from pelk_mm.models import PeLK
+from pelk_mm.testing.forks import ForkServer
 
 pytestmark = pytest.mark.slow
 
@@ -24,17 +23,39 @@ NMS = ('import torch; from mmcv.ops import nms; print(nms(torch.tensor([[0, 0, 4
        'torch.tensor([.5, .9]), .5)[1].tolist())')
 
 
-@pytest.fixture
-def python(mmcv_without_ops):
-    """Run Python where mmcv has no operators at all."""
+START = """
+import runpy, sys
+sys.path.insert(0, {site!r})
+sys.dont_write_bytecode = False
+what, *sys.argv = sys.argv[1:]
+if what == '-c':
+    exec(sys.argv[0])
+elif what == '-m':
+    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+else:
+    sys.argv.insert(0, what)
+    runpy.run_path(what, run_name='__main__')
+"""
 
-    def run(*arguments, check=True, **variables):
-        path = os.pathsep.join([str(mmcv_without_ops.parent), os.environ.get('PYTHONPATH', '')])
-        return subprocess.run([sys.executable, *map(str, arguments)],
-                              env=dict(os.environ, PYTHONPATH=path) | variables,
-                              check=check,
-                              capture_output=True,
-                              text=True)
+
+@pytest.fixture(scope='module')
+def server():
+    """Processes that have imported what takes seconds, and neither mmcv nor torchvision."""
+    server = ForkServer('torch._dynamo', 'mmengine.runner', 'matplotlib.pyplot', 'scipy.stats', 'sklearn.utils')
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def python(server, mmcv_without_ops, tmp_path):
+    """Run Python where mmcv has no operators at all, to an exit code; returns what is printed."""
+    (tmp_path / 'start.py').write_text(START.format(site=str(mmcv_without_ops.parent)))
+
+    def run(*arguments, code=0, **variables):
+        log = tmp_path / 'log.txt'
+        process = server.start([tmp_path / 'start.py', *arguments], log, variables)
+        assert process.wait(300) == code, log.read_text()[-3000:]
+        return log.read_text()
 
     return run
 
@@ -48,21 +69,20 @@ def contents(folder: Path) -> dict:
 
 def test_one_import_is_enough(python):
     modules = 'pelk_mm, pelk_mm.ops, pelk_mm.models, pelk_mm.engine, pelk_mm.compat'
-    others = python('-c', f'import {modules}; {NMS}', check=False)
-    assert "No module named 'mmcv._ext'" in others.stderr
+    assert "No module named 'mmcv._ext'" in python('-c', f'import {modules}; {NMS}', code=1)
     code = f'import sys, pelk_mm.mmcv_ops, mmcv.ops; print("torchvision" in sys.modules); {NMS}'
-    assert python('-c', code).stdout == 'False\n[1]\n'
+    assert python('-c', code) == 'False\n[1]\n'
 
 
 def test_our_tools_need_nothing(python):
-    assert python('-c', f'from pelk_mm.compat import setup; setup(); {NMS}').stdout == '[1]\n'
+    assert python('-c', f'from pelk_mm.compat import setup; setup(); {NMS}') == '[1]\n'
 
 
 def test_a_config_of_any_toolbox_names_it(python, tmp_path):
     imports = dict(imports=['pelk_mm.mmcv_ops'], allow_failed_imports=False)
     (tmp_path / 'config.py').write_text(f'custom_imports = {imports}')
     code = f'from mmengine.config import Config; Config.fromfile("{tmp_path}/config.py"); import mmdet.models; {NMS}'
-    assert python('-c', code).stdout.splitlines()[-1] == '[1]'
+    assert python('-c', code).splitlines()[-1] == '[1]'
 
 
 LOADED = 'import sys, pelk_mm.mmcv_ops, mmcv.ops; print(sys.modules["mmcv._ext"].__name__)'
@@ -77,7 +97,7 @@ COMPILED = 'from pelk_mm.mmcv_ops.extension import __getattr__  # Takes the part
 ], ids=['used', 'replaced by the environment', 'replaced by a call'])
 def test_compiled_operators(python, mmcv_without_ops, code, variables, expected):
     (mmcv_without_ops / '_ext.py').write_text(COMPILED)
-    assert python('-c', code, **variables).stdout == f'{expected}\n'
+    assert python('-c', code, **variables) == f'{expected}\n'
 
 
 def test_compiled_operators_that_are_loaded_are_not_replaced(monkeypatch):
@@ -112,11 +132,10 @@ def test_install_and_remove(python, command, mmcv_without_ops):
     assert command('install') == (0, f'Nothing to do: {mmcv_without_ops}/_ext.py is there.\n')
     assert command('status') == (0, 'mmcv uses torchvision and PyTorch in every program of this environment, by '
                                  f'{mmcv_without_ops}/_ext.py.\n')
-    assert python('-c', NMS, PYTHONDONTWRITEBYTECODE='').stdout == '[1]\n'
+    assert python('-c', NMS) == '[1]\n'
     cached = [*(mmcv_without_ops / '__pycache__').glob('_ext.*.pyc')]
     assert len(cached) == 1
-    removed = python('-m', 'pelk_mm.mmcv_ops', 'remove')
-    assert removed.stdout == f'Removed {mmcv_without_ops}/_ext.py.\n'
+    assert python('-m', 'pelk_mm.mmcv_ops', 'remove') == f'Removed {mmcv_without_ops}/_ext.py.\n'
     assert contents(mmcv_without_ops) == before
     assert not cached[0].exists()
     assert command('remove') == (0, f'Nothing to remove: {mmcv_without_ops}/_ext.py is not there.\n')
@@ -220,9 +239,7 @@ def test_upstream_tools_train_a_step(python, tmp_path, toolbox, config, template
         model += ', num_queries=50'
     (tmp_path / 'config.py').write_text(
         template.format(base=mim / 'configs' / config, backbone=backbone, model=model, folder=tmp_path) + ONE_STEP)
-    result = python(mim / 'tools' / 'train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'work', check=False)
-    printed = result.stdout + result.stderr
-    assert result.returncode == 0, printed[-3000:]
+    printed = python(mim / 'tools' / 'train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'work')
     loss = re.search(r'\(train\) .* loss: ([\d.]+)', printed)
     assert 0 < float(loss.group(1)) < 1000, printed[-3000:]
     assert len(list((tmp_path / 'work').glob('*_1.pth'))) == 1
