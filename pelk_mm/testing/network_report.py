@@ -36,14 +36,14 @@ class _Results:
         results = [each for each in report['results'].values() if 'failed' not in each]
         self.device = report['environment']['device'].partition(':')[0]
         self.eager: dict[_Setting, dict] = {}
-        self.alone: dict[_Setting, dict] = {}
+        self.subsets: dict[_Setting, dict] = {}
         self.compiled: list[tuple[_Setting, dict]] = []
         for each in (each for each in results if 'networks' in each):
             setting = _Setting(each['use'], tuple(each['shape']), each['dtype'])
             if each['mode'] == 'compiled':
                 self.compiled.append((setting, each))
             else:
-                (self.alone if each['alone'] else self.eager)[setting] = each
+                (self.subsets if each['subset'] else self.eager)[setting] = each
         self.counts = {tuple(each['size']): each['counts'] for each in results if 'counts' in each}
         self.mixers = [each for each in results if 'mixers' in each]
 
@@ -69,7 +69,7 @@ class _Results:
         """(names, setting, measured ratio of images per second, goal, result of each)."""
         for names, goal, devices, uses in _RATIOS:
             for setting, each in self.eager.items():
-                both = self.alone.get(setting, each) if names == GOAL else each
+                both = self.subsets.get(setting, each) if names == GOAL else each
                 first, second = (both['networks'].get(name, {}) for name in names)
                 if self.device in devices and setting.use in uses and 'median' in first and 'median' in second:
                     yield names, setting, second['median'] / first['median'], goal, first, second
@@ -114,7 +114,7 @@ def _inference(found: _Results) -> str:
         rows.append((name, '-' if top1 is None else f'{top1}', *about,
                      *(_cells(found, name, [_Setting('inference', shape, dtype) for dtype in dtypes])
                        for shape in shapes)))
-    header = ('network', 'top-1, published', 'parameters M', 'executed G', 'of these mixers',
+    header = ('network', 'top-1, published', 'parameters M', 'executed on a CPU, G', 'of these mixers',
               *(f'{_shape(shape)}: ms, {" / ".join(dtypes)}' for shape in shapes))
     return f'### Inference\n\n{_table(header, rows)}\n\n{_spread(found, "inference")}'
 

@@ -137,6 +137,14 @@ def build_network(network: Network, size: tuple[int, int], deploy: bool, tiny: b
     return _deployed(model) if deploy else model.train()
 
 
+def build_on_meta(network: Network, size: tuple[int, int], tiny: bool = False) -> nn.Module:
+    """Build a deployed classifier without weights, on the meta device; needs MMEngine."""
+    from ..analysis.model_building import WeightsOnMeta
+
+    with WeightsOnMeta():
+        return _deployed(_make(network, size, tiny).to('meta'))
+
+
 @cache
 def _drawn(network: Network, size: tuple[int, int], tiny: bool) -> nn.Module:
     return _make(network, size, tiny)
@@ -186,8 +194,7 @@ def count_multiply_adds(network: Network, size: tuple[int, int], tiny: bool = Fa
     """
     from ..analysis.mac_counter import MacCounter
 
-    with torch.device('meta'):
-        model = _deployed(_make(network, size, tiny))
+    model = build_on_meta(network, size, tiny)
     counter = MacCounter(model, 'auto')
     with counter.count():
         model(torch.empty(1, 3, *size, device='meta'))

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from pelk_mm.analysis.mac_counter import MacCounter
-from pelk_mm.testing import networks
 from pelk_mm.testing.network_report import draw, to_markdown
-from pelk_mm.testing.networks import NETWORKS, count_multiply_adds, without_mixers
+from pelk_mm.testing.networks import NETWORKS, build_on_meta, count_multiply_adds, without_mixers
 
 # Of the papers, in G: PeLK's Table 4 with RepLKNet, the README of MetaFormer baselines, InceptionNeXt's Table 4.
 PUBLISHED = {'ConvNeXt-T': 4.5, 'Swin-T': 4.5, 'CAFormer-S18': 4.1, 'InceptionNeXt-T': 4.2, 'RepLKNet-31B': 15.3}
@@ -37,11 +36,10 @@ def test_multiply_adds(name):
         assert count['executed'] == count['dense']
     elif name != 'SLaK-T':
         assert count['executed'] < 0.9 * count['dense']
-    with torch.device('meta'):
-        model = without_mixers(networks._deployed(networks._make(network, (224, 224), False)), network)
-        counter = MacCounter(model, 'auto')
-        with counter.count():
-            model(torch.empty(1, 3, 224, 224))
+    model = without_mixers(build_on_meta(network, (224, 224)), network)
+    counter = MacCounter(model, 'auto')
+    with counter.count():
+        model(torch.empty(1, 3, 224, 224, device='meta'))
     assert sum(counter.macs.values()) == count['executed'] - count['mixers'] < count['executed']
 
 
@@ -51,7 +49,7 @@ def test_width_one_has_the_cost_of_convnext():
     assert executed['PeLK-T-w1'] / 4.46e9 == pytest.approx(1.0, abs=0.06)
 
 
-def test_from_the_command_to_the_report(tool, tmp_path, monkeypatch, capsys):
+def test_from_the_command_to_the_report(tool, tmp_path, monkeypatch):
     """Three networks, one round, in this process; started again, nothing is measured."""
     file = tmp_path / 'cpu.json'
     options = ['--device', 'cpu', '--tiny', '--json', str(file)]
@@ -61,7 +59,7 @@ def test_from_the_command_to_the_report(tool, tmp_path, monkeypatch, capsys):
     results = json.loads(file.read_text())['results']
     assert [label for label, result in results.items() if 'failed' in result] == []
     assert list(results) == [
-        'multiply-adds, 64x64', 'memory formats, inference, fp32', 'inference, fp32, 2x64x64, eager',
+        'models', 'multiply-adds, 64x64', 'memory formats, inference, fp32', 'inference, fp32, 2x64x64, eager',
         'memory formats, training, fp32', 'training, fp32, 2x64x64, eager', 'mixers, fp32']
     for use in ('inference', 'training'):
         result = results[f'{use}, fp32, 2x64x64, eager']
@@ -80,6 +78,9 @@ def test_from_the_command_to_the_report(tool, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(tool, name, None)
     tool.main()
     assert json.loads(file.read_text())['results'] == results
+    monkeypatch.setattr(sys, 'argv', [*sys.argv, '--models', 'SLaK-T'])
+    with pytest.raises(SystemExit, match='is of the models PeLK-T, SLaK-T, small-101-w1: give another file'):
+        tool.main()
     # What would take too long is left out, and says so.
     monkeypatch.undo()
     monkeypatch.setattr(sys, 'argv', ['networks.py', *options, '--call-limit', '0'])
@@ -95,14 +96,14 @@ def measured(ms, rounds=9, **more):
 
 
 def test_goals_and_shares_come_from_the_numbers():
-    common = dict(use='inference', dtype='fp32', shape=[1, 224, 224], mode='eager', alone=False, macs_per_second=1e11)
+    common = dict(use='inference', dtype='fp32', shape=[1, 224, 224], mode='eager', subset=False, macs_per_second=1e11)
     results = {
         'multiply-adds, 224x224': dict(size=[224, 224], counts={
             'PeLK-T-w1': dict(dense=9e9, executed=4e9, mixers=1e9, parameters=27e6)}),
         'inference, fp32, 1x224x224, eager': dict(common, networks={
             'PeLK-T-w1': measured(80), 'ConvNeXt-T': measured(79),
             'RepLKNet-31B': dict(reason='left out: a call takes about 99 s')}),
-        'inference, fp32, 1x224x224, eager, PeLK-T-w1, ConvNeXt-T': dict(common, alone=True, networks={
+        'inference, fp32, 1x224x224, eager, PeLK-T-w1, ConvNeXt-T': dict(common, subset=True, networks={
             'PeLK-T-w1': measured(80, 30), 'ConvNeXt-T': measured(84, 30)}),
         'training, fp32, 4x224x224, eager': dict(common, use='training', shape=[4, 224, 224], networks={
             'PeLK-T-w1': measured(960, 3), 'ConvNeXt-T': measured(900, 1)}),

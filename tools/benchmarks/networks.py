@@ -141,13 +141,24 @@ def stopwatch(call: Callable[[], Any], device: str) -> tuple[float, Any]:
     return perf_counter() - start, result
 
 
+def warm_seconds(call: Callable[[], Any], args: argparse.Namespace) -> float:
+    """Seconds of the second call; of the first on a CPU if that is long, as nothing is tuned there."""
+    first, _ = stopwatch(call, args.device)
+    if first > args.slow and torch.device(args.device).type == 'cpu':
+        return first
+    return stopwatch(call, args.device)[0]
+
+
 def reason_of(error: Exception) -> dict[str, str]:
     return dict(reason=f'not measured: {type(error).__name__}: {str(error)[:300]}')
 
 
 def formats(use: str, dtype: str, args: argparse.Namespace) -> dict[str, dict]:
-    """Name -> seconds of the second call in each memory format, on few images."""
+    """Name -> seconds of a call on few images in each memory format."""
     set_tf32(dtype)
+    # Builds the operator's code.
+    small = build_network(find_network('PeLK-T-w1'), (64, 64), use == 'inference', True)
+    make_call(small, use, dtype, 'planes', (2, 64, 64), args)(0)
     shape = (args.formats, *getattr(args, use)[0][1:])
     result: dict[str, dict] = {}
     for name in args.models:
@@ -156,7 +167,7 @@ def formats(use: str, dtype: str, args: argparse.Namespace) -> dict[str, dict]:
             for memory in FORMATS:
                 model = build_network(find_network(name), shape[1:], use == 'inference', args.tiny)
                 call = partial(make_call(model, use, dtype, memory, shape, args), 0)
-                result[name][memory] = min(stopwatch(call, args.device)[0] for _ in range(2))
+                result[name][memory] = warm_seconds(call, args)
         except Exception as error:
             result[name] = reason_of(error)
     return dict(shape=shape, seconds=result)
@@ -194,11 +205,13 @@ def in_turn(use: str, dtype: str, shape: tuple[int, ...], mode: str, names: list
             networks[name].update(Timing(first, first, first, 1, 1).to_dict(shape[0]))
         else:
             runs[name] = call
-    times = time_paired(runs, range(4), args.device, seconds=args.seconds, hide_launches=False, **args.rounds)
+    subset = names != args.models
+    seconds = args.seconds * (5 if subset and mode == 'eager' else 1)
+    times = time_paired(runs, range(4), args.device, seconds=seconds, hide_launches=False, **args.rounds)
     product = times.pop(PRODUCT)
     for name, time in times.items():
         networks.setdefault(name, {}).update(time.to_dict(shape[0]))
-    return dict(use=use, dtype=dtype, shape=shape, mode=mode, alone=names != args.models, networks=networks,
+    return dict(use=use, dtype=dtype, shape=shape, mode=mode, subset=subset, networks=networks,
                 matrix_product=vars(product), macs_per_second=args.side**3 / product.median)
 
 
@@ -286,6 +299,9 @@ def main() -> None:
         if reason := find_network(name).missing:
             print(f'{name}: {reason}')
     args.models = [name for name in args.models if not find_network(name).missing]
+    known = measurements.once('models', list, args.models)
+    if known not in (None, args.models):
+        raise SystemExit(f'{args.json} is of the models {", ".join(known)}: give another file, --json FILE')
 
     @cache
     def faster(use: str, dtype: str) -> dict | None:
@@ -295,8 +311,8 @@ def main() -> None:
     def measure(calls: Iterable[Call]) -> None:
         for use, dtype, shape, mode, names in calls:
             if found := faster(use, dtype):
-                alone = names if names != args.models else []
-                label = ', '.join((use, dtype, 'x'.join(map(str, shape)), mode, *alone))
+                some = names if names != args.models else []
+                label = ', '.join((use, dtype, 'x'.join(map(str, shape)), mode, *some))
                 measurements.once(label, in_turn, use, dtype, shape, mode, names, found, args,
                                   needs=100 if mode == 'eager' else 90 * len(names))
             if mode == 'compiled':
