@@ -32,7 +32,7 @@ def test_multiply_adds(name):
         pytest.skip(network.missing)
     count = count_multiply_adds(network, (224, 224))
     if name in PUBLISHED:
-        assert round(count['dense'] / 1e9, 1) == PUBLISHED[name]
+        assert count['dense'] / 1e9 == pytest.approx(PUBLISHED[name], abs=0.06)
         assert count['executed'] == count['dense']
     elif name != 'SLaK-T':
         assert count['executed'] < 0.9 * count['dense']
