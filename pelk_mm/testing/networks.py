@@ -142,7 +142,10 @@ def build_on_meta(network: Network, size: tuple[int, int], tiny: bool = False) -
     from ..analysis.model_building import WeightsOnMeta
 
     with WeightsOnMeta():
-        return _deployed(_make(network, size, tiny).to('meta'))
+        model = _make(network, size, tiny)
+    model.to('meta')
+    with WeightsOnMeta():
+        return _deployed(model)
 
 
 @cache
