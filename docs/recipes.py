@@ -143,6 +143,12 @@ def embedding_decays(cfg: Config) -> bool:
     return not any('position_embedding' in key and value.get('decay_mult') == 0 for key, value in keys.items())
 
 
+def width_factor(cfg: Config) -> float:
+    """The width factor of PeLK or SLaK: what is set, else the arch's."""
+    backbone = cfg.model.backbone
+    return backbone.get('width_factor') or MODELS.get(backbone.type).arch_settings[backbone.arch]['width_factor']
+
+
 # Values that no single key holds.
 DERIVED: dict[str, Callable[[Config], Any]] = dict(
     batch=batch,
@@ -152,6 +158,7 @@ DERIVED: dict[str, Callable[[Config], Any]] = dict(
     fall_end=fall_end,
     rate_each_step=lambda cfg: bool(last_schedule(cfg).get('convert_to_iter_based')),
     warmup_start=warmup_start,
+    width_factor=width_factor,
     norms_decay=_decays('norm'),
     biases_decay=_decays('bias'),
     flat_decay=_decays('flat'),

@@ -16,6 +16,9 @@ SIZES = dict(
     # From no paper: for tests and small data.
     atto=dict(depths=(1, 1, 2, 1), channels=(24, 48, 96, 192)),
     pico=dict(depths=(2, 2, 6, 2), channels=(48, 96, 192, 384)))
+# By the ending of an arch's name: SLaK's widths, which leave the cost as it is with 40 % of the weights zero, and those
+# of ConvNeXt.
+WIDTH_FACTORS = {'': 1.3, '-w1': 1.0}
 
 
 def resolve_arch(arch_settings: Mapping[str, dict], arch: str | dict, optional: Mapping[str, Any] | None = None,

@@ -16,7 +16,7 @@ from ..layers import (
     ReparamDepthwiseConv,
 )
 from ..ops import SharingGrid
-from .arguments import SIZES, check_number, check_odd, one_per_stage, resolve_arch
+from .arguments import SIZES, WIDTH_FACTORS, check_number, check_odd, one_per_stage, resolve_arch
 from .large_kernel_net import LargeKernelNet
 
 _KERNELS = {
@@ -24,6 +24,8 @@ _KERNELS = {
     '-101': dict(kernel_sizes=(101, 69, 67, 13), center=7),
     '-151': dict(kernel_sizes=(151, 89, 87, 13), center=7),
 }
+# Settings that an arch as a dict may leave out.
+_OPTIONAL = dict(center=5, width_factor=WIDTH_FACTORS[''])
 
 
 class PeLK(LargeKernelNet):
@@ -36,8 +38,10 @@ class PeLK(LargeKernelNet):
     The arguments from ``in_channels`` on are those of :class:`LargeKernelNet`.
 
     Args:
-        arch (str | dict): A name of ``PeLK.arch_settings`` (``tiny``, ``small``, ``base``, each also ``-101`` and
-            ``-151``, ...) or a dict with ``depths``, ``channels``, ``kernel_sizes`` and optionally ``center``.
+        arch (str | dict): A name of ``PeLK.arch_settings``, or a dict with ``depths``, ``channels``, ``kernel_sizes``
+            and optionally ``center`` and ``width_factor``. The names are ``tiny``, ``small``, ``base``, ... with
+            kernels of 51; each also with ``-101`` and ``-151``, larger kernels; and all of these also with ``-w1``,
+            the widths of ConvNeXt instead of 1.3 times these, for networks without zeros.
         kernel_sizes (Sequence[int | Sequence[int]], optional): K of each stage in place of the arch's; an entry may be
             an explicit half grid, outermost width first, centre last.
         center (int, optional): Side of the fine-grained centre in place of the arch's.
@@ -46,7 +50,8 @@ class PeLK(LargeKernelNet):
             stage's kernel size; None keeps the rule of ``center`` and ``base``. ``'dense'`` shares nothing: plain K x K
             kernels, "RepLK-51" of Table 1 with ``conv_ratio=1`` and ``position_embedding=False``.
         conv_ratio (float): Share of the channels that are convolved. Defaults to 3/8.
-        width_factor (float): Every width is ``int(channels * width_factor)``. Defaults to 1.3.
+        width_factor (float, optional): Every width is ``int(channels * width_factor)``, in place of the arch's: 1, if
+            its name ends in ``-w1``, else 1.3.
         small_kernel (int, optional): Side of the parallel small convolution; None leaves it out. Defaults to 5.
         position_embedding (bool): Whether to use the kernel-wise positional embedding. Defaults to True.
         depths (Sequence[int], optional): Number of blocks of each stage in place of the arch's.
@@ -65,8 +70,9 @@ class PeLK(LargeKernelNet):
     """
 
     arch_settings = {
-        size + suffix: {**dims, **kernels}
+        size + suffix + ending: {**dims, **kernels, 'width_factor': factor}
         for size, dims in SIZES.items() for suffix, kernels in _KERNELS.items()
+        for ending, factor in WIDTH_FACTORS.items()
     }
 
     def __init__(self,
@@ -76,7 +82,7 @@ class PeLK(LargeKernelNet):
                  base: int = 2,
                  grids: str | Sequence[Sequence[int] | None] | None = None,
                  conv_ratio: float = 3 / 8,
-                 width_factor: float = 1.3,
+                 width_factor: float | None = None,
                  small_kernel: int | None = 5,
                  position_embedding: bool = True,
                  *,
@@ -96,8 +102,8 @@ class PeLK(LargeKernelNet):
                  gap_before_final_norm: bool = True,
                  with_cp: bool = False,
                  deploy: bool = False) -> None:
-        settings = resolve_arch(self.arch_settings, arch, optional=dict(center=5), depths=depths, channels=channels,
-                                kernel_sizes=kernel_sizes, center=center)
+        settings = resolve_arch(self.arch_settings, arch, optional=_OPTIONAL, depths=depths, channels=channels,
+                                kernel_sizes=kernel_sizes, center=center, width_factor=width_factor)
         if isinstance(grids, str) and grids != 'dense':
             raise ValueError(f"grids must be 'dense' or one half grid or None per stage, got {grids!r}")
         num_stages = len(settings['depths'])
@@ -118,7 +124,7 @@ class PeLK(LargeKernelNet):
         self.small_kernel = small_kernel
         self.use_position_embedding = position_embedding
         super().__init__(
-            settings['depths'], settings['channels'], width_factor=width_factor, in_channels=in_channels,
+            settings['depths'], settings['channels'], settings['width_factor'], in_channels=in_channels,
             ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
             drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, use_grn=use_grn,
             out_indices=out_indices, frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm,

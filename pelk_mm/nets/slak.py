@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from ..layers import Conv2d, LayerNorm2d, ReparamDepthwiseConv
-from .arguments import SIZES, check_odd, positive_ints, resolve_arch
+from .arguments import SIZES, WIDTH_FACTORS, check_odd, positive_ints, resolve_arch
 from .large_kernel_net import LargeKernelNet
 
 
@@ -22,13 +22,15 @@ class SLaK(LargeKernelNet):
     The arguments from ``in_channels`` on are those of :class:`LargeKernelNet`.
 
     Args:
-        arch (str | dict): A name of ``SLaK.arch_settings`` (``tiny``, ``small``, ``base``, ...) or a dict with
-            ``depths``, ``channels`` and ``kernel_sizes``.
+        arch (str | dict): A name of ``SLaK.arch_settings`` (``tiny``, ``small``, ``base``, ..., each also ``-w1``, with
+            ConvNeXt's widths) or a dict with ``depths``, ``channels``, ``kernel_sizes`` and optionally
+            ``width_factor``.
         kernel_sizes (Sequence[int], optional): K of each stage in place of the arch's, odd.
         stripe_width (int): N, odd and below every K. Defaults to 5.
         small_kernel (int | bool, optional): Side of the parallel small convolution; None leaves it out. Defaults to
             True, the stripe width. (False means None, as configs of 0.1.0 have booleans.)
-        width_factor (float): Every width is ``int(channels * width_factor)``. Defaults to 1.3.
+        width_factor (float, optional): Every width is ``int(channels * width_factor)``, in place of the arch's: 1, if
+            its name ends in ``-w1``, else 1.3.
         depths (Sequence[int], optional): Number of blocks of each stage in place of the arch's.
         channels (Sequence[int], optional): Base width of each stage in place of the arch's.
 
@@ -44,14 +46,17 @@ class SLaK(LargeKernelNet):
         [(1, 124, 16, 16), (1, 249, 8, 8), (1, 499, 4, 4), (1, 998, 2, 2)]
     """
 
-    arch_settings = {size: dict(**dims, kernel_sizes=(51, 49, 47, 13)) for size, dims in SIZES.items()}
+    arch_settings = {
+        size + ending: dict(**dims, kernel_sizes=(51, 49, 47, 13), width_factor=factor)
+        for size, dims in SIZES.items() for ending, factor in WIDTH_FACTORS.items()
+    }
 
     def __init__(self,
                  arch: str | dict = 'tiny',
                  kernel_sizes: Sequence[int] | None = None,
                  stripe_width: int = 5,
                  small_kernel: int | bool | None = True,
-                 width_factor: float = 1.3,
+                 width_factor: float | None = None,
                  *,
                  depths: Sequence[int] | None = None,
                  channels: Sequence[int] | None = None,
@@ -70,7 +75,8 @@ class SLaK(LargeKernelNet):
                  with_cp: bool = False,
                  deploy: bool = False) -> None:
         settings = resolve_arch(
-            self.arch_settings, arch, depths=depths, channels=channels, kernel_sizes=kernel_sizes)
+            self.arch_settings, arch, optional=dict(width_factor=WIDTH_FACTORS['']), depths=depths, channels=channels,
+            kernel_sizes=kernel_sizes, width_factor=width_factor)
         sizes = positive_ints('kernel_sizes', settings['kernel_sizes'])
         check_odd('stripe_width', stripe_width)
         if isinstance(small_kernel, bool):
@@ -82,7 +88,7 @@ class SLaK(LargeKernelNet):
         self.stripe_width = stripe_width
         self.small_kernel = small_kernel
         super().__init__(
-            settings['depths'], settings['channels'], width_factor=width_factor, in_channels=in_channels,
+            settings['depths'], settings['channels'], settings['width_factor'], in_channels=in_channels,
             ffn_ratio=ffn_ratio, norm_layer=norm_layer, branch_norm_layer=branch_norm_layer, act_layer=act_layer,
             drop_path_rate=drop_path_rate, layer_scale_init_value=layer_scale_init_value, use_grn=use_grn,
             out_indices=out_indices, frozen_stages=frozen_stages, gap_before_final_norm=gap_before_final_norm,

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .benchmark import environment, save_report
+from .benchmark import environment, save_report, why_no_device
 
 # A result depends on these entries of the environment.
 _SAME = ('device_name', 'torch', 'cuda', 'commit')
@@ -116,17 +116,43 @@ class Measurements:
                 from error
 
 
-def step_parser(description: str | None, name: str) -> argparse.ArgumentParser:
+def step_parser(description: str | None, name: str, on_cpu: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the arguments that all steps of ``tools/benchmarks/gpu.sh`` have.
 
     Args:
         description (str, optional): The step's docstring.
         name (str): The step; names its file.
+        on_cpu (bool): Whether the step also measures on a CPU. Defaults to False.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--device', default='cuda', help='cpu only with --tiny, to try the code')
+    parser.add_argument('--device', default='cuda',
+                        help='cuda or cpu' if on_cpu else 'cpu only with --tiny, to try the code')
     parser.add_argument('--json', type=Path, default=Path(f'docs/benchmarks/gpu/{name}.json'), metavar='FILE',
                         help='results, written after each; what is there is not measured again')
     parser.add_argument('--limit', type=float, default=440.0, metavar='SECONDS', help='begin nothing after this time')
     parser.add_argument('--tiny', action='store_true', help='smallest settings: tries the code, measures nothing')
     return parser
+
+
+def open_measurements(args: argparse.Namespace, log: Callable[[str], None], seconds: float = 20.0,
+                      min_rounds: int = 5, fastest: bool = True) -> Measurements | None:
+    """Prepare the measurements of a step, with TF32 off.
+
+    Args:
+        args (argparse.Namespace): Of a parser of :func:`step_parser`. Its ``rounds`` become arguments of
+            :func:`~.benchmark.time_paired`: one round if ``tiny``, else those that the next two arguments say.
+        log (Callable[[str], None]): Receives a line for each measurement, or why nothing can be measured.
+        seconds (float): After this time no further round begins. Defaults to 20.
+        min_rounds (int): Rounds at least, in this time. Defaults to 5.
+        fastest (bool): Whether cuDNN tries which of its algorithms is the fastest. Defaults to True.
+
+    Returns:
+        Measurements | None: None if there is no such device.
+    """
+    if reason := why_no_device(args.device):
+        log(reason)
+        return None
+    torch.backends.cudnn.benchmark = fastest
+    torch.backends.cudnn.allow_tf32 = False
+    args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=min_rounds, limit=seconds)
+    return Measurements(args.json, args.device, args.limit, log)

@@ -72,15 +72,16 @@ def _register_nets() -> None:
     slak = dict(paper_ids='arXiv:2207.03620',
                 paper_name='More ConvNets in the 2020s: Scaling up Kernels Beyond 51x51 using Sparsity')
     dense: dict[str, Any] = dict(grids='dense')
-    for suffix, width in (('', {}), ('_w1', dict(width_factor=1.0))):
-        for arch in nets.PeLK.arch_settings:
-            name = f'pelk_{arch.replace("-", "_")}{suffix}'
-            _register(name, PeLK, _untrained(name, **pelk), arch=arch, **width)
-        for arch in nets.SLaK.arch_settings:
-            name = f'pelk_{arch}_dense{suffix}'
-            _register(name, PeLK, _untrained(name, **pelk), arch=arch, **dense, **width)
-            name = f'slak_{arch}{suffix}'
-            _register(name, SLaK, _untrained(name, **slak), arch=arch, **width)
+    for arch in nets.PeLK.arch_settings:
+        name = f'pelk_{arch.replace("-", "_")}'
+        _register(name, PeLK, _untrained(name, **pelk), arch=arch)
+    for arch in nets.SLaK.arch_settings:
+        size, _, width = arch.partition('-')
+        ending = f'_{width}' if width else ''
+        name = f'pelk_{size}_dense{ending}'
+        _register(name, PeLK, _untrained(name, **pelk), arch=arch, **dense)
+        name = f'slak_{size}{ending}'
+        _register(name, SLaK, _untrained(name, **slak), arch=arch)
 
 
 def _register_grown() -> None:

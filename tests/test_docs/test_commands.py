@@ -20,6 +20,11 @@ PAGES = [
     page for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.md', 'pelk_mm/**/*.md', '.github/**/*.md')
     for page in sorted(ROOT.glob(pattern)) if not any(page.is_relative_to(folder) for folder in MADE)
 ]
+ADD_OPTIONS = {
+    'parse_common_args(parser)': 'pelk_mm/engine/launch.py',
+    'convert_main(': 'pelk_mm/checkpoints/convert.py',
+    'step_parser(': 'pelk_mm/testing/measurements.py',
+}
 # A shell script hands its further arguments to a tool.
 HANDS_ON = dict(dist_train='train', slurm_train='train', dist_test='test', slurm_test='test')
 
@@ -44,12 +49,11 @@ def commands_of(page: Path) -> list:
 
 @cache
 def options_of(tool: Path) -> frozenset:
-    """The options that a tool's parser knows, with those that ``launch.parse_common_args`` and ``convert_main`` add."""
+    """The options that a tool's parser knows, with those that functions of the library add."""
     sources = [tool.read_text(encoding='utf-8')]
-    if 'pelk_mm.engine.launch import' in sources[0] and 'parse_common_args(parser)' in sources[0]:
-        sources.append((ROOT / 'pelk_mm/engine/launch.py').read_text(encoding='utf-8'))
-    if 'convert_main(' in sources[0]:
-        sources.append((ROOT / 'pelk_mm/checkpoints/convert.py').read_text(encoding='utf-8'))
+    for call, file in ADD_OPTIONS.items():
+        if call in sources[0]:
+            sources.append((ROOT / file).read_text(encoding='utf-8'))
     return frozenset(
         argument.value for source in sources for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument'

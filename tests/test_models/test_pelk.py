@@ -28,14 +28,18 @@ KERNELS = {'': ((51, 49, 47, 13), 5), '-101': ((101, 69, 67, 13), 7), '-151': ((
 def test_every_arch_builds_and_has_the_specified_dimensions(arch):
     with torch.device('meta'):
         model = PeLK(arch)
-    size, _, suffix = arch.partition('-')
-    kernels, center = KERNELS['-' + suffix if suffix else '']
+    size, *suffixes = arch.removesuffix('-w1').split('-')
+    kernels, center = KERNELS[''.join(f'-{suffix}' for suffix in suffixes)]
     assert tuple(grid.kernel_size for grid in model.grids) == kernels
     assert all(grid.center == center for grid in model.grids)
     if size in SPECIFIED:
-        assert (model.depths, model.channels) == SPECIFIED[size]
+        depths, channels = SPECIFIED[size]
+        # Those of ConvNeXt.
+        narrow = {124: (96, 192, 384, 768), 166: (128, 256, 512, 1024)}[channels[0]]
+        assert (model.depths, model.channels) == (depths, narrow if arch.endswith('-w1') else channels)
         first = model.stages[0].blocks[0].mixer
-        assert first.mixed_channels == int(3 / 8 * model.channels[0]) == {124: 46, 166: 62}[model.channels[0]]
+        mixed = {124: 46, 166: 62, 96: 36, 128: 48}[model.channels[0]]
+        assert first.mixed_channels == int(3 / 8 * model.channels[0]) == mixed
         assert first.mixer.large.weight.shape[0] == first.mixed_channels
 
 

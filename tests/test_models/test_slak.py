@@ -46,7 +46,8 @@ def test_options_take_effect():
     mixer = small(branch_norm_cfg=None).stages[0].blocks[0].mixer
     assert not mixer.norms
     assert mixer.convs['small'].bias is not None
-    assert SLaK('atto', width_factor=1.3).channels == (31, 62, 124, 249)
+    assert SLaK('atto', width_factor=1.3).channels == SLaK('atto-w1', width_factor=1.3).channels == (31, 62, 124, 249)
+    assert SLaK('atto-w1').channels == (24, 48, 96, 192)
     assert SLaK('atto', channels=(8, 16, 24, 32), depths=(1, 1, 1, 2), width_factor=1.0).channels == (8, 16, 24, 32)
     assert SLaK(dict(depths=(1, 1), channels=(8, 16), kernel_sizes=(9, 7)), width_factor=1.0).num_stages == 2
 

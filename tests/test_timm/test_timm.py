@@ -60,7 +60,7 @@ def test_every_name_in_its_own_size(name):
 
 
 def test_the_named_settings_are_those_of_the_nets():
-    kernels = {'': 'tiny', '_101': 'tiny-101', '_151': 'tiny-151'}
+    kernels = {'': 'tiny', '_101': 'tiny-101', '_151_w1': 'tiny-151-w1'}
     for suffix, arch in kernels.items():
         model = timm.create_model(f'pelk_tiny{suffix}', device='meta')
         with torch.device('meta'):

@@ -18,7 +18,8 @@ for name in ('mmcv', 'mmengine', 'mmpretrain', 'mmseg', 'mmdet', 'matplotlib', '
 folder, device, *steps = sys.argv[1:]
 for step in steps:
     sys.argv = [step, '--tiny', '--device', device, '--json', f'{folder}/{step}.json']
-    runpy.run_path(f'tools/benchmarks/gpu_{step}.py', run_name='__main__')
+    name = 'networks' if step == 'networks' else f'gpu_{step}'
+    runpy.run_path(f'tools/benchmarks/{name}.py', run_name='__main__')
 """
 
 
@@ -35,10 +36,12 @@ def test_every_step_runs_with_torch_only(root, tmp_path):
         assert forward.pop('copy')['copies'] == 1
         assert len(forward) > 3
         assert all(value['error'] < 2e-6 for value in forward.values())
-    assert all(result['images_per_second'] > 0 for result in networks.values())
-    assert {'inference, grown ConvNeXt-T-51, fp32, channels_last, eager',
-            'training, SLaK-T, fp32, channels_last, eager'} <= set(networks)
-    assert profile['training, PeLK-T, width 1.0, fp32']['total'] > 0
+    for use in ('inference', 'training'):
+        measured = networks[f'{use}, fp32, 2x64x64, eager']['networks']
+        assert {'PeLK-T', 'PeLK-T-101', 'PeLK-T-w1', 'grown ConvNeXt-T-51', 'SLaK-T'} <= set(measured)
+        assert all(result['images_per_second'] > 0 for result in measured.values())
+    assert '| SLaK-T | 82.5 |' in (tmp_path / 'networks.md').read_text()
+    assert profile['training, PeLK-T-w1, fp32']['total'] > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='would measure')

@@ -18,9 +18,8 @@ from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import SharingGrid, available_backends
 from pelk_mm.ops.peripheral_conv2d.agreement import difference
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
-from pelk_mm.testing.benchmark import why_no_device
 from pelk_mm.testing.cases import CASES, GRIDS, POISON_CASES, PRECISION_CASES, Case, Inputs, expected, poison, run
-from pelk_mm.testing.measurements import Measurements, step_parser
+from pelk_mm.testing.measurements import open_measurements, step_parser
 from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS
 from pelk_mm.testing.tolerances import RELATIVE_ERROR, relative_error
 
@@ -151,16 +150,13 @@ def run_sanitized(backend: str, device: str) -> None:
 
 def main() -> None:
     args = parse_args()
-    if reason := why_no_device(args.device):
-        print(reason)
-        return
     if args.sanitized:
         run_sanitized(args.sanitized, args.device)
         return
+    measurements = open_measurements(args, print, fastest=False)
+    if measurements is None:
+        return
     device, on_gpu = args.device, torch.device(args.device).type == 'cuda'
-    # PyTorch allows TF32 for convolutions by default, and the cuda backend follows.
-    torch.backends.cudnn.allow_tf32 = False
-    measurements = Measurements(args.json, device, args.limit, print)
     probe = Case('probe', (1, 2, 9, 9), GRIDS['k13']).make(device=device)
     able = [name for name, reason in available_backends(*probe[:2], GRIDS['k13']).items() if reason is None]
     # Kernels of our own first; the dense path is listed for comparison.

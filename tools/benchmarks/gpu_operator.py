@@ -19,8 +19,8 @@ from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops.peripheral_conv2d import operators, reference
-from pelk_mm.testing.benchmark import rotating, time_paired, why_no_device
-from pelk_mm.testing.measurements import Measurements, step_parser
+from pelk_mm.testing.benchmark import rotating, time_paired
+from pelk_mm.testing.measurements import open_measurements, step_parser
 from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS, dense_conv2d, draw, fft_conv2d, timed
 from pelk_mm.testing.tolerances import relative_error
 
@@ -192,14 +192,9 @@ def in_contexts(call: Callable, *contexts: Callable[[], AbstractContextManager])
 
 def main() -> None:
     args = parse_args()
-    if reason := why_no_device(args.device):
-        print(reason)
+    measurements = open_measurements(args, print, seconds=30)
+    if measurements is None:
         return
-    torch.backends.cudnn.benchmark = True
-    # fp32 is fp32 for all.
-    torch.backends.cudnn.allow_tf32 = False
-    measurements = Measurements(args.json, args.device, args.limit, print)
-    args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=5, limit=30)
     shapes = TINY_SHAPES if args.tiny else SHAPES
     # All of ours comes first.
     for ours, shape, dtype in product((True, False), shapes, DTYPES):

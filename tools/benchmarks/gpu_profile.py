@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from pelk_mm.nets import PeLK
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
-from pelk_mm.testing.benchmark import rotating, time_paired, why_no_device
-from pelk_mm.testing.measurements import Measurements, step_parser
+from pelk_mm.testing.benchmark import rotating, time_paired
+from pelk_mm.testing.measurements import open_measurements, step_parser
 from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS, SHRUNK
 
-NETWORKS = {'PeLK-T': dict(arch='tiny'), 'PeLK-T, width 1.0': dict(arch='tiny', width_factor=1.0)}
+NETWORKS = {'PeLK-T': 'tiny', 'PeLK-T-w1': 'tiny-w1'}
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 # The first kind of which a part is in a kernel's name.
 KINDS = {
@@ -72,7 +72,7 @@ def profiled(run: Callable[[], object], device: str, calls: int = 3) -> dict:
 
 def network(name: str, dtype: str, train: bool, args: argparse.Namespace) -> dict:
     """Profile a call of the deployed network, or forward and backward in training (bf16 by autocast)."""
-    model: nn.Module = PeLK(**NETWORKS[name], **(SHRUNK if args.tiny else {}))
+    model: nn.Module = PeLK(NETWORKS[name], **(SHRUNK if args.tiny else {}))
     if not train:
         model.eval().switch_to_deploy()
     model.to(args.device, torch.float32 if train else DTYPES[dtype])
@@ -118,15 +118,12 @@ def layouts(stage: int, dtype: str, args: argparse.Namespace) -> dict:
 
 def main() -> None:
     args = parse_args()
-    if reason := why_no_device(args.device):
-        print(reason)
+    measurements = open_measurements(args, print, seconds=10)
+    if measurements is None:
         return
-    torch.backends.cudnn.benchmark = True
-    args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=5, limit=10)
     names, dtypes, stages = list(NETWORKS), list(DTYPES), range(3)
     if args.tiny:
         args.batch, args.size, names, dtypes, stages = 1, 64, names[1:], dtypes[:1], range(2, 3)
-    measurements = Measurements(args.json, args.device, args.limit, print)
     for stage in stages:
         for dtype in dtypes:
             measurements.once(f'layouts, stage {stage + 1}, {dtype}', layouts, stage, dtype, args, needs=10)
