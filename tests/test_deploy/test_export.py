@@ -296,7 +296,7 @@ def test_unknown_toolboxes_and_files_are_refused(tmp_path):
     write_onnx_stub(tmp_path / 'other.onnx', {})
     with pytest.raises(ValueError, match='no metadata of pelk_mm'):
         OnnxModel(tmp_path / 'other.onnx')
-    with pytest.raises(FileNotFoundError, match='no such ONNX file'):
+    with pytest.raises(FileNotFoundError, match='no such exported file'):
         OnnxModel(tmp_path / 'nowhere.onnx')
 
 
