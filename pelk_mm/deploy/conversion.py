@@ -119,6 +119,8 @@ def save_int8_onnx(source: str | Path, path: str | Path, calibration: EvalImages
     with TemporaryDirectory() as folder, quiet(logging.getLogger(), level=logging.ERROR):
         prepared, quantized = f'{folder}/prepared.onnx', f'{folder}/quantized.onnx'
         quant_pre_process(str(source), prepared, skip_symbolic_shape=True)
+        graph = onnx.load(prepared, load_external_data=False).graph
+        constants = {each.name for each in graph.initializer}
         quantize_static(
             prepared,
             quantized,
@@ -127,8 +129,12 @@ def save_int8_onnx(source: str | Path, path: str | Path, calibration: EvalImages
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            # The second operand of box sums and of pooling is not constant.
-            extra_options=dict(MatMulConstBOnly=True))
+            # Of box sums, of pooling by products, and of attention.
+            nodes_to_exclude=[
+                node.name for node in graph.node if node.op_type == 'MatMul' and node.input[1] not in constants
+            ],
+            # What follows is in fp32: bias and GELU, or the result.
+            extra_options=dict(OpTypesToExcludeOutputQuantization=['Gemm', 'MatMul']))
         model = onnx.load(quantized)
     del model.metadata_props[:]
     model.metadata_props.extend(onnx.load(str(source), load_external_data=False).metadata_props)
