@@ -33,7 +33,7 @@ from pelk_mm.deploy import (
 )
 from pelk_mm.deploy.export import AveragePoolByProducts
 from pelk_mm.deploy.inference import predict
-from pelk_mm.deploy.onnx_ops import translations
+from pelk_mm.deploy.onnx_ops import BOX_SUMS, translations
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_pictures
 from pelk_mm.testing.toy_files import write_onnx_stub
@@ -224,7 +224,10 @@ def test_files_predict_as_the_model(exported, tmp_path):
 
 
 def test_files_hold_standard_operations_and_free_axes(exported):
-    model = onnx.load(exported[-1])
+    cfg, *_, path = exported
+    model = onnx.load(path)
+    products = [node for node in model.graph.node if node.name.startswith(BOX_SUMS) and node.op_type == 'MatMul']
+    assert len(products) == (0 if task_of(cfg) == 'detection' else 4)
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} <= {'', 'ai.onnx'}
     assert not model.functions

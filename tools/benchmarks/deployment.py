@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import openvino
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -43,6 +42,7 @@ from pelk_mm.deploy import (
 )
 from pelk_mm.deploy.inference import exported_network, predict
 from pelk_mm.engine.launch import load_config
+from pelk_mm.install_hints import require
 from pelk_mm.testing.benchmark import environment, save_report, time_paired
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +90,7 @@ def parse_args() -> argparse.Namespace:
 def write_variants(model: nn.Module, cfg: Config, meta: dict, calibration: EvalImages,
                    folder: Path) -> Iterator[Variant]:
     """Export both forms for both runtimes, in fp32 and int8."""
+    import openvino
     task = task_of(cfg)
     bf16 = 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     for form in ('fast', 'dense'):
@@ -209,6 +210,7 @@ def to_table(name: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     args = parse_args()
+    require('openvino', 'nncf', by='this benchmark')
     report: dict[str, Any] = dict(environment=environment('cpu'), models={})
     tables = []
     for name in args.models:

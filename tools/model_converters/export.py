@@ -42,6 +42,7 @@ from pelk_mm.deploy import (
 )
 from pelk_mm.deploy.verify import TIES
 from pelk_mm.engine.launch import load_config
+from pelk_mm.install_hints import require
 from pelk_mm.testing.benchmark import Timing, environment, time_paired
 
 ABOVE = '  above the tolerance'
@@ -122,6 +123,8 @@ def int8_file(file: Path) -> Path:
 
 def main() -> None:
     args = parse_args()
+    if args.out.suffix == '.xml':
+        require('openvino', *(['nncf'] if args.int8 else []), by='export to OpenVINO')
     cfg = load_config(args.config, args.cfg_options)
     images = EvalImages(cfg, 2, args.images)
     # Before the work.
