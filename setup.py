@@ -39,5 +39,5 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     extras_require={
         name: read_requirements(name)
-        for name in ('onedl', 'openmmlab', 'deploy', 'digits', 'timm', 'tests', 'dev')
+        for name in ('onedl', 'openmmlab', 'deploy', 'openvino', 'digits', 'timm', 'tests', 'dev')
     })

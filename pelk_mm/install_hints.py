@@ -9,6 +9,7 @@ from types import MappingProxyType
 # One of the tested stacks of OpenMMLab; the extra "openmmlab" is the other one.
 _STACK = 'pip install "pelk-mm[onedl]"'
 _EXPORT = 'pip install "pelk-mm[deploy]"'
+_OPENVINO = 'pip install "pelk-mm[openvino]"'
 
 # By the name that is imported. For all other names the package has the same name.
 INSTALL_LINES: Mapping[str, str] = MappingProxyType(
@@ -21,6 +22,8 @@ INSTALL_LINES: Mapping[str, str] = MappingProxyType(
         onnx=_EXPORT,
         onnxruntime=_EXPORT,
         onnxscript=_EXPORT,
+        openvino=_OPENVINO,
+        nncf=_OPENVINO,
         timm='pip install "pelk-mm[timm]"',
         sklearn='pip install "pelk-mm[digits]"',
         hypothesis='pip install "pelk-mm[tests]"',

@@ -59,12 +59,16 @@ def test_with_mmengine_only():
 
 def test_where_they_are_needed(monkeypatch, tmp_path):
     from pelk_mm.datasets.digit_rendering import load_handwritten_digits
-    from pelk_mm.deploy import OnnxModel
+    from pelk_mm.deploy import ExportedModel
     from pelk_mm.deploy.onnx_ops import translations
-    (tmp_path / 'any').touch()
+    for name in ('any.onnx', 'any.xml'):
+        (tmp_path / name).touch()
     for module, call, line in (('sklearn', load_handwritten_digits, 'pip install "pelk-mm[digits]"'),
                                ('onnxscript', translations, 'pip install "pelk-mm[deploy]"'),
-                               ('onnxruntime', lambda: OnnxModel(tmp_path / 'any'), 'pip install "pelk-mm[deploy]"')):
+                               ('onnxruntime', lambda: ExportedModel(tmp_path / 'any.onnx'),
+                                'pip install "pelk-mm[deploy]"'),
+                               ('openvino', lambda: ExportedModel(tmp_path / 'any.xml'),
+                                'pip install "pelk-mm[openvino]"')):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ModuleNotFoundError) as error:
             call()
@@ -84,7 +88,7 @@ def test_lines(module, line):
 def test_extras_of_the_lines_exist(root):
     from pelk_mm.install_hints import INSTALL_LINES
     extras = {line.partition('[')[2].partition(']')[0] for line in INSTALL_LINES.values() if '[' in line}
-    assert extras == {'onedl', 'deploy', 'digits', 'tests', 'timm'}
+    assert extras == {'onedl', 'deploy', 'digits', 'openvino', 'tests', 'timm'}
     declared = (root / 'setup.py').read_text(encoding='utf-8')
     assert all(f"'{extra}'" in declared and (root / f'requirements/{extra}.txt').is_file() for extra in extras)
 

@@ -12,7 +12,7 @@ from rich.progress import track
 from pelk_mm.checkpoints.atomic import refuse_existing
 from pelk_mm.checkpoints.loading import add_trust_option
 from pelk_mm.deploy import list_images
-from pelk_mm.deploy.demo import ModelDemo, OnnxDemo
+from pelk_mm.deploy.demo import ExportedDemo, ModelDemo
 from pelk_mm.engine.image_files import image_file_error
 from pelk_mm.engine.launch import load_config
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('inputs', help='image, folder of images, or video')
     parser.add_argument(
-        'model', help='config, or an ONNX file of tools/model_converters/export.py; of a detector the ONNX file holds '
+        'model', help='config, or a file of tools/model_converters/export.py, .onnx or .xml; of a detector it holds '
         'the backbone, whose feature maps are drawn')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint, file or URL; needed with a config')
     parser.add_argument('--out-dir', required=True, help='folder for the drawn images; files in it are not overwritten')
@@ -35,10 +35,10 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override values of the config')
     add_trust_option(parser)
     args = parser.parse_args()
-    is_onnx = args.model.endswith('.onnx')
-    if is_onnx and args.checkpoint:
-        parser.error('an ONNX file takes no checkpoint')
-    if not is_onnx and not args.checkpoint:
+    exported = args.model.endswith(('.onnx', '.xml'))
+    if exported and args.checkpoint:
+        parser.error('an exported file takes no checkpoint')
+    if not exported and not args.checkpoint:
         parser.error('a config needs a checkpoint')
     source, out_dir = Path(args.inputs), Path(args.out_dir)
     if not source.exists():
@@ -51,7 +51,7 @@ def main() -> None:
     except FileExistsError as error:
         parser.error(str(error))
 
-    demo = OnnxDemo(args.model) if is_onnx else ModelDemo(
+    demo = ExportedDemo(args.model) if exported else ModelDemo(
         load_config(args.model, args.cfg_options), args.checkpoint, args.device, args.score_thr)
     # All of them before the first is drawn.
     for file in files if demo.pipeline.plain_files and not is_video else ():

@@ -4,6 +4,7 @@ from ..install_hints import require
 
 require('mmengine', 'mmcv', by='pelk_mm.deploy')
 
+from .conversion import calibration_images, save_int8_onnx, save_openvino
 from .export import (
     ImageModel,
     capture,
@@ -14,7 +15,7 @@ from .export import (
     save_package,
     task_of,
 )
-from .inference import EvalImages, ImagePipeline, OnnxModel, image_loader, list_images
+from .inference import EvalImages, ExportedModel, ImagePipeline, OnnxModel, image_loader, list_images
 from .merge import Deployment, deploy, load_trained, save_deployment
 from .verify import (
     Agreement,
@@ -33,8 +34,9 @@ from .verify import (
 TestImages, test_pipeline, verify_onnx, verify_package = EvalImages, get_test_pipeline, verify_outputs, verify_outputs
 
 __all__ = [
-    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ExportedFile', 'ImageModel', 'ImagePipeline',
-    'OnnxModel', 'Predictions', 'capture', 'compare', 'deploy', 'describe', 'get_test_pipeline', 'image_loader',
-    'list_images', 'load_trained', 'open_exported', 'prepare_for_export', 'save_deployment', 'save_onnx',
-    'save_package', 'stack_images', 'task_of', 'verify_outputs', 'verify_predictions'
+    'Agreement', 'Deployment', 'Detections', 'Difference', 'EvalImages', 'ExportedFile', 'ExportedModel', 'ImageModel',
+    'ImagePipeline', 'OnnxModel', 'Predictions', 'calibration_images', 'capture', 'compare', 'deploy', 'describe',
+    'get_test_pipeline', 'image_loader', 'list_images', 'load_trained', 'open_exported', 'prepare_for_export',
+    'save_deployment', 'save_int8_onnx', 'save_onnx', 'save_openvino', 'save_package', 'stack_images', 'task_of',
+    'verify_outputs', 'verify_predictions'
 ]

@@ -1,4 +1,4 @@
-"""Predictions drawn on images by the toolboxes' own visualizers, from a config and a checkpoint or an ONNX file."""
+"""Predictions drawn on images by the toolboxes' own visualizers, from a config and a checkpoint or an exported file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..analysis.inputs import count_channels, displayable
 from .export import get_test_pipeline, task_of
-from .inference import ImagePipeline, OnnxModel, predict
+from .inference import ExportedModel, ImagePipeline, predict
 
 # Smaller images are enlarged before drawing on them: text has a size of its own.
 _SHORT_SIDE = 384
@@ -80,15 +80,15 @@ class ModelDemo:
         return model, model.dataset_meta.get('classes'), model.dataset_meta.get('palette')
 
 
-class OnnxDemo:
-    """Predicts with an ONNX file of ours in onnxruntime, and draws; of a detector's backbone the feature maps.
+class ExportedDemo:
+    """Predicts with an exported file of ours, ``.onnx`` or ``.xml``; draws, of a detector's backbone the feature maps.
 
     Attributes:
         pipeline (ImagePipeline): The test pipeline, which loads the images.
     """
 
     def __init__(self, path: str) -> None:
-        self.model = OnnxModel(path)
+        self.model = ExportedModel(path)
         meta, self.pipeline = self.model.meta, self.model.pipeline
         self.task = meta['task']
         self._draw = None if self.task == 'detection' else Drawer(meta['scope'], meta['classes'], meta['palette'])

@@ -25,7 +25,7 @@ from ..analysis.model_building import quiet
 from ..checkpoints.atomic import atomic_write, refuse_existing
 from ..engine.processes import nested_dicts
 from ..layers import PeripheralConv2d
-from .onnx_ops import translations
+from .onnx_ops import BOX_SUMS, translations
 
 KERNEL_FORMS = ('fast', 'dense')
 OPSET = 20
@@ -245,6 +245,9 @@ def save_onnx(program: ExportedProgram, path: str | Path, output_names: Sequence
     foreign = sorted({f'{node.domain}::{node.op_type}' for node in result.model.graph.all_nodes() if node.domain})
     if foreign or result.model.functions:
         raise RuntimeError(f'{path} would need operations beyond the ONNX standard: {foreign}')
+    for node in result.model.graph:
+        if 'pelk_mm.peripheral_conv2d' in node.metadata_props.get('pkg.torch.onnx.fx_node', ''):
+            node.name = f'{BOX_SUMS}{node.name}'
     # The traces' remains would be larger than small models.
     for part in (result.model.graph, *result.model.graph):
         part.metadata_props.clear()

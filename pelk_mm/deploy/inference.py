@@ -28,8 +28,8 @@ from ..analysis.model_building import build_without_weights
 from ..engine.image_files import check_pipeline, check_when_loading
 from ..engine.processes import nested_dicts
 from ..image_names import IMAGE_SUFFIXES, list_image_files
-from ..install_hints import require
 from .export import TASKS, exported_heads, get_test_pipeline, split_loader, transform_name
+from .runtimes import open_session
 
 # Images (N, C, H, W), 0 ... 255, RGB, to the outputs of the network.
 Network = Callable[[Tensor], Sequence[Tensor]]
@@ -146,6 +146,11 @@ class EvalImages:
                 batch = pseudo_collate([self._get(item)])
             yield batch
 
+    def network_input(self, index: int) -> np.ndarray:
+        """An image as exported models take it: (1, C, H, W), float32, three channels as RGB."""
+        with DefaultScope.overwrite_default_scope(self.scope):
+            return _network_input(self._get(self._items[index])['inputs'])
+
     def arrays(self) -> Iterator[np.ndarray]:
         """The images (H, W, C) or (H, W) as the pipeline loads them, three channels as BGR."""
         for item in self._items:
@@ -191,12 +196,14 @@ def exported_network(model: Any, task: str, network: Network, channels: int) -> 
         yield
 
 
-class OnnxModel:
-    """An ONNX file that :func:`pelk_mm.deploy.save_onnx` wrote, on the CPU.
+class ExportedModel:
+    """A file that :mod:`pelk_mm.deploy` wrote, on the CPU: ``.onnx`` in onnxruntime, ``.xml`` in OpenVINO.
 
     Args:
-        path (str | Path): The file.
-        threads (int, optional): Threads of one operation. By default onnxruntime's choice, one per core.
+        path (str | Path): The file, in fp32 or int8.
+        threads (int, optional): Threads of one operation. By default the runtime's choice, one per core.
+        precision (str, optional): Of OpenVINO's arithmetic where the file has no int8: ``'f32'`` or ``'bf16'``; None
+            leaves it to OpenVINO, which takes bf16 on CPUs that have it. Defaults to ``'f32'``.
 
     Attributes:
         meta (dict): Task, classes, palette and pipeline, see :func:`pelk_mm.deploy.describe`.
@@ -205,23 +212,15 @@ class OnnxModel:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ImportError: If onnxruntime is missing.
+        ImportError: If the runtime is missing.
         ValueError: If the file was not written by this package.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f'no such ONNX file: {path}')
-        require('onnxruntime', by='running ONNX files')
-        import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-        meta = self._session.get_modelmeta().custom_metadata_map.get('pelk_mm')
+    def __init__(self, path: str | Path, threads: int | None = None, precision: str | None = 'f32') -> None:
+        self._run, self.outputs, meta = open_session(path, threads, precision)
         if meta is None:
             raise ValueError(f'{path} has no metadata of pelk_mm: export it with tools/model_converters/export.py')
         self.meta = _read_meta(meta, path)
-        self.outputs = [output.name for output in self._session.get_outputs()]
         self._path = path
         with DefaultScope.overwrite_default_scope(self.meta['scope']):
             _refuse_strangers(self.meta['pipeline'], path, TRANSFORMS)
@@ -234,7 +233,7 @@ class OnnxModel:
         Returns:
             list[np.ndarray]: In the order of ``outputs``.
         """
-        return self._session.run(None, {'image': images})
+        return self._run(images)
 
     def run_tensors(self, images: Tensor) -> list[Tensor]:
         """As :meth:`run`, from and to tensors on the CPU."""
@@ -253,8 +252,7 @@ class OnnxModel:
         Raises:
             ValueError: If the image does not have the channels that the model takes.
         """
-        packed = self.pipeline.prepare(image, self.meta['channels'])['inputs'].numpy()[None]
-        return np.ascontiguousarray(packed[:, ::-1] if packed.shape[1] == 3 else packed, np.float32)
+        return _network_input(self.pipeline.prepare(image, self.meta['channels'])['inputs'])
 
     def predict(self, image: np.ndarray) -> Any:
         """Return the data sample that the model's own code makes of an image as for :meth:`prepare`, as in testing.
@@ -321,6 +319,16 @@ class OnnxModel:
             cfg = Config(dict(model=self.meta['model'], default_scope=self.meta['scope']))
             self._model = build_without_weights(cfg)
         return self._model
+
+
+# Its name in 0.1.0.
+OnnxModel = ExportedModel
+
+
+def _network_input(packed: Tensor) -> np.ndarray:
+    """(C, H, W) as a pipeline packs it, three channels as BGR -> (1, C, H, W), float32, RGB."""
+    array = packed.numpy()[None]
+    return np.ascontiguousarray(array[:, ::-1] if array.shape[1] == 3 else array, np.float32)
 
 
 def _read_meta(text: str, path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from ..install_hints import require
 from ..ops import SharingGrid
 from ..ops.peripheral_conv2d.box_sums import Cut, sum_boxes, sum_cells
 
+# Names of their nodes begin so.
+BOX_SUMS = 'peripheral_conv2d_'
 # Slices end there where they end with the axis.
 _TO_THE_END = torch.iinfo(torch.int64).max
 

@@ -21,7 +21,7 @@ from torchvision.ops import box_iou
 from ..analysis.inputs import count_channels, fit_channels
 from ..engine.nan_tracing import nested_tensors
 from .export import ImageModel, segmentation_logits
-from .inference import Network, OnnxModel, exported_network, predict
+from .inference import ExportedModel, Network, exported_network, predict
 
 # This share of the pixels may differ although logits are equal within rounding: ties fall either way.
 TIES = 1e-3
@@ -121,6 +121,7 @@ class Predictions:
         images (int): How many were compared.
         decisions (int): Labels and pixels of maps. Of each class of each image it is one whether it is predicted.
         equal (int): Those that are the same.
+        images_equal (int): Images of which all are the same: of a classifier, those with the same label.
         score_error (float): Largest difference of scores and of other predicted numbers, as a share of the largest
             value where that is above 1; infinite if one form predicts something that the other does not.
         detections (Detections | None): Boxes, where there are any.
@@ -129,6 +130,7 @@ class Predictions:
     images: int = 0
     decisions: int = 0
     equal: int = 0
+    images_equal: int = 0
     score_error: float = 0.0
     detections: Detections | None = None
     _panoptic: bool = field(default=False, repr=False)
@@ -150,7 +152,8 @@ class Predictions:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers by name."""
-        numbers = {name: getattr(self, name) for name in ('decisions', 'equal', 'score_error')}
+        names = ('images', 'images_equal', 'decisions', 'equal', 'score_error')
+        numbers = {name: getattr(self, name) for name in names}
         return dict(predictions=numbers, detections=self.detections and vars(self.detections))
 
     def __str__(self) -> str:
@@ -178,6 +181,7 @@ class Predictions:
             self.score_error = float('inf')
         if self.score_error == float('inf'):
             return
+        wrong = self.decisions - self.equal
         for name, value in before.items():
             if not value.is_floating_point():
                 self.decisions += value.numel()
@@ -185,6 +189,7 @@ class Predictions:
             elif value.numel():
                 error = _errors(value, after[name]).max().item()
                 self.score_error = max(self.score_error, error / max(value.abs().max().item(), 1.0))
+        self.images_equal += wrong == self.decisions - self.equal
 
 
 def _predicted(sample: BaseDataElement, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
@@ -298,12 +303,14 @@ class Agreement:
         shape (tuple[int, ...]): Shape of the input, (N, C, H, W).
         maximum (float): Largest absolute difference from PyTorch.
         relative (float): The same as a share of the largest absolute value.
+        noise (float): Root of the mean square of the difference, as a share of that of the output.
     """
 
     shape: tuple[int, ...]
     output: str
     maximum: float
     relative: float
+    noise: float
 
 
 def stack_images(images: Iterable[np.ndarray], size: Sequence[int], channels: int = 3) -> np.ndarray:
@@ -323,24 +330,24 @@ def stack_images(images: Iterable[np.ndarray], size: Sequence[int], channels: in
 
 
 class ExportedFile(NamedTuple):
-    """An exported file that is loaded: the ONNX file as a model, None of a package; and its network."""
+    """An exported file that is loaded: the model, None of a package; and its network."""
 
-    onnx: OnnxModel | None
+    model: ExportedModel | None
     run: Network
 
 
 def open_exported(path: str | Path) -> ExportedFile:
-    """Load an exported file, ``.onnx`` or ``.pt2``, once for both comparisons."""
+    """Load an exported file, ``.onnx``, ``.xml`` or ``.pt2``, once for both comparisons."""
     # A package is a zip archive.
     if is_zipfile(path):
         return ExportedFile(None, torch.export.load(str(path)).module())
-    onnx = OnnxModel(path)
-    return ExportedFile(onnx, onnx.run_tensors)
+    model = ExportedModel(path)
+    return ExportedFile(model, model.run_tensors)
 
 
 @torch.no_grad()
 def verify_outputs(model: ImageModel, path: str | Path | ExportedFile, inputs: Iterable[np.ndarray]) -> list[Agreement]:
-    """Compare the outputs of an exported file, ``.onnx`` or ``.pt2``, with those of the model in PyTorch.
+    """Compare the outputs of an exported file with those of the model in PyTorch.
 
     The model has its own operations, ``kernel_form=None``; inputs (N, C, H, W), float32, may each have another shape.
     """
@@ -349,7 +356,8 @@ def verify_outputs(model: ImageModel, path: str | Path | ExportedFile, inputs: I
         for name, expected, got in zip(model.output_names(), model(images), run(images)):
             difference = Difference(name, False)
             difference.add([expected], [got])
-            found.append(Agreement(tuple(images.shape), name, difference.maximum, difference.relative))
+            noise = ((expected - got).norm() / expected.norm().clamp(min=torch.finfo(torch.float32).tiny)).item()
+            found.append(Agreement(tuple(images.shape), name, difference.maximum, difference.relative, noise))
     return found
 
 
@@ -357,15 +365,15 @@ def verify_predictions(model: nn.Module, task: str, path: str | Path | ExportedF
                        batches: Iterable[dict]) -> Predictions:
     """Compare final predictions with an exported file to those of the model in testing, by the same head.
 
-    Of a classifier or segmentor in an ONNX file these are :class:`OnnxModel`'s; otherwise ``model``, the one that was
-    exported, on the CPU, predicts with the file's outputs in place of its own network's. Batches are images as the test
-    pipeline gives them, collated.
+    Of a classifier or segmentor these are :class:`ExportedModel`'s. Of a package or a detector ``model``, the one that
+    was exported, on the CPU, predicts with the file's outputs in place of its own network's. Batches are images as the
+    test pipeline gives them, collated.
     """
-    found, (onnx, run) = Predictions(), path if isinstance(path, ExportedFile) else open_exported(path)
+    found, (exported, run) = Predictions(), path if isinstance(path, ExportedFile) else open_exported(path)
     for batch in batches:
         expected = predict(model, batch)
-        if onnx is not None and task != 'detection':
-            got = onnx.predict_batch(batch)
+        if exported is not None and task != 'detection':
+            got = exported.predict_batch(batch)
         else:
             with exported_network(model, task, run, count_channels(model)):
                 got = predict(model, batch)

@@ -33,7 +33,7 @@ from pelk_mm.deploy import (
 )
 from pelk_mm.deploy.export import AveragePoolByProducts
 from pelk_mm.deploy.inference import predict
-from pelk_mm.deploy.onnx_ops import translations
+from pelk_mm.deploy.onnx_ops import BOX_SUMS, translations
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_pictures
 
@@ -225,7 +225,10 @@ def test_files_predict_as_the_model(exported, tmp_path):
 
 
 def test_files_hold_standard_operations_and_free_axes(exported):
-    model = onnx.load(exported[-1])
+    cfg, *_, path = exported
+    model = onnx.load(path)
+    products = [node for node in model.graph.node if node.name.startswith(BOX_SUMS) and node.op_type == 'MatMul']
+    assert len(products) == (0 if task_of(cfg) == 'detection' else 4)
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} <= {'', 'ai.onnx'}
     assert not model.functions
@@ -297,7 +300,7 @@ def test_unknown_toolboxes_and_files_are_refused(tmp_path):
     write_onnx_stub(tmp_path / 'other.onnx', {})
     with pytest.raises(ValueError, match='no metadata of pelk_mm'):
         OnnxModel(tmp_path / 'other.onnx')
-    with pytest.raises(FileNotFoundError, match='no such ONNX file'):
+    with pytest.raises(FileNotFoundError, match='no such exported file'):
         OnnxModel(tmp_path / 'nowhere.onnx')
 
 

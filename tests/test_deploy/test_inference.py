@@ -16,7 +16,7 @@ from mmengine.structures import InstanceData, PixelData
 from pelk_mm.analysis import build_model
 from pelk_mm.analysis.model_building import build_without_weights
 from pelk_mm.deploy import EvalImages, ImageModel, OnnxModel, Predictions, describe, image_loader, task_of
-from pelk_mm.deploy.demo import Drawer, ModelDemo, OnnxDemo
+from pelk_mm.deploy.demo import Drawer, ExportedDemo, ModelDemo
 from pelk_mm.deploy.inference import exported_network, predict
 from pelk_mm.testing.tiny_models import (
     CLASSES,
@@ -301,4 +301,4 @@ def test_a_file_exported_by_0_1_0_predicts_as_it_did():
     np.testing.assert_allclose(
         logits.flatten()[::2000],
         [-0.472146, -0.309771, -0.106059, -0.146694, -0.462596, -0.212600, 0.005359], atol=2e-6)
-    assert re.fullmatch(r'ant \d+ %, bee \d+ %', OnnxDemo(str(FILE))(image)[1])
+    assert re.fullmatch(r'ant \d+ %, bee \d+ %', ExportedDemo(str(FILE))(image)[1])

@@ -43,7 +43,11 @@ def test_predictions_that_differ_are_counted():
     found = Predictions()
     found.add(DataSample().set_pred_score(torch.tensor([.1, .6, .3])).set_pred_label(torch.tensor([1, 2])),
               DataSample().set_pred_score(torch.tensor([.1, .5, .4])).set_pred_label(torch.tensor([2])))
-    assert (found.decisions, found.equal) == (3, 2)
+    assert (found.decisions, found.equal, found.images_equal) == (3, 2, 0)
+    labels = [DataSample().set_pred_score(torch.tensor([.1, score])).set_pred_label(1) for score in (.9, .8)]
+    one_label = Predictions()
+    one_label.add(*labels)
+    assert (one_label.equal, one_label.images_equal) == (2, 1)
     assert found.score_error == pytest.approx(0.1)
     maps = [SegDataSample(pred_sem_seg=PixelData(data=torch.tensor([[[0.0, value]]]))) for value in (0, 1)]
     found.add(*maps)

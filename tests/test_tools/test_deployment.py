@@ -193,20 +193,27 @@ def test_export_and_demo(task, tiny, tmp_path, images, run_tool, monkeypatch):
     config, checkpoint = tiny(task)
     out = tmp_path / 'new' / 'model.onnx'
     forms = ['fast', 'dense'] if task == 'classification' else ['fast']
+    int8 = ['--int8', 3, '--calibration', images] if task == 'classification' else []
     export = ('model_converters/export.py', config, checkpoint, out, '--images', images, '--timing-seconds', 0.3,
               '--form')
     monkeypatch.setattr('pelk_mm.testing.benchmark.time_paired', functools.partial(slow_down, benchmark.time_paired))
-    code, printed = run_tool(*export, 'both' if len(forms) == 2 else 'fast')
+    code, printed = run_tool(*export, 'both' if len(forms) == 2 else 'fast', *int8)
     assert code == 0, printed
     assert printed.index('timing for about 0.3 s at most') < printed.index('latency of')
     # Each function, PyTorch's among them, once to warm up and once to be timed, not nine times.
-    assert 2 <= slow_down.calls / (1 + len(forms)) <= 4
+    written = len(forms) * (2 if int8 else 1)
+    assert 2 <= slow_down.calls / (1 + written) <= 4
     files = {'fast': out, 'dense': out.with_stem('model-dense')}
     for form in forms:
         for line in (f'{files[form]}: {form} form', f'{files[form].with_suffix(".pt2")}: {form} form', '1x3x64x64',
                      '2x3x80x96', 'max difference', 'latency of 1x3x64x64', f'onnxruntime, {form} form'):
             assert line in printed
-    assert len(list(out.parent.iterdir())) == 2 * len(forms)
+        if int8:
+            file = files[form].with_stem(f'{files[form].stem}-int8')
+            assert f'{file}: {form} form, int8' in printed
+            assert f'onnxruntime, {form} form, int8' in printed
+    assert printed.count(' of 3 images are predicted the same') == (len(forms) if int8 else 0)
+    assert len(list(out.parent.iterdir())) == written + len(forms)
     before = out.read_bytes()
     code, printed = run_tool(*export, 'fast')
     assert (code, out.read_bytes()) == (2, before)
@@ -310,7 +317,7 @@ def test_demo_on_a_video(tiny, tmp_path, run_tool):
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
-    (('IMAGES', 'model.onnx', 'weights.pth'), 'an ONNX file takes no checkpoint'),
+    (('IMAGES', 'model.onnx', 'weights.pth'), 'an exported file takes no checkpoint'),
     (('IMAGES', 'config.py'), 'a config needs a checkpoint'),
     (('nowhere', 'model.onnx'), 'inputs: no such file or folder, nowhere'),
 ])
