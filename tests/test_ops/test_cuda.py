@@ -286,11 +286,13 @@ class TestNvrtc:
         with pytest.raises(BuildError, match=r'(?s)forward_planes.cu does not compile for sm_90 .*HALF'):
             nvrtc.cubin(self.VARIANT._replace(macros=self.VARIANT.macros[:3]), 'sm_90')
 
-    def test_the_table_holds_for_the_installed_compiler(self):
-        """One row of resources.json, one that uses tensor cores of the oldest architecture, is compiled again."""
+    @pytest.mark.parametrize('target', [('mma.sync', 'sm_80'), ('wgmma', 'sm_90a')], ids=str)
+    def test_the_table_holds_for_the_installed_compiler(self, target):
+        """Two rows of resources.json are compiled again: the oldest architecture, and asynchronous products."""
         table = json.loads((nvrtc.SOURCES / 'resources.json').read_text())
-        row = next(row for row in table['kernels'] if (row['kernel'], row['architecture']) == ('forward_maps', 'sm_80'))
-        resources = nvrtc.resources(Variant(row['kernel'], tuple(row['macros'].items())), 'sm_80')
+        row = next(row for row in table['kernels'] if (row['core'], row['architecture']) == target)
+        assert row['kernel'] == 'forward_maps'
+        resources = nvrtc.resources(Variant(row['kernel'], tuple(row['macros'].items())), target[1])
         assert resources.spills == 0
         if nvrtc.version() == table['nvrtc']:
             assert resources.registers == row['registers']

@@ -140,11 +140,10 @@ static void forget_products() {
 INLINE void publish_shared(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     using namespace emulator;
     if (is_removed(file, line)) return;
-    // Stores from here on belong to a later time.
+    // Stores of this warp only, as a thread's fence is sure of its own; later ones belong to another time.
     together(50, [](Fiber*) {
-        Clock& clock = clocks[current / 32];
-        memcpy(clock.published, clock.ordered, sizeof clock.ordered);
-        ++clock.ordered[current / 32];
+        const int warp = current / 32;
+        clocks[warp].published[warp] = clocks[warp].ordered[warp]++;
     });
 }
 INLINE void fence_registers(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {

@@ -1,5 +1,5 @@
-// The products of forward_maps by mma.sync (compute capability 8.0 or newer): a warp multiplies 16 rows of the planes with
-// the blocks of a cell, which it holds in registers. Blocks of zeros, and cells out of the rows' reach, are skipped.
+// The products of forward_maps by mma.sync (compute capability 8.0 or newer): a warp multiplies 16 rows of the planes
+// with the blocks of a cell, which it holds in registers. Blocks of zeros and cells out of the rows' reach are skipped.
 
 // A row of zero blocks on either side, which are constants in registers.
 constexpr int PADDED = BLOCKS + 2;

@@ -1,14 +1,14 @@
-// The products of forward_maps by wgmma (compute capability 9.0): 64 rows of one plane with all blocks of a cell, as they
-// lie in shared memory. Groups of 8 columns come in the order g = KC - 1 - jg: the block of (kg, g), T_d with
-// d = kg - (KC - 1) + g, is then number kg + g of the cell's blocks, so that the right operand of two chunks kg and kg + 1
-// is all blocks from number kg on, and a block is the next one both along k and across. Blocks of zeros are in the table.
+// The products of forward_maps by wgmma (compute capability 9.0): 64 rows of one plane with all blocks of a cell, as
+// they lie in shared memory. Groups of 8 columns come in the order g = KC - 1 - jg: the block of (kg, g) is T_d with
+// d = kg - (KC - 1) + g, which is number kg + g of the cell's blocks. So the right operand of the chunks kg and kg + 1
+// begins at number kg, and the next block is the next one both along k and across. Blocks of zeros are in the table.
 static_assert(DM == KC - 1, "wgmma needs all blocks");
 
 // Bytes of a block with its low part behind it, and of a cell.
 constexpr int BLOCK = PARTS * 128, CELL = BLOCKS * BLOCK;
 
-// high += A_high [B_high | B_low], a group of each in turn, and low += A_low B_high, of 16 numbers along k: two chunks of
-// maps ``left_step`` bytes apart and the blocks from ``right`` on.
+// high += A_high [B_high | B_low], a group of each in turn, and low += A_low B_high, of 16 numbers along k: two chunks
+// of maps ``left_step`` bytes apart and the blocks from ``right`` on.
 INLINE void multiply_chunks(float (&high)[PARTS * KC][4], float (&low)[KC][4], u32 left, u32 left_step, u32 right,
                             u32 right_step, bool add, const Plan& plan) {
     multiply_async(high, operand(left, left_step, 128), operand(right, right_step, 128), add);
@@ -26,14 +26,15 @@ INLINE void multiply_cell(float (&high)[PARTS * KC][4], float (&low)[KC][4], u32
     }
 }
 
-// sum += one or two cells from number ``a`` on, or, with ADD, high and low += them.
-template <int CELLS>
-INLINE void multiply_cells(float (&high)[PARTS * KC][4], float (&low)[KC][4], u32 maps, int a, bool add, const Plan& plan) {
+// Start the products of one or two cells from number ``a`` on: high and low are them, or with ``add`` += them.
+template <int COUNT>
+INLINE void multiply_cells(float (&high)[PARTS * KC][4], float (&low)[KC][4], u32 maps, int a, bool add,
+                           const Plan& plan) {
     const u32 left = maps + plan.lead + plan.cell_row[a], right = plan.table + a * CELL;
     const u32 to_next = plan.cell_row[a + 1] - plan.cell_row[a];
     fence_registers();
     multiply_cell<0>(high, low, left, right, add, plan);
-    if constexpr (CELLS == 2) multiply_cell<0>(high, low, left + to_next, right + CELL, true, plan);
+    if constexpr (COUNT == 2) multiply_cell<0>(high, low, left + to_next, right + CELL, true, plan);
     // The last chunks of both cells; behind an odd number of cells plan.py puts one of zeros.
     if constexpr (KC % 2)
         multiply_chunks(high, low, left + (KC - 1) * plan.chunk, to_next, right + (KC - 1) * BLOCK, CELL, true, plan);

@@ -1,6 +1,6 @@
-// Products of a warpgroup, 128 threads, from operands in shared memory: wgmma of compute capability 9.0, which exists only
-// in code for sm_90a. They run asynchronously: registers of sums, and what they read of shared memory, are theirs from the
-// call until wait_for_products. The tests' emulator supplies the same names.
+// Products of a group of 128 threads, from operands in shared memory: wgmma of compute capability 9.0, which exists
+// only in code for sm_90a. They run asynchronously: registers of sums, and what they read of shared memory, are theirs
+// from the call until wait_for_products. The tests' emulator supplies the same names.
 #pragma once
 #include "device.h"
 typedef unsigned long long u64;
@@ -49,14 +49,15 @@ template <int GROUPS> INLINE void pin(float (&sum)[GROUPS][4]) {
 #define SUMS12 SUMS10, GROUP(10), GROUP(11)
 #define SUMS14 SUMS12, GROUP(12), GROUP(13)
 #define SUMS16 SUMS14, GROUP(14), GROUP(15)
-#define PRODUCT(G, COLUMNS, A, B, ADD)                                                                       \
-    if constexpr (GROUPS == G)                                                                               \
-        asm volatile("{.reg .pred add; setp.ne.b32 add, " ADD ", 0;\n"                                       \
-                     "wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32.f16.f16 {" NUMBERS##G "}, " A ", " B \
-                     ", add, 1, 1, 0, 0;}" : SUMS##G : "l"(a), "l"(b), "r"((int)add))
+#define PRODUCT(G, COLUMNS, A, B, ADD)                                                                          \
+    if constexpr (GROUPS == G)                                                                                  \
+        asm volatile("{.reg .pred add; setp.ne.b32 add, " ADD ", 0;\n"                                          \
+                     "wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32.f16.f16 {" NUMBERS##G "}, " A ", " B  \
+                     ", add, 1, 1, 0, 0;}"                                                                      \
+                     : SUMS##G : "l"(a), "l"(b), "r"((int)add))
 
-// sum = a b, or sum += a b with ``add``, of 64 x 16 and 16 x (8 * GROUPS) fp16 numbers, in fp32. Lane l of warp w has rows
-// 16 w + l / 4 (in [0] and [1]) and 8 further (in [2] and [3]), and of each group columns l % 4 * 2 and the next one.
+// sum = a b, or sum += a b with ``add``, of 64 x 16 and 16 x (8 * GROUPS) fp16 numbers, in fp32. Lane l of warp w has
+// rows 16 w + l / 4 (in [0] and [1]) and 8 further (in [2] and [3]), and of each group columns l % 4 * 2 and the next.
 template <int GROUPS> INLINE void multiply_async(float (&sum)[GROUPS][4], u64 a, u64 b, bool add) {
     PRODUCT(5, "40", "%20", "%21", "%22");
     PRODUCT(6, "48", "%24", "%25", "%26");
