@@ -35,8 +35,9 @@ class Emulator:
     Attributes:
         blocks (int): Blocks that the device holds at a time.
         seed (int): Of the order in which warps run.
-        removed (int): Number of the barrier to leave out, -1 for none.
+        removed (int): Number of the barrier to leave out, -1 for none; fences, commits and waits of products count too.
         barriers (dict): Number of barriers met, by kernel.
+        wgmma (bool): Whether the device has wgmma.
         counts (tuple): Of the last launch, multiply-adds of tensor cores and words of shared memory read and written.
     """
 
@@ -48,11 +49,12 @@ class Emulator:
         self.blocks, self.seed, self.removed = 3, 1, -1
         self.barriers: dict[str, int] = {}
         self.counts = (0, 0)
+        self.wgmma = False
         self.edits: tuple[tuple[str, str, str], ...] = ()
 
     def compile(self, variants: list[tuple[Variant, tuple]]) -> None:
         """Compile variants, each with edits of the sources, into one library."""
-        code = ['#include "device.h"', '#include "plan.h"']
+        code = ['#include "device.h"', '#include "wgmma.h"', '#include "plan.h"']
         for number, (variant, edits) in enumerate(variants):
             source = self._sources(edits)
             parameters = ', '.join(f'*({name}*)a[{i}]' for i, name in enumerate(PARAMETERS[variant.kernel]))
@@ -85,7 +87,7 @@ class Emulator:
         for file, old, new in edits:
             assert texts[file].count(old) == 1, f'{old!r} is not once in {file}'
             texts[file] = texts[file].replace(old, new)
-        for name in texts.keys() - {'device.h', 'plan.h'}:
+        for name in texts.keys() - {'device.h', 'wgmma.h', 'plan.h'}:
             (folder / name).write_text(texts[name])
         return folder
 
@@ -108,7 +110,7 @@ class Emulator:
             return torch.full(size, torch.nan, **kwargs)
 
         with patch.multiple(driver, why_not=lambda device: None, shared_limit=lambda device: 232448, launch=self.launch,
-                            resident_blocks=lambda launch, device: self.blocks), \
+                            has_wgmma=lambda device: self.wgmma, resident_blocks=lambda launch, device: self.blocks), \
                 patch.object(backend.torch, 'empty', empty):
             yield
 

@@ -242,6 +242,7 @@ def test_says_why_not():
 def test_limits(monkeypatch, grid, size, words):
     monkeypatch.setattr(driver, 'why_not', lambda device: None)
     monkeypatch.setattr(driver, 'shared_limit', lambda device: 101376)
+    monkeypatch.setattr(driver, 'has_wgmma', lambda device: False)
     reason = backend.why_not(torch.zeros(1, 1, *size), grid)
     assert reason is None if words is None else re.search(words, reason)
 
@@ -285,11 +286,13 @@ class TestNvrtc:
         with pytest.raises(BuildError, match=r'(?s)forward_planes.cu does not compile for sm_90 .*HALF'):
             nvrtc.cubin(self.VARIANT._replace(macros=self.VARIANT.macros[:3]), 'sm_90')
 
-    def test_the_table_holds_for_the_installed_compiler(self):
-        """One row of resources.json, one that uses tensor cores of the oldest architecture, is compiled again."""
+    @pytest.mark.parametrize('target', [('mma.sync', 'sm_80'), ('wgmma', 'sm_90a')], ids=str)
+    def test_the_table_holds_for_the_installed_compiler(self, target):
+        """Two rows of resources.json are compiled again: the oldest architecture, and asynchronous products."""
         table = json.loads((nvrtc.SOURCES / 'resources.json').read_text())
-        row = next(row for row in table['kernels'] if (row['kernel'], row['architecture']) == ('forward_maps', 'sm_80'))
-        resources = nvrtc.resources(Variant(row['kernel'], tuple(row['macros'].items())), 'sm_80')
+        row = next(row for row in table['kernels'] if (row['core'], row['architecture']) == target)
+        assert row['kernel'] == 'forward_maps'
+        resources = nvrtc.resources(Variant(row['kernel'], tuple(row['macros'].items())), target[1])
         assert resources.spills == 0
         if nvrtc.version() == table['nvrtc']:
             assert resources.registers == row['registers']
@@ -299,7 +302,8 @@ def test_the_table_of_resources_is_of_these_sources():
     """Run tools/benchmarks/cuda_resources.py after a change of the kernels: 2 minutes, no GPU."""
     table = json.loads((nvrtc.SOURCES / 'resources.json').read_text())
     assert table['sources'] == nvrtc.source_digest()
-    assert {row['architecture'] for row in table['kernels']} == {'sm_80', 'sm_89', 'sm_90', 'sm_100', 'sm_120'}
+    assert {row['architecture'] for row in table['kernels']} == {'sm_80', 'sm_89', 'sm_90a', 'sm_100', 'sm_120'}
+    assert {row['core'] for row in table['kernels'] if row['architecture'] == 'sm_90a'} == {'mma.sync', 'wgmma'}
     assert [row for row in table['kernels'] if row['spills']] == []
     for row in table['kernels']:
         threads = int(row['macros'].get('THREADS', 256 if row['kernel'] == 'theta_grad' else 128))
@@ -339,7 +343,7 @@ def test_launches_on_pytorchs_stream(monkeypatch, tmp_path):
     finally:
         driver._function.cache_clear()
         driver._resident_blocks.cache_clear()
-    assert [name for name, _ in calls] == ['sm_90', 'cuModuleLoadData', 'cuModuleGetFunction', 'cuFuncSetAttribute',
+    assert [name for name, _ in calls] == ['sm_90a', 'cuModuleLoadData', 'cuModuleGetFunction', 'cuFuncSetAttribute',
                                            'cuOccupancyMaxActiveBlocksPerMultiprocessor', *['cuLaunchKernel'] * 2]
     function, *numbers, stream, pointers, extra = calls[-1][1]
     assert numbers == [132, 1, 1, launch.threads, 1, 1, launch.shared]

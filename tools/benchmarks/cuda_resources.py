@@ -14,7 +14,7 @@ from pelk_mm.ops.peripheral_conv2d.cuda import nvrtc
 from pelk_mm.ops.peripheral_conv2d.cuda.plan import Shape, plan_forward, plan_theta_grad
 
 # Shared memory that a block may have, in KiB less the one that the system takes.
-ARCHITECTURES = {'sm_80': 163, 'sm_89': 99, 'sm_90': 227, 'sm_100': 227, 'sm_120': 99}
+ARCHITECTURES = {'sm_80': 163, 'sm_89': 99, 'sm_90a': 227, 'sm_100': 227, 'sm_120': 99}
 STAGES = ((51, 5, 56), (49, 5, 28), (47, 5, 14), (13, 5, 7), (101, 7, 56))
 
 
@@ -29,8 +29,11 @@ def main() -> None:
             for dtype, parts in ((torch.float32, 2), (torch.bfloat16, 1)):
                 grid = SharingGrid.from_kernel_size(kernel_size, center)
                 shape = Shape(128, 46, side, side, dtype, parts, ARCHITECTURES[architecture] * 1024)
-                launches = plan_forward(grid, shape), plan_theta_grad(grid, shape)
-                rows += [row(launch, architecture, grid, shape) for launch in launches if launch]
+                # Where there is wgmma, mma.sync too: PELK_MM_WGMMA=0.
+                shapes = (shape._replace(wgmma=True), shape) if architecture == 'sm_90a' else (shape, )
+                launches = [plan_forward(grid, each) for each in shapes] + [plan_theta_grad(grid, shape)]
+                different = {launch.variant: launch for launch in launches if launch}.values()
+                rows += [row(launch, architecture, grid, shape) for launch in different]
                 print(json.dumps(rows[-1]), flush=True)
     head = json.dumps(dict(sources=nvrtc.source_digest(), nvrtc=nvrtc.version()))[1:-1]
     lines = ',\n  '.join(map(json.dumps, rows))
@@ -41,6 +44,7 @@ def row(launch, architecture, grid, shape) -> dict:
     resources = nvrtc.resources(launch.variant, architecture)
     return dict(
         kernel=launch.variant.kernel,
+        core=launch.core,
         architecture=architecture,
         size=grid.kernel_size,
         map=shape.height,

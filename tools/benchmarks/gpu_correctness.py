@@ -1,6 +1,7 @@
 """Step 1 of gpu.sh: every kernel, dtype, layout and gradient against fp64; CUDA graphs; compute-sanitizer.
 
-A result lists the relative errors of output and gradients, and the cases over the bound of ``pelk_mm.testing``.
+A result lists the relative errors of output and gradients, and the cases over the bound of ``pelk_mm.testing``; of the
+cuda backend also the kernels that ran, with their core (``wgmma`` on compute capability 9.0, else ``mma.sync``).
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import SharingGrid, available_backends
 from pelk_mm.ops.peripheral_conv2d.agreement import difference
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
+from pelk_mm.ops.peripheral_conv2d.cuda import backend as cuda
 from pelk_mm.testing.cases import CASES, GRIDS, POISON_CASES, PRECISION_CASES, Case, Inputs, expected, poison, run
 from pelk_mm.testing.measurements import open_measurements, step_parser
 from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS
@@ -50,17 +52,19 @@ def errors(case: Case, dtype: torch.dtype, backend: str, device: str, exact: str
 
 
 def check_cases(cases: Sequence[Case], dtype: torch.dtype, backend: str, device: str, exact: str) -> dict:
-    """Largest errors over the cases, and those over the bound."""
-    worst, wrong = dict.fromkeys(NAMES, 0.0), {}
+    """Largest errors over the cases, those over the bound, and the kernels of the cuda backend."""
+    worst, wrong, kernels = dict.fromkeys(NAMES, 0.0), {}, set()
     for case in cases:
         if available_backends(*case.make(dtype, device)[:2], case.grid)[backend] is not None:
             continue
+        if backend == 'cuda':
+            kernels.update(cuda.kernels(case.make(dtype, device).x, case.grid).values())
         for name, error in errors(case, dtype, backend, device, exact).items():
             # In fp16 a sum over many pixels may be infinite, rightly.
             worst[name] = max(worst[name], error)
             if not error <= RELATIVE_ERROR[dtype] * (3 if name == 'bias' else 1):
                 wrong[f'{case.id}, {name}'] = error
-    return dict(worst=worst, wrong=wrong)
+    return dict(worst=worst, wrong=wrong, **(dict(kernels=sorted(kernels)) if backend == 'cuda' else {}))
 
 
 def check_poison(backend: str, device: str) -> dict:
@@ -140,10 +144,12 @@ def sanitize(tool: str, backend: str, device: str) -> dict:
 
 def run_sanitized(backend: str, device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        for shape in ((2, 2, 5, 6), (1, 1, 17, 20), (1, 1, 6, 67)):
-            inputs = Case('tiny', shape, GRIDS['k13']).make(dtype, device)
-            BACKENDS[backend].convolve(*inputs[:3], GRIDS['k13'], True)
-            BACKENDS[backend].theta_grad(inputs.x, inputs.grad_output, GRIDS['k13'])
+        # The last one takes wgmma, where there is.
+        for shape, grid in (((2, 2, 5, 6), 'k13'), ((1, 1, 17, 20), 'k13'), ((1, 1, 6, 67), 'k13'),
+                            ((1, 1, 35, 40), 'k51')):
+            inputs = Case('tiny', shape, GRIDS[grid]).make(dtype, device)
+            BACKENDS[backend].convolve(*inputs[:3], GRIDS[grid], True)
+            BACKENDS[backend].theta_grad(inputs.x, inputs.grad_output, GRIDS[grid])
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize()
 

@@ -2,23 +2,28 @@
 
 Ours and the other methods of a shape are timed in two measurements, as a dense call may take longer than the step;
 both time a copy in turn with the rest. Each method is compared with fp64 on a few planes, on the device, before. A call
-is first estimated from one image, and left out above a limit.
+is first estimated from one image, and left out above a limit. Results of the cuda backend name the kernels that ran,
+with their core; where that is wgmma, mma.sync is timed beside it.
 """
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
 from pelk_mm.ops.peripheral_conv2d import operators, reference
+from pelk_mm.ops.peripheral_conv2d.cuda import backend as cuda
+from pelk_mm.ops.peripheral_conv2d.cuda import driver
 from pelk_mm.testing.benchmark import rotating, time_paired
 from pelk_mm.testing.measurements import open_measurements, step_parser
 from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS, dense_conv2d, draw, fft_conv2d, timed
@@ -35,6 +40,7 @@ SHAPES = (
     (2, 46, 200, 51, 5),
 )
 TINY_SHAPES = ((2, 3, 9, 13, 5), )
+WITHOUT_WGMMA = {driver.WGMMA_VARIABLE: '0'}
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, tf32=torch.float32)
 
 
@@ -76,6 +82,9 @@ def methods(x: Tensor, theta: Tensor, grid: SharingGrid,
         for name, last in product(('auto', *(name for name in able if name != 'reference')), (False, True)):
             label = f'{name}, channels-last' if last else name
             runs[label] = partial(peripheral_conv2d, grid=grid, backend=name), nullcontext, last
+        if 'cuda' in able and 'wgmma' in str(cuda.kernels(x, grid)):
+            runs['cuda, mma.sync'] = (partial(peripheral_conv2d, grid=grid, backend='cuda'),
+                                      partial(patch.dict, os.environ, WITHOUT_WGMMA), False)
         return runs
     for (name, flags), last in product(dense_ways().items(), (False, True)):
         label = f'{name}, channels-last' if last else name
@@ -153,6 +162,8 @@ def measure(shape: tuple[int, ...], dtype: str, ours: bool, backward: bool, args
             result[name] = dict(reason=f'{type(failure).__name__}: {str(failure)[:200]}')
             continue
         result[name] = dict(error=error)
+        if name.startswith('cuda'):
+            result[name]['kernels'] = in_contexts(cuda.kernels, tf32, context)(x, grid)
         calls[name], layouts[name] = call, last
     sets = [{last: in_layout(tensors, last) for last in (False, True)} for tensors in inputs]
     runs = {name: lambda sets, call=call, last=layouts[name]: call(*sets[last]) for name, call in calls.items()}

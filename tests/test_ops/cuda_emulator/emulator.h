@@ -1,7 +1,8 @@
 // The names of device.h on a CPU: blocks run one after the other, threads as fibers that switch at barriers and at what a warp
 // does together. Fragments lie as the PTX manual documents; sums are truncated to fp32, as tensor cores do.
 //
-// Noticed: races in shared memory (as compute-sanitizer's racecheck: accesses of two warps, one a write, that no barrier orders),
+// Noticed: races in shared memory (as compute-sanitizer's racecheck: accesses of two warps, one a write, that no barrier orders;
+// asynchronous products among them, products.h),
 // accesses outside of shared memory or of the tensors, misaligned ones, lanes that disagree on what they do together, deadlocks.
 // Shared memory starts as NaN. Warps run in random order and for random times.
 #pragma once
@@ -21,7 +22,7 @@ struct alignas(8) Pair {
 };
 
 namespace emulator {
-constexpr int MAX_THREADS = 512, MAX_WARPS = MAX_THREADS / 32, MAX_SHARED = 232448;
+constexpr int MAX_THREADS = 512, MAX_WARPS = MAX_THREADS / 32, MAX_SHARED = 232448, SHARED_WINDOW = 1024;
 
 struct Meeting {
     int arrived = 0;
@@ -38,6 +39,9 @@ struct Fiber {
     int operation;
     u32 in[8], out[4];
     float sum[4];
+    // For products.h: the registers of a sum, and whether they may be used by a product.
+    float* registers;
+    bool fenced;
 };
 struct Range {
     const char *begin, *end;
@@ -45,7 +49,12 @@ struct Range {
 };
 struct Word {
     int writer = 0;
-    u32 written = 0, read[MAX_WARPS] = {}, raised[MAX_WARPS] = {};
+    u32 written = 0, read[MAX_WARPS] = {}, raised[MAX_WARPS] = {}, multiplied[MAX_WARPS] = {};
+};
+// What a warp knows of the others: accesses that are ordered before its own, stores that its products see, and products
+// that are finished; by the time of the other warp, or the number of its product.
+struct Clock {
+    u32 ordered[MAX_WARPS], published[MAX_WARPS], finished[MAX_WARPS];
 };
 struct Site {
     const char* file;
@@ -54,9 +63,9 @@ struct Site {
 };
 
 static Fiber fibers[MAX_THREADS];
-static Meeting block_meeting, group_meetings[MAX_THREADS / 128], warp_meetings[MAX_WARPS];
+static Meeting block_meeting, group_meetings[MAX_THREADS / 128], warp_meetings[MAX_WARPS], product_meetings[MAX_THREADS / 128];
 static int current, thread_count, shared_size, block[2], grid[2];
-static u32 clocks[MAX_WARPS][MAX_WARPS];
+static Clock clocks[MAX_WARPS];
 static ucontext_t scheduler_start;
 static jmp_buf scheduler;
 static void (*kernel)(void**);
@@ -94,12 +103,18 @@ template <class Act> static void meet(Meeting& meeting, int size, Act act) {
     leave();
 }
 static void order(int first, int count) {
-    u32 latest[MAX_WARPS] = {};
-    for (int w = first; w < first + count; ++w)
-        for (int i = 0; i < MAX_WARPS; ++i) latest[i] = std::max(latest[i], clocks[w][i]);
+    Clock latest = {};
+    const auto advance = [](u32 (&to)[MAX_WARPS], const u32 (&from)[MAX_WARPS]) {
+        for (int i = 0; i < MAX_WARPS; ++i) to[i] = std::max(to[i], from[i]);
+    };
     for (int w = first; w < first + count; ++w) {
-        memcpy(clocks[w], latest, sizeof latest);
-        ++clocks[w][w];
+        advance(latest.ordered, clocks[w].ordered);
+        advance(latest.published, clocks[w].published);
+        advance(latest.finished, clocks[w].finished);
+    }
+    for (int w = first; w < first + count; ++w) {
+        clocks[w] = latest;
+        ++clocks[w].ordered[w];
     }
 }
 static bool is_removed(const char* file, int line) {
@@ -109,14 +124,14 @@ static bool is_removed(const char* file, int line) {
     if (i == sites.size()) sites.push_back(site);
     return (int)i == removed_site;
 }
-// All lanes of a warp do ``operation`` together.
-template <class Act> static void together(int operation, Act act) {
+// All lanes of a warp, or of the four of a group, do ``operation`` together.
+template <int SIZE = 32, class Act> static void together(int operation, Act act) {
     fibers[current].operation = operation;
-    const int warp = current / 32;
-    meet(warp_meetings[warp], 32, [&] {
-        for (int i = 0; i < 32; ++i)
-            if (fibers[warp * 32 + i].operation != operation) return fail("lanes of a warp diverge");
-        act(&fibers[warp * 32]);
+    Fiber* lanes = &fibers[current / SIZE * SIZE];
+    meet(SIZE == 32 ? warp_meetings[current / 32] : product_meetings[current / 128], SIZE, [&] {
+        for (int i = 0; i < SIZE; ++i)
+            if (lanes[i].operation != operation) return fail("lanes of a warp or group diverge");
+        act(lanes);
     });
 }
 
@@ -127,7 +142,12 @@ static bool is_shared(u32 at, u32 size) {
 }
 static bool is_ordered(const u32 (&times)[MAX_WARPS], int warp) {
     for (int w = 0; w < MAX_WARPS; ++w)
-        if (w != warp && times[w] > clocks[warp][w]) return false;
+        if (w != warp && times[w] > clocks[warp].ordered[w]) return false;
+    return true;
+}
+static bool are_finished(const u32 (&products)[MAX_WARPS], int warp) {
+    for (int w = 0; w < MAX_WARPS; ++w)
+        if (products[w] > clocks[warp].finished[w]) return false;
     return true;
 }
 // kind: 0 read, 1 write, 2 atomic maximum.
@@ -135,13 +155,14 @@ static void access(u32 at, int kind) {
     const int warp = current / 32;
     ++counts[1];
     Word& word = words[at / 4];
-    bool ordered = word.writer == warp || word.written <= clocks[warp][word.writer];
+    const u32 now = clocks[warp].ordered[warp];
+    bool ordered = word.writer == warp || word.written <= clocks[warp].ordered[word.writer];
     if (kind != 2) ordered = ordered && is_ordered(word.raised, warp);
-    if (kind != 0) ordered = ordered && is_ordered(word.read, warp);
+    if (kind != 0) ordered = ordered && is_ordered(word.read, warp) && are_finished(word.multiplied, warp);
     if (!ordered) fail("a race in shared memory at " + std::to_string(at));
-    if (kind == 0) word.read[warp] = clocks[warp][warp];
-    if (kind == 1) word.writer = warp, word.written = clocks[warp][warp];
-    if (kind == 2) word.raised[warp] = clocks[warp][warp];
+    if (kind == 0) word.read[warp] = now;
+    if (kind == 1) word.writer = warp, word.written = now;
+    if (kind == 2) word.raised[warp] = now;
 }
 static void check(const void* data, size_t size, bool writes) {
     const char* at = (const char*)data;
@@ -213,6 +234,7 @@ template <class T> INLINE void write(void* data, i64 bytes, T value) {
     memcpy((char*)data + bytes, &value, sizeof value);
 }
 
+INLINE u32 shared_address(u32 at) { return at + emulator::SHARED_WINDOW; }
 INLINE u32 load_shared(u32 at) {
     u32 word = 0;
     if (emulator::is_shared(at, 4)) {

@@ -20,6 +20,7 @@ static void prepare_block() {
     block_meeting = Meeting();
     for (Meeting& meeting : group_meetings) meeting = Meeting();
     for (Meeting& meeting : warp_meetings) meeting = Meeting();
+    forget_products();
     order(0, MAX_WARPS);
     for (int i = 0; i < thread_count; ++i) {
         Fiber& fiber = fibers[i];
@@ -30,7 +31,7 @@ static void prepare_block() {
         fiber.start.uc_stack.ss_size = STACK;
         fiber.start.uc_link = nullptr;
         makecontext(&fiber.start, start, 0);
-        fiber.started = fiber.done = false;
+        fiber.started = fiber.done = fiber.fenced = false;
         fiber.waits_for = nullptr;
     }
 }
@@ -57,6 +58,7 @@ static void run_block() {
             done = done && fibers[i].done;
             stuck = stuck && !can_run(fibers[i]);
         }
+        if (done && are_products_running()) error = "products that are not waited for";
         if (done) return;
         if (stuck) error = "deadlock: not all threads of a barrier arrive";
         idle = 0;
@@ -69,7 +71,7 @@ extern "C" void allow(const void* data, i64 bytes, int writable) {
     if (!bytes) ranges.clear();
     ranges.push_back({(const char*)data, (const char*)data + bytes, writable != 0});
 }
-// Returns "" or what went wrong. ``removed``: number of the barrier to leave out, as first met; -1 for none.
+// Returns "" or what went wrong. ``removed``: number of the barrier, fence, commit or wait to leave out, as first met; -1 for none.
 extern "C" const char* emulate(int number, int blocks_x, int blocks_y, int thread_number, int shared_bytes, void** values, int seed, int removed) {
     using namespace emulator;
     error.clear();

@@ -56,6 +56,12 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
     return partial.sum(0).to(x.dtype)
 
 
+def kernels(x: Tensor, grid: SharingGrid) -> dict[str, str]:
+    """Name the kernel and its tensor cores' instruction for ``'forward'`` and ``'theta_grad'`` of x, for reports."""
+    launches = dict(forward=plan_forward(grid, _shape(x)), theta_grad=plan_theta_grad(grid, _shape(x)))
+    return {function: f'{launch.variant.kernel}, {launch.core}' for function, launch in launches.items() if launch}
+
+
 def _run(launch: Launch, x: Tensor, *arguments) -> None:
     blocks = launch.blocks
     if blocks is None:
@@ -66,7 +72,8 @@ def _run(launch: Launch, x: Tensor, *arguments) -> None:
 def _shape(x: Tensor) -> Shape:
     parts = 2 if x.dtype == torch.float32 and not tf32_allowed() else 1
     batch, channels, height, width = x.shape
-    return Shape(batch, channels, height, width, x.dtype, parts, driver.shared_limit(x.device))
+    return Shape(batch, channels, height, width, x.dtype, parts, driver.shared_limit(x.device),
+                 driver.has_wgmma(x.device))
 
 
 def tf32_allowed() -> bool:

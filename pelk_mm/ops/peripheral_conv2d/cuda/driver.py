@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 
 import torch
@@ -11,7 +12,9 @@ from ..native_build import BuildError
 from .nvrtc import cubin, load_library
 from .plan import Launch, Variant
 
+WGMMA_VARIABLE = 'PELK_MM_WGMMA'
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+_WGMMA_CAPABILITY = (9, 0)
 
 
 def why_not(device: torch.device) -> str | None:
@@ -25,6 +28,11 @@ def why_not(device: torch.device) -> str | None:
         return 'needs a GPU of compute capability 8.0 or newer, got {}.{}'.format(*capability)
     library = load_library()
     return str(library) if isinstance(library, BuildError) else None
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Whether a device has wgmma, which only compute capability 9.0 has; ``PELK_MM_WGMMA=0`` leaves it unused."""
+    return torch.cuda.get_device_capability(device) == _WGMMA_CAPABILITY and os.environ.get(WGMMA_VARIABLE) != '0'
 
 
 def shared_limit(device: torch.device) -> int:
@@ -72,7 +80,10 @@ def _driver() -> ctypes.CDLL:
 @cache
 def _function(variant: Variant, index: int) -> ctypes.c_void_p:
     """Load a kernel into the device's current context, where it stays."""
-    code = cubin(variant, 'sm_{}{}'.format(*torch.cuda.get_device_capability(index)))
+    capability = torch.cuda.get_device_capability(index)
+    # wgmma is outside of what later devices keep, and has a name of its own.
+    suffix = 'a' if capability == _WGMMA_CAPABILITY else ''
+    code = cubin(variant, 'sm_{}{}'.format(*capability) + suffix)
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _check(_driver().cuModuleLoadData(ctypes.byref(module), code))
     _check(_driver().cuModuleGetFunction(ctypes.byref(function), module, variant.kernel.encode()))

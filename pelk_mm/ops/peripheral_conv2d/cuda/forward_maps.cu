@@ -4,15 +4,20 @@
 // as the right operand of a tensor-core product wants it. Blocks beyond |d| = DM are zero.
 //
 // A block of threads takes neighbouring (channel, planes), one channel after the other. A group of 128 threads makes
-// the box maps of its planes, then its warps multiply 16 rows each.
+// the box maps of its planes, then multiplies 64 rows of them at a time, 16 a warp. The core does that: the lanes of a
+// warp get the sums of its rows as mma.sync and wgmma both return them, lane l those of rows l / 4 and l / 4 + 8.
 #include "device.h"
 #include "plan.h"
+#include "wgmma.h"
 #include "numbers.h"
 #include "maps.h"
 
 constexpr int BLOCKS = 2 * DM + 1;
-// A row of zero blocks on either side, which are constants in registers.
-constexpr int PADDED = BLOCKS + 2;
+#if WGMMA
+#include "core_wgmma.h"
+#else
+#include "core_mma.h"
+#endif
 
 INLINE int build_table(const void* theta, int c, const Plan& plan) {
     const i64 first = (i64)c * plan.cells * plan.cells;
@@ -23,63 +28,6 @@ INLINE int build_table(const void* theta, int c, const Plan& plan) {
                    8 * d + k - g, power(scale), plan);
     }
     return scale;
-}
-
-// cell += the rows of one or two chunks from KG on times H_a; the small products come first.
-template <int KG, int COUNT>
-INLINE void multiply_chunks(float (&cell)[KC][4], const u32 (&high)[COUNT], const u32 (&low)[COUNT],
-                            const u32 (&block_high)[PADDED], const u32 (&block_low)[PADDED]) {
-#pragma unroll
-    for (int product = 3 - (PARTS == 2 ? 3 : 1); product < 3; ++product)
-#pragma unroll
-        for (int jg = 0; jg < KC; ++jg) {
-            constexpr int LAST = COUNT / 2 - 1;
-            const int d = KG - jg, at = d + DM + 1;
-            if (d > DM || d + LAST < -DM) continue;
-            const u32(&left)[COUNT] = product == 0 ? low : high;
-            const u32(&right)[PADDED] = product == 1 ? block_low : block_high;
-            if constexpr (COUNT == 4) multiply(cell[jg], left, right[at], right[at + 1]);
-            else multiply(cell[jg], left, right[at]);
-        }
-}
-
-template <int KG>
-INLINE void multiply_cell(float (&cell)[KC][4], u32 at, const u32 (&block_high)[PADDED], const u32 (&block_low)[PADDED],
-                          const Plan& plan) {
-    if constexpr (KG < KC) {
-        u32 high[KG + 1 < KC ? 4 : 2], low[KG + 1 < KC ? 4 : 2];
-        load_matrices(high, at);
-        if (PARTS == 2) load_matrices(low, at + plan.part);
-        multiply_chunks<KG>(cell, high, low, block_high, block_low);
-        multiply_cell<KG + 2>(cell, at + 2 * plan.chunk, block_high, block_low, plan);
-    }
-}
-
-// sum += all cells of 16 rows of the planes from ``row`` on. Tensor cores truncate: each cell starts from zero.
-INLINE void multiply_rows(float (&sum)[KC][4], u32 maps, int row, const Plan& plan) {
-    const int lane = thread() % 32, rows = plan.planes * plan.H;
-    const int mine = row + lane % 16 < rows ? row + lane % 16 : rows - 1;
-    const int plane = mine / plan.H, y = mine - plane * plan.H;
-    // Lanes 16 ... 31 address the second chunk, if there is one.
-    const u32 first = maps + plan.lead + plane * plan.plane + y * 16 + (KC > 1 ? lane / 16 * plan.chunk : 0);
-#pragma unroll 1
-    for (int a = 0; a < plan.used; ++a) {
-        if (!warp_any(y >= plan.first_y[a] && y < plan.end_y[a])) continue;
-        u32 high[PADDED], low[PADDED];
-        high[0] = high[PADDED - 1] = low[0] = low[PADDED - 1] = 0;
-        const u32 blocks = plan.table + a * BLOCKS * PARTS * 128 + lane * 4;
-#pragma unroll
-        for (int i = 0; i < BLOCKS; ++i) {
-            high[i + 1] = load_shared(blocks + i * PARTS * 128);
-            if (PARTS == 2) low[i + 1] = load_shared(blocks + i * PARTS * 128 + 128);
-        }
-        float cell[KC][4] = {};
-        multiply_cell<0>(cell, first + plan.cell_row[a], high, low, plan);
-#pragma unroll
-        for (int jg = 0; jg < KC; ++jg)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum[jg][i] += cell[jg][i];
-    }
 }
 
 INLINE void store_rows(const float (&sum)[KC][4], const Tensor& out, const void* bias, int c, int n0, int row,
@@ -118,6 +66,7 @@ forward_maps(PARAMETER Tensor x, const void* theta, const void* bias, PARAMETER 
         const int channel_end = end - c * sets < sets ? end : (c + 1) * sets;
         block_barrier();
         const int theta_scale = build_table(theta, c, plan);
+        if (WGMMA) publish_shared();
         block_barrier();
         for (int set = unit + group; set < channel_end; set += groups) {
             const int n0 = (set - c * sets) * plan.planes;
@@ -137,8 +86,10 @@ forward_maps(PARAMETER Tensor x, const void* theta, const void* bias, PARAMETER 
                 if (items > 128) load_rows(rows, x, n0, c, item, plan);
                 store_maps(maps, item, rows, power(scale_for(load_shared(now + item.plane * 4), 15 - GROWTH)), plan);
             }
+            if (WGMMA) publish_shared();
             group_barrier(group);
-            for (int row = warp * 16; row < plan.planes * plan.H; row += 64) {
+            for (int tile = 0; tile < plan.planes * plan.H; tile += 64) {
+                const int row = tile + warp * 16;
                 float sum[KC][4] = {};
                 multiply_rows(sum, maps, row, plan);
                 store_rows(sum, out, bias, c, n0, row, now, theta_scale, plan);

@@ -74,8 +74,13 @@ class Resources(NamedTuple):
 
 
 def resources(variant: Variant, architecture: str) -> Resources:
-    """Compile a kernel for what it needs; arguments and errors as :func:`cubin`."""
+    """Compile a kernel for what it needs; arguments and errors as :func:`cubin`.
+
+    It is an error too if the assembler has made asynchronous products wait for each other.
+    """
     report = compile_cubin(variant, architecture)[1]
+    if 'wgmma.mma_async instructions are serialized' in report:
+        raise BuildError(f'the products of {variant.kernel} are serialized: {report[:2000]}')
     registers, spills = re.search(r'Used (\d+) registers', report), re.search(r'(\d+) bytes spill stores', report)
     if registers is None or spills is None:
         raise BuildError(f'NVRTC reports no resources of {variant.kernel}: {report[-2000:]}')

@@ -25,6 +25,7 @@ MAX_WIDTH = 64
 _IMAGES = 64
 _ROW_BYTES = 16
 _BLOCK_BYTES = 128
+_WGMMA_ROWS = 64
 # Blocks of the gradient of theta. Not from the device, as the order of summation depends on it.
 _THETA_GRAD_BLOCKS = 528
 
@@ -64,9 +65,17 @@ class Launch(NamedTuple):
     # Blocks that have work.
     units: int
 
+    @property
+    def core(self) -> str:
+        """The instruction that multiplies."""
+        return 'wgmma' if ('WGMMA', '1') in self.variant.macros else 'mma.sync'
+
 
 class Shape(NamedTuple):
-    """The properties of a launch: sizes, dtype, number of fp16 parts of a number, bytes of shared memory of a block."""
+    """The properties of a launch: sizes, dtype, number of fp16 parts of a number, and the device's.
+
+    These are the bytes of shared memory that a block may have, and whether there is wgmma.
+    """
 
     batch: int
     channels: int
@@ -75,6 +84,7 @@ class Shape(NamedTuple):
     dtype: torch.dtype
     parts: int
     shared_limit: int
+    wgmma: bool = False
 
 
 class _Maps(NamedTuple):
@@ -115,20 +125,45 @@ def plan_forward(grid: SharingGrid, shape: Shape) -> Launch | None:
     """Return the launch of the forward, or None if it needs more shared memory than a block may have."""
     if max(shape.height, shape.width) <= MAX_PLANE_SIDE:
         return _plan_planes(grid, shape)
+    if shape.wgmma and _wgmma_pays(grid, shape):
+        launch = _plan_maps(grid, shape, wgmma=True)
+        if launch is not None:
+            return launch
+    return _plan_maps(grid, shape, wgmma=False)
+
+
+def _plan_maps(grid: SharingGrid, shape: Shape, wgmma: bool) -> Launch | None:
     maps = _lay_out_maps(grid, shape.height)
     macros = _macros(grid, shape, maps)
+    cells = len(grid.reachable(shape.height))
+    if wgmma:
+        # All blocks of a cell are there, and a cell of zeros if the last one has no partner for its odd chunk.
+        macros['DM'] = macros['KC'] - 1
+        cells += cells % 2 * (macros['KC'] % 2)
     threads = 128 * _most_groups(shape.parts, maps.widths[0])
-    blocks = 2 * dict(macros)['DM'] + 1
-    table_bytes = len(grid.reachable(shape.height)) * blocks * _BLOCK_BYTES * shape.parts
+    table_bytes = cells * (2 * macros['DM'] + 1) * _BLOCK_BYTES * shape.parts
     for planes, groups in _plane_sets(shape.height, threads // 128):
         plan = _plan(grid, shape, maps, planes)
+        if wgmma:
+            # Rows beyond the map are multiplied too, and their sums dropped.
+            plan.group += (_WGMMA_ROWS - shape.height) * _ROW_BYTES
         plan.table = groups * plan.group
         plan.scratch = plan.table + table_bytes
         shared = plan.scratch + 64 + groups * planes * 8
         if shared <= shape.shared_limit:
-            variant = Variant('forward_maps', _strings(macros, THREADS=threads))
+            variant = Variant('forward_maps', _strings(macros, THREADS=threads, WGMMA=int(wgmma)))
             return Launch(variant, None, 128 * groups, shared, plan, shape.channels * -(-shape.batch // planes))
     return None
+
+
+def _wgmma_pays(grid: SharingGrid, shape: Shape) -> bool:
+    """Whether wgmma takes less time than mma.sync at 62 % of its rate, which skips blocks of zeros and rows of none."""
+    if min(shape.height, shape.width) <= MAX_SIDE // 2:
+        return False
+    chunks = -(-shape.width // 8)
+    most = _furthest_block(grid, chunks)
+    blocks = sum(abs(k - j) <= most for k in range(chunks) for j in range(chunks))
+    return 0.62 * _WGMMA_ROWS * chunks**2 < -(-shape.height // 16) * 16 * blocks
 
 
 def _plan_planes(grid: SharingGrid, shape: Shape) -> Launch | None:
@@ -186,9 +221,14 @@ def _macros(grid: SharingGrid, shape: Shape, maps: _Maps) -> dict:
         DTYPE=DTYPES[shape.dtype],
         PARTS=shape.parts,
         KC=chunks,
-        DM=min(chunks - 1, (grid.kernel_size // 2 + 7) // 8),
+        DM=_furthest_block(grid, chunks),
         WIDTHS=','.join(map(str, maps.widths)),
         SEGMENT=maps.segment)
+
+
+def _furthest_block(grid: SharingGrid, chunks: int) -> int:
+    """The largest distance of two chunks that a kernel connects."""
+    return min(chunks - 1, (grid.kernel_size // 2 + 7) // 8)
 
 
 def _plane_sets(height: int, most_groups: int) -> Iterator[tuple[int, int]]:
@@ -245,12 +285,15 @@ def _plan(grid: SharingGrid, shape: Shape, maps: _Maps | None = None, planes: in
     plan.group = plan.lead + plan.part * shape.parts
     for slot, width in enumerate(maps.widths):
         plan.map_row[slot] = maps.map_row[width] * _ROW_BYTES
-    cells = grid.reachable(shape.height)
-    plan.used = len(cells)
-    for number, cell in enumerate(cells):
+    rows = {cell: maps.map_row[grid.widths[cell]] + grid.starts[cell] for cell in grid.reachable(shape.height)}
+    plan.used = len(rows)
+    # In the order of their rows: wgmma reads two cells at a time, at a distance that is not negative.
+    for number, cell in enumerate(sorted(rows, key=rows.__getitem__)):
         start, width = grid.starts[cell], grid.widths[cell]
-        plan.cell_row[number] = (maps.map_row[width] + start) * _ROW_BYTES
+        plan.cell_row[number] = rows[cell] * _ROW_BYTES
         plan.theta_row[number] = cell
         plan.first_y[number] = 1 - start - width
         plan.end_y[number] = shape.height - start
+    # The partner of an odd one.
+    plan.cell_row[min(plan.used, MAX_CELLS - 1)] = plan.cell_row[plan.used - 1]
     return plan
