@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 _KINDS = {
     'op': ('peripheral_conv2d', 'peripheral_conv2d_theta_grad'),
     'convolution': ('convolution', 'convolution_backward'),
-    'norm': ('native_layer_norm', 'native_layer_norm_backward', 'native_batch_norm', 'native_batch_norm_backward'),
+    'norm': ('concat_layer_norm', 'native_layer_norm', 'native_layer_norm_backward', 'native_batch_norm',
+             'native_batch_norm_backward'),
     'linear': ('addmm', 'mm'),
     'layout': ('cat', 'clone', 'contiguous', 'copy_', 'slice_backward', 'constant_pad_nd'),
 }
@@ -54,11 +55,6 @@ class MemoryTraffic(TorchDispatchMode):
         self.pixels = pixels
         self.bytes: Counter[str] = Counter()
 
-    def passes(self, x: Tensor) -> dict[str, float]:
-        """Return the traffic by kind in units of the size of ``x``, and its ``total``."""
-        size = x.numel() * x.element_size()
-        return {**{kind: moved / size for kind, moved in self.bytes.items()}, 'total': self.bytes.total() / size}
-
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func._opname
         if func.namespace == 'pelk_mm':
@@ -69,7 +65,7 @@ class MemoryTraffic(TorchDispatchMode):
         else:
             out = func(*args, **kwargs)
         # contiguous() is said to be a view, but may copy.
-        if name in _ALLOCATIONS or func.is_view and torch._C._is_alias_of(args[0], tree_leaves(out)[0]):
+        if name in _ALLOCATIONS or func.is_view and _share_memory(args[0], tree_leaves(out)[0]):
             return out
         inputs = args[1:] if name == 'copy_' else (args, kwargs)
         self._count(_KIND_OF.get(name, 'elementwise'), inputs, out)
@@ -86,6 +82,10 @@ class MemoryTraffic(TorchDispatchMode):
         for leaf in leaves:
             if isinstance(leaf, Tensor) and leaf.numel() > self.pixels and leaf.numel() % self.pixels == 0:
                 yield leaf
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def _bytes(tensor: Tensor) -> int:

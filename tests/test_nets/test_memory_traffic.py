@@ -1,11 +1,16 @@
-"""Bytes that a block moves, in inference and in training: PeLK-T's first stage, where 46 of 124 channels are convolved."""
+"""Bytes that a block moves, in inference and in training.
+
+It is a block of PeLK-T's first stage: 46 of 124 channels are convolved.
+"""
 
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+from pelk_mm.layers import partial
 from pelk_mm.nets import PeLK
+from pelk_mm.ops import concat_layer_norm
 from pelk_mm.ops.peripheral_conv2d import operators, triton_backend
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 from pelk_mm.testing.memory_traffic import MemoryTraffic
@@ -31,6 +36,7 @@ def x():
 def planes_only(monkeypatch):
     """The Triton backend's host side, which needs planes, with kernels that do nothing."""
     monkeypatch.setattr(triton_backend, '_kernels', MagicMock())
+    monkeypatch.setattr(partial, '_reads_planes', lambda x: True)
     monkeypatch.setattr(operators, 'select_backend', lambda *args: BACKENDS['triton'])
 
 
@@ -60,37 +66,53 @@ def training(stage, x):
 def test_inference(stage, x):
     assert inference(stage, x) == dict(
         op=2 * G, layout=2 * C, norm=2 * C, linear=LINEAR,
-        # Layer scale and residual.
-        elementwise=GELU + 2 * C + 3 * C)
+        # Layer scale and residual in one.
+        elementwise=GELU + 3 * C)
 
 
-def test_inference_with_a_backend_for_planes(stage, x, planes_only):
-    """On GPUs."""
-    assert inference(stage, x) == dict(
-        # To planes and back.
-        op=2 * G, layout=2 * C + 4 * G, norm=2 * C, linear=LINEAR, elementwise=GELU + 5 * C)
+def test_inference_on_gpus(stage, x, planes_only, monkeypatch):
+    """The op's output stays in planes: LayerNorm reads it beside the other channels."""
+    monkeypatch.setattr(concat_layer_norm, '_kernel', MagicMock())
+    monkeypatch.setattr(concat_layer_norm, '_why_not', lambda *args: None)
+    moved = inference(stage, x)
+    assert moved == dict(op=2 * G, layout=2 * G, norm=2 * C, linear=LINEAR, elementwise=GELU + 3 * C)
+    assert (moved['op'] + moved['layout'] + moved['norm']) / C < 3.5
+
+
+def test_inference_on_gpus_of_a_net_that_convolves_all_channels(x, planes_only, monkeypatch):
+    """A grown ConvNeXt."""
+    monkeypatch.setattr(concat_layer_norm, '_kernel', MagicMock())
+    monkeypatch.setattr(concat_layer_norm, '_why_not', lambda *args: None)
+    net = PeLK('tiny', depths=(2, 1, 1, 1), out_indices=0, gap_before_final_norm=False, conv_ratio=1)
+    moved = inference(net.stages[0], x)
+    assert (moved['op'], moved['layout'], moved['norm']) == (2 * C, 2 * C, 2 * C)
+
+
+def test_inference_on_gpus_without_the_fused_kernel(stage, x, planes_only):
+    assert inference(stage, x)['layout'] == 4 * G + 2 * C
 
 
 def test_training(stage, x):
     forward, backward = training(stage, x)
     assert forward == dict(
         op=2 * G, convolution=2 * G,
-        # The small convolution copies its input.
+        # Both convolutions read a copy without gaps.
         layout=2 * C + 2 * G,
         norm=2 * 2 * G + 2 * C, linear=LINEAR,
-        # Sum of branches, position constant; layer scale, drop path (twice), residual.
-        elementwise=3 * G + 2 * G + GELU + 2 * C + 4 * C + 3 * C)
+        # Sum of branches, position constant; drop path, layer scale and residual in one.
+        elementwise=3 * G + 2 * G + GELU + 3 * C)
     assert backward == dict(
         op=4 * G, convolution=3 * G,
-        # Slices: two tensors with zeros in the place of the other channels.
-        layout=2 * G + (G + C) + (C - G + C),
+        # Of the split.
+        layout=2 * C,
         norm=2 * 3 * G + 3 * C, linear=LINEAR_GRADS,
-        # Drop path, layer scale, its gradient; position constant; two branches; three gradients of the input.
-        elementwise=GELU_GRAD + BIAS_SUMS + 4 * C + 2 * C + 4 * C + G + 3 * G + 6 * C)
+        # Layer scale, its gradient; position constant; two branches; two gradients of the input.
+        elementwise=GELU_GRAD + BIAS_SUMS + 2 * C + 6 * C + G + 3 * G + 3 * C)
 
 
-def test_training_with_a_backend_for_planes(stage, x, planes_only):
+def test_training_on_gpus(stage, x, planes_only):
     forward, backward = training(stage, x)
-    assert forward['layout'] == 2 * C + 2 * G + 4 * G
-    # The op's gradient of x; the input and the output's gradient for that of theta.
-    assert backward['layout'] == 2 * G + (G + C) + (C - G + C) + 4 * G + 4 * G
+    # To planes and back, once each way.
+    assert forward['layout'] == 2 * C + 4 * G
+    # Of the split. (PyTorch's norms read gradients with gaps.)
+    assert backward['layout'] == 2 * C
