@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.concat_layer_norm import concat_layer_norm
+
 
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over C of an (N, C, H, W) tensor.
@@ -36,3 +38,7 @@ class LayerNorm2d(nn.LayerNorm):
         x = x.permute(0, 2, 3, 1)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
+
+    def norm_parts(self, a: Tensor, b: Tensor) -> Tensor:
+        """(N, A, H, W) and (N, C - A, H, W) -> (N, C, H, W), channels-last: as :meth:`forward` of both together."""
+        return concat_layer_norm(a, b, self.weight, self.bias, self.eps)

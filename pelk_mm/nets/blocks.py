@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
-from ..layers import GRN, DropPath, count_statistics_once
+from ..layers import GRN, DropPath, LayerNorm2d, PartialMixer, count_statistics_once
 
 
 class LargeKernelBlock(nn.Module):
@@ -50,15 +51,32 @@ class LargeKernelBlock(nn.Module):
 
     @count_statistics_once
     def _forward(self, x: Tensor, position_cell_sums: Tensor | None) -> Tensor:
-        mixed = self.mixer(x) if position_cell_sums is None else self.mixer(x, position_cell_sums)
-        out = self.norm(mixed).permute(0, 2, 3, 1)
+        out = self._mix_and_norm(*((x, ) if position_cell_sums is None else (x, position_cell_sums)))
+        out = out.permute(0, 2, 3, 1)
         out = self.act(self.pointwise_conv1(out))
         if self.grn is not None:
             out = self.grn(out)
-        out = self.pointwise_conv2(out)
-        if self.gamma is not None:
-            out = out * self.gamma
-        return x + self.drop_path(out.permute(0, 3, 1, 2))
+        out = self.pointwise_conv2(out).permute(0, 3, 1, 2)
+        if self.gamma is None:
+            return x + self.drop_path(out)
+        scale = self.gamma.view(1, -1, 1, 1)
+        if self.drop_path.training:
+            # It multiplies each sample by a number, so it may multiply gamma in place of the output.
+            scale = self.drop_path(scale.expand(out.shape[0], -1, 1, 1))
+        return torch.addcmul(x, scale, out)
+
+    def _mix_and_norm(self, *inputs: Tensor) -> Tensor:
+        # Compilers fuse the concatenation with the norm by themselves.
+        if not torch.compiler.is_compiling() and _is_plain(self.mixer, PartialMixer) and _is_plain(
+                self.norm, LayerNorm2d):
+            return cast(LayerNorm2d, self.norm).norm_parts(*cast(PartialMixer, self.mixer).mix_parts(*inputs))
+        return self.norm(self.mixer(*inputs))
+
+
+def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module does no more than its class says: it is not wrapped, and no hook waits for its tensors."""
+    return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                                         or module._backward_pre_hooks)
 
 
 class LargeKernelStage(nn.Module):

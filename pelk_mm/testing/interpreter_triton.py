@@ -114,6 +114,34 @@ def compile_kernel(kernel: str, tile: tuple[int, int, int, int], dtype: str, cap
     signature = {name: 'constexpr' if name in constants else pointers.get(name, 'i32') for name in function.arg_names}
     compiled = triton.compile(
         ASTSource(function, signature, constants), GPUTarget('cuda', capability, 32), dict(num_warps=tile[3]))
+    return _resources(compiled)
+
+
+def compile_concat_layer_norm(parts: tuple[int, int], dtype: str, capability: int) -> Resources:
+    """Compile the kernel of ``concat_layer_norm`` for two numbers of channels; the first part has planes.
+
+    Args:
+        parts (tuple[int, int]): A and B.
+        dtype (str): As in :func:`compile_kernel`.
+        capability (int): As in :func:`compile_kernel`.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from pelk_mm.ops.concat_layer_norm import _WARPS, _kernel, tile_sizes
+    function = _kernel()
+    # Triton compiles strides of 1 in.
+    constants = dict(zip(('BP', 'BA', 'BB'), tile_sizes(*parts)), WEIGHT=True, BIAS=True, a_p=1, b_c=1)
+    types = dict.fromkeys(('a', 'b', 'weight', 'bias', 'out'), f'*{dtype}') | dict(eps='fp32')
+    signature = {name: 'constexpr' if name in constants else types.get(name, 'i32') for name in function.arg_names}
+    return _resources(triton.compile(ASTSource(function, signature, constants), GPUTarget('cuda', capability, 32),
+                                     dict(num_warps=_WARPS)))
+
+
+def _resources(compiled) -> Resources:
+    """Assemble Triton's PTX."""
+    import triton
     ptx = compiled.asm['ptx']
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'kernel.ptx')

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from pelk_mm.ops import SharingGrid, available_backends, peripheral_conv2d
+from pelk_mm.ops.concat_layer_norm import concat_layer_norm, launch
 from pelk_mm.ops.peripheral_conv2d import triton_backend
 from pelk_mm.ops.peripheral_conv2d.triton_backend import Tile
 from pelk_mm.testing.cases import CASES, GRIDS, POISON_CASES, PRECISION_CASES, Case, expected, poison
 from pelk_mm.testing.interpreter_triton import (
     always,
+    compile_concat_layer_norm,
     compile_kernel,
     run,
     specialized_parameters,
@@ -181,3 +183,33 @@ def test_compiles_to_what_the_design_counts_on(compiler, kernel, tile, dtype, ca
     assert resources.load_bits == align * (32 if dtype == 'fp32' else 16)
     # A few words are what the assembler pays for room for another program; an accumulator would be hundreds.
     assert resources.spills <= 64
+
+
+@pytest.mark.parametrize(('parts', 'size', 'dtype'), [
+    ((5, 9), (2, 3, 7), torch.float32),
+    ((46, 78), (1, 6, 11), torch.float32),
+    # Four pixels a program.
+    ((374, 624), (1, 3, 3), torch.float32),
+    ((46, 78), (1, 6, 11), torch.bfloat16),
+    ((12, 0), (2, 3, 7), torch.float32),
+], ids=str)
+@pytest.mark.parametrize('affine', [True, False])
+def test_layer_norm_of_a_concatenation(interpreter, parts, size, dtype, affine):
+    """Planes beside a channels-last slice, around a mean that a difference of sums would not survive."""
+    batch, height, width = size
+    x = (torch.randn(batch, sum(parts), height, width) + 100).to(dtype)
+    a, b = x[:, :parts[0]].contiguous(), x.contiguous(memory_format=torch.channels_last)[:, parts[0]:]
+    weight, bias = torch.randn(2, sum(parts)).to(dtype) if affine else (None, None)
+    inputs = a, b, weight, bias
+    found = interpreter.submit(launch, *inputs, 1e-6).result()
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    right = concat_layer_norm(*(None if tensor is None else tensor.double() for tensor in inputs), 1e-6)
+    # The mean is rounded to fp32.
+    assert_close(found, right, bound=1e-5 if dtype == torch.float32 else None)
+
+
+@pytest.mark.parametrize(('parts', 'capability'), [((46, 78), 90), ((374, 624), 80)], ids=str)
+def test_layer_norm_of_a_concatenation_compiles_without_spills(compiler, parts, capability):
+    resources = compiler.submit(compile_concat_layer_norm, parts, 'fp32', capability).result()
+    assert resources.spills == 0
+    assert resources.registers <= 128

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.ops import SharingGrid, available_backends
+from pelk_mm.ops.concat_layer_norm import concat_layer_norm
 from pelk_mm.ops.peripheral_conv2d.agreement import difference
 from pelk_mm.ops.peripheral_conv2d.backends import BACKENDS
 from pelk_mm.ops.peripheral_conv2d.cuda import backend as cuda
@@ -92,6 +93,17 @@ def check_first_use(backend: str, device: str) -> dict:
             for function in ('forward', 'theta_grad')}
 
 
+@torch.no_grad()
+def check_layer_norm(channels: int, side: int, dtype: torch.dtype, device: str) -> dict:
+    """LayerNorm over planes beside a channels-last slice, as a block's, which one kernel computes on GPUs."""
+    x = torch.randn(8, channels * 8 // 3, side, side, device=device).to(dtype)
+    a, b = x[:, :channels].contiguous(), x.contiguous(memory_format=torch.channels_last)[:, channels:]
+    parameters = torch.randn(2, x.shape[1], device=device).to(dtype)
+    right = concat_layer_norm(a.double(), b.double(), *parameters.double(), 1e-6)
+    error = relative_error(concat_layer_norm(a, b, *parameters, 1e-6), right)
+    return dict(error=error, wrong=[] if error <= RELATIVE_ERROR[dtype] else ['output'])
+
+
 def check_cuda_graph(backend: str, device: str) -> dict:
     """A captured call, replayed with other inputs, against an eager one."""
     layer = make_layer(backend, device)
@@ -150,6 +162,8 @@ def run_sanitized(backend: str, device: str) -> None:
             inputs = Case('tiny', shape, GRIDS[grid]).make(dtype, device)
             BACKENDS[backend].convolve(*inputs[:3], GRIDS[grid], True)
             BACKENDS[backend].theta_grad(inputs.x, inputs.grad_output, GRIDS[grid])
+            with torch.no_grad():
+                concat_layer_norm(inputs.x, inputs.x[:, :1], None, None, 1e-6)
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize()
 
@@ -178,6 +192,8 @@ def main() -> None:
             measurements.once(f'{case.id}, {backend}, {dtype}', check_cases, [case], dtype, backend, device, 'device')
         measurements.once(f'NaN, {backend}', check_poison, backend, device)
         measurements.once(f'precision, {backend}', check_cases, precise, torch.float32, backend, device, 'device')
+    for dtype, (channels, side) in product(dtypes, list(zip(CHANNELS, MAPS[224]))[3 if args.tiny else 0:]):
+        measurements.once(f'LayerNorm, {channels}, {dtype}', check_layer_norm, channels, side, dtype, device)
     for backend in (name for name in able if name != 'reference'):
         measurements.once(f'first use, {backend}', check_first_use, backend, device)
         if not args.tiny:

@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pelk_mm.nets import PeLK
 from pelk_mm.ops import SharingGrid, peripheral_conv2d
+from pelk_mm.ops.concat_layer_norm import concat_layer_norm
 from pelk_mm.testing.benchmark import rotating, time_paired
 from pelk_mm.testing.measurements import open_measurements, step_parser
 from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS, SHRUNK
@@ -110,6 +111,8 @@ def layouts(stage: int, dtype: str, args: argparse.Namespace) -> dict:
         'op on a channels-last slice': lambda sets: peripheral_conv2d(sets['last'][:, :channels], sets['theta'], grid),
         'slice to planes': lambda sets: sets['last'][:, :channels].contiguous(),
         'concatenation and LayerNorm': joined,
+        'LayerNorm of both parts': lambda sets: concat_layer_norm(
+            sets['planes'], sets['last'][:, channels:], None, None, 1e-6),
     }
     with torch.no_grad():
         times = time_paired(runs, rotating(make, args.device, limit=4), args.device, seconds=0.2, **args.rounds)
