@@ -43,3 +43,9 @@ struct Axis {
     int64_t last() const { return start.back(); }
     int64_t end(int64_t cell) const { return start[cell] + width[cell]; }
 };
+
+// Leaves the cells b whose t_b is read at any of the columns [x, x + size) by an output inside the map of width W.
+static void needed_columns(const Axis& cols, int64_t W, int64_t x, int64_t size, int64_t& b0, int64_t& b1) {
+    while (b0 < b1 && x > W - 2 + cols.end(b0)) ++b0;
+    while (b1 > b0 && cols.start[b1 - 1] > std::min(x + size, W) - 1) --b1;
+}
