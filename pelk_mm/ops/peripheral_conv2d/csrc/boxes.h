@@ -4,71 +4,81 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "axis.h"
 #include "buffer.h"
 #include "simd.h"
 
-// Vertical boxes: for each distinct width w of the axis, rows [first, end) of B_w(y) = X(y) + ... + X(y + w - 1), each of
-// row_size elements. Rows without a row of the map are zero; without `margins` they are not written, as no one reads them.
+// Vertical boxes: for each distinct width w of the axis, rows of B_w(y) = X(y) + ... + X(y + w - 1), of row_size elements
+// each. They are computed from the top to the bottom of a band.
+//
+// Kept are the rows of the complete band, `step` = 0, or only those that a row of the output needs. Then rows that do not
+// touch the map must not be read; else they are zero. X is read `step` rows at a time.
 template <class T> struct Boxes {
     const Axis& axis;
-    const int64_t H, row_size, capacity;
-    const bool margins;
-    int64_t first = 0, end = 0;
+    const int64_t H, row_size, step;
+    int64_t top = 0, time = 0, read_to = 0, high = 0;
+    std::vector<int64_t> places, sizes;   // by width: where its rows begin in `data`, and how many there are
     Buffer<T> data;
 
-    Boxes(const Axis& axis, int64_t H, int64_t row_size, int64_t out_rows, bool margins)
-        : axis(axis), H(H), row_size(row_size), capacity(most_rows(axis, H, out_rows)), margins(margins),
-          data(int64_t(axis.widths.size()) * capacity * row_size + Simd<T>::size) {}
+    Boxes(const Axis& axis, int64_t H, int64_t row_size, int64_t band, int64_t step)
+        : axis(axis), H(H), row_size(row_size), step(step), data(layout(band) * row_size + Simd<T>::size) {}
 
-    static int64_t most_rows(const Axis& axis, int64_t H, int64_t out_rows) {
-        return std::max(out_rows + axis.last(), std::min(H, out_rows + axis.end(axis.cells() - 1))) - axis.first();
-    }
-    T* row(int64_t slot, int64_t y) const { return data.data + (slot * capacity + y - first) * row_size; }
-
-    // For the outputs of rows [y0, y1). To be called first; rows [low(1), high()) of the map are then put to row(0, y).
+    // Begins with the outputs of rows [y0, y1). They need rows [low(), high) of the map.
     void start(int64_t y0, int64_t y1) {
-        first = y0 + axis.first();
-        end = std::max(y1 + axis.last(), std::min(H, y1 - 1 + axis.end(axis.cells() - 1)));
+        top = y0 + axis.first();
+        time = top - axis.sums[0].last;
+        read_to = low();
+        high = std::min(H, y1 + axis.sums[0].last);
     }
-    // The rows of B_w in which there is a row of the map.
-    int64_t low(int64_t w) const { return std::clamp<int64_t>(-w + 1, first, end); }
-    int64_t high() const { return std::min(H, end); }
+    int64_t low() const { return std::max<int64_t>(0, top); }
 
-    void sum() {
-        for (size_t slot = 0; slot < axis.widths.size(); ++slot) {
-            const int64_t w = axis.widths[slot];
-            if (margins) zero(slot, first, low(w)), zero(slot, high(), end);
-            for (int64_t y = low(w); w > 1 && y < high(); ++y) {
-                T* out = row(slot, y);
-                const T* sum = nullptr;
-                if ((w & (w - 1)) == 0) {
-                    sum = add(out, inside(slot - 1, y), inside(slot - 1, y + w / 2));
-                } else {
-                    int64_t offset = y;
-                    for (int level = axis.levels; level >= 0; --level)
-                        if (w >> level & 1) {
-                            sum = add(out, sum, inside(level, offset));
-                            offset += int64_t(1) << level;
-                        }
+    // Computes what the output of row y needs. read(from, to, out) puts rows of the map to `out`.
+    template <class Read> void advance(int64_t y, const Read& read) {
+        for (; time <= y; ++time)
+            for (int64_t slot = 0; slot < int64_t(axis.sums.size()); ++slot) {
+                const int64_t i = time + axis.sums[slot].last;
+                if (i < top) continue;
+                if (!touches(slot, i)) {
+                    if (step == 0) std::memset(row(slot, i), 0, row_size * sizeof(T));
+                } else if (slot > 0) {
+                    sum(slot, i);
+                } else if (i == read_to) {
+                    read_to = step ? std::min(high, i + step) : high;
+                    read(i, read_to, row(0, i));
                 }
-                if (sum != out) std::memcpy(out, sum, row_size * sizeof(T));
             }
-        }
+    }
+    T* row(int64_t slot, int64_t y) const {
+        const int64_t i = y - (step ? std::max(top, 1 - axis.widths[slot]) : top);
+        return data.data + (places[slot] + (i < sizes[slot] ? i : i % sizes[slot])) * row_size;
     }
 
   private:
-    // A row of a sum, or null where it is known to be zero or is not needed by any output.
-    const T* inside(int64_t slot, int64_t y) const {
-        return y > -axis.widths[slot] && y < high() ? row(slot, y) : nullptr;
+    int64_t layout(int64_t band) {
+        int64_t total = 0;
+        for (const Sum& sum : axis.sums) {
+            places.push_back(total);
+            sizes.push_back(step ? sum.rows() : band + sum.last - axis.first());
+            if (step && sum.width == 1) sizes.back() = (sizes.back() + 2 * step - 2) / step * step;
+            total += sizes.back();
+        }
+        return total;
     }
-    void zero(int64_t slot, int64_t from, int64_t to) {
-        if (to > from) std::memset(row(slot, from), 0, (to - from) * row_size * sizeof(T));
+    // Whether a row of a sum holds a row of the map.
+    bool touches(int64_t slot, int64_t y) const { return y > -axis.widths[slot] && y < H; }
+    void sum(int64_t slot, int64_t y) {
+        T* out = row(slot, y);
+        const T* total = nullptr;
+        for (const Sum::Part& part : axis.sums[slot].parts)
+            if (touches(part.slot, y + part.offset)) {
+                const T* box = row(part.slot, y + part.offset);
+                total = total ? add(out, total, box) : box;
+            }
+        if (total != out) std::memcpy(out, total, row_size * sizeof(T));
     }
-    // Returns where a + b is: in `out`, or if one of them is null, the other one.
     const T* add(T* out, const T* a, const T* b) {
-        if (!a || !b) return a ? a : b;
         for (int64_t i = 0; i < row_size; i += Simd<T>::size) store(out + i, load(a + i) + load(b + i));
         return out;
     }

@@ -54,9 +54,9 @@ template <class T> struct ForwardLanes {
     ForwardLanes(const Shape& s, const Axis& rows, const Axis& cols, const Plan<T>& plan, int64_t cells)
         : s(s), rows(rows), cols(cols), cells(cells),
           margin(*std::max_element(cols.width.begin(), cols.width.end()) + MIX_X), sum_row((s.W + 2 * margin) * L),
-          boxes(rows, s.H, plan.row_size, plan.band, false), sums((cols.levels + 1) * sum_row), targets(cols.cells()),
+          boxes(rows, s.H, plan.row_size, plan.band, STEP), sums((cols.levels + 1) * sum_row), targets(cols.cells()),
           row_pointers(rows.cells()) {
-        // What falls into the margins is never read, but must not become slow numbers.
+        // Each row leaves them zero; what falls into the margins is never read, but must not become slow numbers.
         std::fill(sums.data, sums.data + (cols.levels + 1) * sum_row, T(0));
         for (const Piece& piece : cols.pieces)
             targets[piece.cell].push_back(piece.level * sum_row + (margin - piece.offset) * L);
@@ -68,18 +68,10 @@ template <class T> struct ForwardLanes {
         }
     }
 
-    // Rows [y0, y1) of a group of channels, after boxes.start(y0, y1) and the rows of the map were put there. theta
-    // (cells, cells, L); `out` starts at row y0.
-    void run(const T* theta, V<T> bias, int64_t y0, int64_t y1, T* out, int64_t out_row) {
-        boxes.sum();
-        for (int64_t y = y0; y < y1; ++y, out += out_row) {
-            for (int level = 0; level <= cols.levels; ++level) {
-                const V<T> start = level ? V<T>{} : bias;
-                for (int64_t x = 0; x < width(level); ++x) store(level_row(level) + x * L, start);
-            }
-            mix_row(theta, y);
-            sum_levels(out);
-        }
+    // Row y of a group of channels, after boxes.advance(y, ...). theta (cells, cells, L).
+    void run(const T* theta, V<T> bias, int64_t y, T* out) {
+        mix_row(theta, y);
+        sum_levels(bias, out);
     }
 
   private:
@@ -111,14 +103,19 @@ template <class T> struct ForwardLanes {
     }
 
     // out(x) = u_0 + B_1(u_1 + B_2(u_2 + B_4(...))) with (B_n v)(x) = v(x) + v(x + n).
-    void sum_levels(T* out) {
-        if (cols.levels == 0) std::memcpy(out, level_row(0), s.W * L * sizeof(T));
+    void sum_levels(V<T> bias, T* out) {
         for (int level = cols.levels - 1; level >= 0; --level) {
-            const T *own = level_row(level), *above = level_row(level + 1);
-            T* to = level ? level_row(level) : out;
-            const int64_t shift = L << level;
-            for (int64_t i = 0; i < width(level) * L; i += L)
-                store(to + i, load(own + i) + load(above + i) + load(above + i + shift));
+            T *own = level_row(level), *above = level_row(level + 1);
+            const int64_t end = width(level) * L, shift = L << level;
+            for (int64_t i = 0; i < end; i += L) {
+                store(own + i, load(own + i) + load(above + i) + load(above + i + shift));
+                store(above + i, V<T>{});
+            }
+            std::fill(above + end, above + end + shift, T(0));
+        }
+        for (int64_t i = 0; i < s.W * L; i += L) {
+            store(out + i, load(level_row(0) + i) + bias);
+            store(level_row(0) + i, V<T>{});
         }
     }
 };
@@ -128,7 +125,7 @@ static void forward_lanes(const Image<const IO>& x, const Compute<IO>* theta, co
                           const Shape& s, const Axis& rows, const Axis& cols, int64_t cells, int threads) {
     using T = Compute<IO>;
     constexpr int64_t L = Simd<T>::size;
-    const Plan<T> plan = lanes_plan<T>(s, rows, 2 * threads);
+    const Plan<T> plan = lanes_plan<T>(s, 2 * threads);
     const int64_t entries = cells * cells;
     Buffer<T> weights(plan.groups * entries * L);
     share_tasks(plan.groups, threads, [&](int64_t begin, int64_t end) {
@@ -137,18 +134,23 @@ static void forward_lanes(const Image<const IO>& x, const Compute<IO>* theta, co
     });
     share_tasks(s.N * plan.groups * plan.bands, threads, [&](int64_t begin, int64_t end) {
         ForwardLanes<T> worker(s, rows, cols, plan, cells);
-        Buffer<T> output(plan.band * plan.row_size);
+        Buffer<T> output(STEP * plan.row_size);
         for (int64_t task = begin; task < end; ++task) {
             const int64_t n = task / (plan.groups * plan.bands), g = task / plan.bands % plan.groups;
             const int64_t count = std::min(L, s.C - g * L);
             const int64_t y0 = task % plan.bands * plan.band, y1 = std::min(s.H, y0 + plan.band);
             V<T> start{};
             for (int64_t k = 0; bias && k < count; ++k) start[k] = bias[g * L + k];
-            Boxes<T>& boxes = worker.boxes;
-            boxes.start(y0, y1);
-            read_lanes<IO, T>(x, n, g * L, count, boxes.low(1), boxes.high(), s.W, boxes.row(0, boxes.low(1)), plan.row_size);
-            worker.run(weights.data + g * entries * L, start, y0, y1, output.data, plan.row_size);
-            write_lanes<IO, T>(y, n, g * L, count, y0, y1, s.W, output.data, plan.row_size);
+            worker.boxes.start(y0, y1);
+            for (int64_t i = y0; i < y1; ++i) {
+                worker.boxes.advance(i, [&](int64_t from, int64_t to, T* first) {
+                    read_lanes<IO, T>(x, n, g * L, count, from, to, s.W, first, plan.row_size);
+                });
+                const int64_t step = (i - y0) % STEP;
+                worker.run(weights.data + g * entries * L, start, i, output.data + step * plan.row_size);
+                if (step == STEP - 1 || i == y1 - 1)
+                    write_lanes<IO, T>(y, n, g * L, count, i - step, i + 1, s.W, output.data, plan.row_size);
+            }
         }
     });
 }

@@ -59,7 +59,7 @@ template <class T> struct ForwardPlanes {
 
     ForwardPlanes(const Shape& s, const Axis& rows, const Axis& cols, const Plan<T>& plan)
         : s(s), rows(rows), cols(cols), plan(plan), pad(left_pad(cols)), t_row(row_length(cols, plan.row_size)),
-          t_plane(plan.chunk * t_row), boxes(rows, s.H, plan.row_size, plan.band, true), t(cols.cells() * t_plane + L),
+          t_plane(plan.chunk * t_row), boxes(rows, s.H, plan.row_size, plan.band, 0), t(cols.cells() * t_plane + L),
           levels(2 * plan.chunk * level_row()), position(plan.chunk * (plan.row_size / L)), row_pointers(rows.cells()),
           theta_rows(rows.cells()) {
         // Only the margins are never written again.
@@ -85,8 +85,9 @@ template <class T> struct ForwardPlanes {
     // elements.
     void run(const T* source, const T* theta, T bias, int64_t y0, int64_t y1, T* out) {
         boxes.start(y0, y1);
-        std::memcpy(boxes.row(0, boxes.low(1)), source, (boxes.high() - boxes.low(1)) * plan.row_size * sizeof(T));
-        boxes.sum();
+        boxes.advance(y1 - 1, [&](int64_t from, int64_t to, T* first) {
+            std::memcpy(first, source, (to - from) * plan.row_size * sizeof(T));
+        });
         for (int64_t y = y0; y < y1; y += plan.chunk) {
             const int64_t count = std::min(plan.chunk, y1 - y);
             mix_rows(theta, y, count);
@@ -183,7 +184,7 @@ static void forward_planes(const Image<const IO>& x, const Compute<IO>* theta, c
             const int64_t count = std::min(plan.group, s.C - c);
             const int64_t y0 = task % plan.bands * plan.band, y1 = std::min(s.H, y0 + plan.band);
             worker.boxes.start(y0, y1);
-            const int64_t from = worker.boxes.low(1), to = worker.boxes.high();
+            const int64_t from = worker.boxes.low(), to = worker.boxes.high;
             for (int64_t i = from; i < to; ++i)
                 read_row<IO, T>(x, n, c, count, i, s.W, input.data + (i - from) * plan.row_size, plan.in_plane, plan.row_size);
             for (int64_t k = 0; k < count; ++k) {

@@ -71,7 +71,8 @@ static void write_lanes_of_planes(const T* in, int64_t plane, int64_t count, int
         for (int64_t k = 0; k < count; ++k) out[k * plane + i] = from_compute<IO, T>(in[i * L + k]);
 }
 
-// Reads rows [y0, y1) of `count` channels from c into rows of row_size elements; lanes without a channel become zero.
+// Reads rows [y0, y1) of `count` channels from c into rows of row_size elements; the rest of a row, and lanes without a channel,
+// become zero.
 template <class IO, class T>
 static void read_lanes(const Image<const IO>& x, int64_t n, int64_t c, int64_t count, int64_t y0, int64_t y1, int64_t W, T* out,
                        int64_t row_size) {
@@ -81,6 +82,7 @@ static void read_lanes(const Image<const IO>& x, int64_t n, int64_t c, int64_t c
         return read_lanes_of_planes(x.at(n, c, y0), sc, count, (y1 - y0) * W, out);
     for (int64_t y = y0; y < y1; ++y, out += row_size) {
         const IO* row = x.at(n, c, y);
+        std::fill(out + W * L, out + row_size, T(0));
         if (x.planar()) {
             read_lanes_of_planes(row, sc, count, W, out);
             continue;

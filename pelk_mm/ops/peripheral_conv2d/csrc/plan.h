@@ -12,6 +12,8 @@ constexpr int64_t PLANES_BYTES = 1 << 20, LANES_BYTES = 3 << 19, CHUNK_BYTES = 2
 // Rows and planes whose distance is a large power of two would all fall into the same few lines of a cache.
 constexpr int64_t CACHE_LINE_BYTES = 64, ALIAS_BYTES = 2048;
 constexpr int64_t LEAST_BAND = 8;
+// Rows that are read or written at a time where a vector holds channels.
+constexpr int64_t STEP = 8;
 // Register tiles: MIX_X vectors of pixels times at most MIX_B columns of theta, GRAD_TILE**2 entries of dtheta.
 constexpr int MIX_X = REGISTERS == 32 ? 4 : 2, MIX_B = 6, GRAD_TILE = REGISTERS == 32 ? 5 : 3;
 
@@ -36,25 +38,19 @@ template <class T> struct Plan {
     }
 };
 
-// The bytes of the boxes of a band in the form "lanes"; rows outside the map take none.
-template <class T> static int64_t lanes_bytes(const Shape& s, const Axis& rows, int64_t band) {
-    const int64_t height = std::min(s.H, band + rows.end(rows.cells() - 1) - rows.first());
-    return height * s.W * int64_t(rows.widths.size()) * VECTOR_BYTES;
-}
-
 // Lanes without a channel cost as much as the others.
 template <class T> static bool suits_lanes(const Shape& s, const Axis& rows) {
-    return 2 * s.C >= Simd<T>::size && lanes_bytes<T>(s, rows, LEAST_BAND) <= LANES_BYTES;
+    int64_t height = STEP;
+    for (const Sum& sum : rows.sums) height += std::min(s.H + sum.width, sum.rows());
+    return 2 * s.C >= Simd<T>::size && height * s.W * VECTOR_BYTES <= LANES_BYTES;
 }
 
-template <class T> static Plan<T> lanes_plan(const Shape& s, const Axis& rows, int64_t least_tasks) {
+template <class T> static Plan<T> lanes_plan(const Shape& s, int64_t least_tasks) {
     constexpr int64_t L = Simd<T>::size;
     Plan<T> plan{};
     plan.lanes = true, plan.group = L, plan.groups = (s.C + L - 1) / L, plan.chunk = 1;
     plan.row_size = (s.W + (s.W * VECTOR_BYTES % ALIAS_BYTES == 0)) * L;
-    int64_t band = std::max(LEAST_BAND, s.H * s.N * plan.groups / least_tasks);
-    while (band > LEAST_BAND && lanes_bytes<T>(s, rows, band) > LANES_BYTES) band = std::max(LEAST_BAND, band / 2);
-    plan.cut_rows(s.H, std::min(band, s.H));
+    plan.cut_rows(s.H, std::clamp(s.H * s.N * plan.groups / least_tasks, std::min(s.H, LEAST_BAND), s.H));
     return plan;
 }
 

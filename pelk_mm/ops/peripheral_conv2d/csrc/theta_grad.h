@@ -53,8 +53,9 @@ template <class T> struct ThetaGrad {
     ThetaGrad(const Shape& s, const Axis& rows, const Axis& cols, const Plan<T>& plan)
         : s(s), rows(rows), cols(cols), plan(plan), pixel(plan.pixel()), pad(left_pad(cols, pixel)),
           d_row(row_length(cols, plan.row_size, pixel)), d_plane(plan.chunk * d_row), entries(rows.cells() * cols.cells()),
-          boxes(rows, s.H, plan.row_size, plan.band, !plan.lanes), input(plan.lanes ? L : plan.group * plan.in_plane),
-          grad(plan.lanes ? plan.band * plan.row_size : plan.group * plan.out_plane),
+          boxes(rows, s.H, plan.row_size, plan.band, plan.lanes ? STEP : 0),
+          input(plan.lanes ? L : plan.group * plan.in_plane),
+          grad(plan.lanes ? STEP * plan.row_size : plan.group * plan.out_plane),
           d(int64_t(cols.widths.size()) * d_plane + L), acc(entries * L), position(plan.chunk * (plan.row_size / L)),
           row_pointers(rows.cells()), d_pointers(cols.cells()) {
         // Only the margins are never written again.
@@ -76,38 +77,54 @@ template <class T> struct ThetaGrad {
     // (rows, cols, L).
     template <class IO>
     void add(const Image<const IO>& x, const Image<const IO>& dy, int64_t n, int64_t c, int64_t y0, int64_t y1, double* total) {
-        const int64_t count = std::min(plan.group, s.C - c);
         boxes.start(y0, y1);
-        const int64_t from = boxes.low(1), to = boxes.high();
-        if (plan.lanes) {
-            read_lanes<IO, T>(x, n, c, count, from, to, s.W, boxes.row(0, from), plan.row_size);
-            read_lanes<IO, T>(dy, n, c, count, y0, y1, s.W, grad.data, plan.row_size);
-            return run(grad.data, y0, y1, total);
-        }
-        for (int64_t i = from; i < to; ++i)
-            read_row<IO, T>(x, n, c, count, i, s.W, input.data + (i - from) * plan.row_size, plan.in_plane, plan.row_size);
-        for (int64_t i = y0; i < y1; ++i)
-            read_row<IO, T>(dy, n, c, count, i, s.W, grad.data + (i - y0) * plan.row_size, plan.out_plane, plan.row_size);
-        for (int64_t k = 0; k < count; ++k) {
-            std::memcpy(boxes.row(0, from), input.data + k * plan.in_plane, (to - from) * plan.row_size * sizeof(T));
-            run(grad.data + k * plan.out_plane, y0, y1, total + k * entries);
-        }
+        plan.lanes ? add_lanes(x, dy, n, c, y0, y1, total) : add_planes(x, dy, n, c, y0, y1, total);
     }
 
   private:
-    void run(const T* dy, int64_t y0, int64_t y1, double* total) {
-        boxes.sum();
+    template <class IO>
+    void add_lanes(const Image<const IO>& x, const Image<const IO>& dy, int64_t n, int64_t c, int64_t y0, int64_t y1,
+                   double* total) {
+        const int64_t count = std::min(plan.group, s.C - c);
+        std::fill(acc.data, acc.data + entries * L, T(0));
+        for (int64_t y = y0; y < y1; ++y) {
+            const int64_t step = (y - y0) % STEP;
+            if (step == 0)
+                read_lanes<IO, T>(dy, n, c, count, y, std::min(y1, y + STEP), s.W, grad.data, plan.row_size);
+            boxes.advance(y, [&](int64_t from, int64_t to, T* first) {
+                read_lanes<IO, T>(x, n, c, count, from, to, s.W, first, plan.row_size);
+            });
+            box_row(grad.data + step * plan.row_size, 0);
+            accumulate(y, 1);
+        }
+        for (int64_t i = 0; i < entries * L; ++i) total[i] += double(acc.data[i]);
+    }
+
+    template <class IO>
+    void add_planes(const Image<const IO>& x, const Image<const IO>& dy, int64_t n, int64_t c, int64_t y0, int64_t y1,
+                    double* total) {
+        const int64_t count = std::min(plan.group, s.C - c), low = boxes.low();
+        for (int64_t i = low; i < boxes.high; ++i)
+            read_row<IO, T>(x, n, c, count, i, s.W, input.data + (i - low) * plan.row_size, plan.in_plane, plan.row_size);
+        for (int64_t i = y0; i < y1; ++i)
+            read_row<IO, T>(dy, n, c, count, i, s.W, grad.data + (i - y0) * plan.row_size, plan.out_plane, plan.row_size);
+        for (int64_t k = 0; k < count; ++k) {
+            boxes.start(y0, y1);
+            boxes.advance(y1 - 1, [&](int64_t from, int64_t to, T* first) {
+                std::memcpy(first, input.data + k * plan.in_plane, (to - from) * plan.row_size * sizeof(T));
+            });
+            run_plane(grad.data + k * plan.out_plane, y0, y1, total + k * entries);
+        }
+    }
+    void run_plane(const T* dy, int64_t y0, int64_t y1, double* total) {
         std::fill(acc.data, acc.data + entries * L, T(0));
         for (int64_t y = y0; y < y1; y += plan.chunk) {
             const int64_t count = std::min(plan.chunk, y1 - y);
             for (int64_t i = 0; i < count; ++i) box_row(dy + (y - y0 + i) * plan.row_size, i);
             accumulate(y, count);
         }
-        if (plan.lanes)
-            for (int64_t i = 0; i < entries * L; ++i) total[i] += double(acc.data[i]);
-        else
-            for (int64_t i = 0; i < entries; ++i)
-                for (int l = 0; l < L; ++l) total[i] += double(acc.data[i * L + l]);
+        for (int64_t i = 0; i < entries; ++i)
+            for (int l = 0; l < L; ++l) total[i] += double(acc.data[i * L + l]);
     }
 
     // Horizontal boxes of one row of dY: B_w(x) = dY(x) + ... + dY(x + w - 1), shifted right by `pad`.
@@ -115,20 +132,12 @@ template <class T> struct ThetaGrad {
         for (size_t slot = 0; slot < cols.widths.size(); ++slot) {
             const int64_t w = cols.widths[slot], from = (pad - (w - 1) * pixel) / L * L;
             T* out = d.data + slot * d_plane + i * d_row;
-            if (w == 1) {
-                std::memcpy(out + pad, dy, s.W * pixel * sizeof(T));
-            } else if ((w & (w - 1)) == 0) {
-                add_shifted(out, out - d_plane, out - d_plane, w / 2 * pixel, from);
-            } else {
-                const T* sum = nullptr;
-                int64_t offset = 0;
-                for (int level = cols.levels; level >= 0; --level)
-                    if (w >> level & 1) {
-                        const T* box = d.data + level * d_plane + i * d_row;
-                        if (sum) add_shifted(out, sum, box, offset * pixel, from);
-                        sum = sum ? out : box;
-                        offset += int64_t(1) << level;
-                    }
+            if (w == 1) std::memcpy(out + pad, dy, s.W * pixel * sizeof(T));
+            const T* sum = nullptr;
+            for (const Sum::Part& part : cols.sums[slot].parts) {
+                const T* box = d.data + part.slot * d_plane + i * d_row;
+                if (sum) add_shifted(out, sum, box, part.offset * pixel, from);
+                sum = sum ? out : box;
             }
         }
     }
@@ -165,7 +174,7 @@ template <class T> struct ThetaGrad {
 
 // Images, and bands of few images, are summed in a fixed number of partial sums, so that the result does not depend on the
 // number of threads.
-constexpr int64_t PARTIAL_SUMS = 16, LEAST_TASKS = 8;
+constexpr int64_t PARTIAL_SUMS = 16, LEAST_TASKS = 4;
 
 template <class IO>
 static void theta_grad(const IO* x_data, const int64_t* x_stride, const IO* dy_data, const int64_t* dy_stride, double* out,
@@ -177,7 +186,7 @@ static void theta_grad(const IO* x_data, const int64_t* x_stride, const IO* dy_d
         int64_t(cols.widths.size()) * ThetaGrad<T>::row_length(cols, round_up(s.W, Simd<T>::size), 1) * sizeof(T);
     const int64_t images = std::min(s.N, PARTIAL_SUMS);
     const Shape split{images, s.C, s.H, s.W};
-    const Plan<T> plan = suits_lanes<T>(s, rows) ? lanes_plan<T>(split, rows, LEAST_TASKS)
+    const Plan<T> plan = suits_lanes<T>(s, rows) ? lanes_plan<T>(split, LEAST_TASKS)
                                                  : planes_plan<T>(split, rows, row_bytes, !x.planar() || !dy.planar(), threads);
     const int64_t slices = plan.lanes ? std::clamp<int64_t>(LEAST_TASKS / (images * plan.groups), 1, plan.bands) : 1;
     const int64_t parts = images * slices, entries = rows.cells() * cols.cells(), lanes = plan.pixel();
