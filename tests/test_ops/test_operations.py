@@ -19,6 +19,9 @@ CASES = [((1, 2, 7, 7), 13, 5, 1, 1), ((1, 2, 1, 3), 5, 1, 1, 1), ((2, 3, 14, 14
 COUNTED = {
     'store(out + i, load(a + i) + load(b + i));': 'additions += Simd<T>::size;',
     'acc[i][j] += r[j] * weights[i];': 'multiply_adds += L;',
+    'acc[i][j] += r[j] * weight;': 'multiply_adds += L;',
+    'store(sum + j * L, load(sum + j * L) + acc[i][j]);': 'additions += L;',
+    'store(own + i, load(own + i) + load(above + i) + load(above + i + shift));': 'additions += 2 * L;',
     'acc[j] += load(upper + in_levels[j]) + load(upper + in_levels[j] + (int64_t(1) << level));': 'additions += 2 * L;',
     'acc[j] += load(from + in_t[j]);': 'additions += L;',
 }

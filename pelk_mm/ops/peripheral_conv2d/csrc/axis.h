@@ -69,6 +69,12 @@ struct Axis {
     int64_t first() const { return start.front(); }
     int64_t last() const { return start.back(); }
     int64_t end(int64_t cell) const { return start[cell] + width[cell]; }
+    // Pairs of an output in [0, size) and a cell that reaches the map from there.
+    int64_t pairs(int64_t size) const {
+        int64_t count = 0;
+        for (int64_t i = 0; i < cells(); ++i) count += size - std::max<int64_t>({0, start[i], 1 - end(i)});
+        return count;
+    }
 };
 
 // Leaves the cells b whose t_b is read at any of the columns [x, x + size) by an output inside the map of width W.

@@ -12,13 +12,13 @@
 #include "simd.h"
 #include "transpose.h"
 
-// Calls run(std::integral_constant<int, B>{}, from) for B <= MOST lanes from `from` on, a power of two: once or, overlapping,
-// twice, so that they are the first n.
+// Calls run(std::integral_constant<int, B>{}, from) for the B lanes from `from` on, B a power of two, so that the first n are
+// covered: once, or twice with an overlap. n is at least SMALLEST_BLOCK.
 template <int MOST, class Run> static inline void cover(int64_t n, const Run& run) {
     if (n >= MOST) {
         run(std::integral_constant<int, MOST>{}, int64_t(0));
         if (n > MOST) run(std::integral_constant<int, MOST>{}, n - MOST);
-    } else if constexpr (MOST > 1) {
+    } else if constexpr (MOST > SMALLEST_BLOCK) {
         cover<MOST / 2>(n, run);
     }
 }
@@ -37,18 +37,26 @@ template <int B, class T, class IO> static inline void narrow(typename Lanes<T, 
     for (int i = 0; i < B; ++i) to[i] = from_compute<IO, T>(values[i]);
 }
 
+// Transposes L x L elements.
+template <class T> static inline void transpose_block(const T* from, T* to) {
+    constexpr int L = Simd<T>::size;
+    V<T> rows[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) rows[i] = load(from + i * L);
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) store(to + i * L, rows[i]);
+}
+
 // Reads `pixels` pixels that are neighbours in memory, of `count` planes with a distance of `plane`; further lanes become zero.
 template <class T, class IO>
 static void read_lanes_of_planes(const IO* in, int64_t plane, int64_t count, int64_t pixels, T* out) {
     constexpr int L = Simd<T>::size;
+    T block[L * L] = {};
     int64_t i = 0;
     for (; i + L <= pixels; i += L) {
-        V<T> block[L];
-#pragma GCC unroll 16
-        for (int k = 0; k < L; ++k) block[k] = k < count ? widen<L, T>(in + k * plane + i) : V<T>{};
-        transpose(block);
-#pragma GCC unroll 16
-        for (int k = 0; k < L; ++k) store(out + (i + k) * L, block[k]);
+        for (int64_t k = 0; k < std::min<int64_t>(count, L); ++k) store(block + k * L, widen<L, T>(in + k * plane + i));
+        transpose_block(block, out + i * L);
     }
     for (; i < pixels; ++i)
         for (int k = 0; k < L; ++k) out[i * L + k] = k < count ? to_compute(in[k * plane + i]) : T(0);
@@ -57,22 +65,18 @@ static void read_lanes_of_planes(const IO* in, int64_t plane, int64_t count, int
 template <class T, class IO>
 static void write_lanes_of_planes(const T* in, int64_t plane, int64_t count, int64_t pixels, IO* out) {
     constexpr int L = Simd<T>::size;
+    T block[L * L];
     int64_t i = 0;
     for (; i + L <= pixels; i += L) {
-        V<T> block[L];
-#pragma GCC unroll 16
-        for (int k = 0; k < L; ++k) block[k] = load(in + (i + k) * L);
-        transpose(block);
-#pragma GCC unroll 16
-        for (int k = 0; k < L; ++k)
-            if (k < count) narrow<L, T>(block[k], out + k * plane + i);
+        transpose_block(in + i * L, block);
+        for (int64_t k = 0; k < count; ++k) narrow<L, T>(load(block + k * L), out + k * plane + i);
     }
     for (; i < pixels; ++i)
         for (int64_t k = 0; k < count; ++k) out[k * plane + i] = from_compute<IO, T>(in[i * L + k]);
 }
 
-// Reads rows [y0, y1) of `count` channels from c into rows of row_size elements; the rest of a row, and lanes without a channel,
-// become zero.
+// Reads rows [y0, y1) of `count` channels from c into rows of row_size elements; the rest of a row, and lanes without a
+// channel, become zero.
 template <class IO, class T>
 static void read_lanes(const Image<const IO>& x, int64_t n, int64_t c, int64_t count, int64_t y0, int64_t y1, int64_t W, T* out,
                        int64_t row_size) {
@@ -88,7 +92,7 @@ static void read_lanes(const Image<const IO>& x, int64_t n, int64_t c, int64_t c
             continue;
         }
         if (count < L) std::fill(out, out + W * L, T(0));
-        if (sc == 1)
+        if (sc == 1 && count >= SMALLEST_BLOCK)
             cover<L>(count, [&](auto lanes, int64_t from) {
                 for (int64_t i = 0; i < W; ++i) {
                     const auto values = widen<lanes, T>(row + i * sw + from);
@@ -113,7 +117,7 @@ static void write_lanes(const Image<IO>& y, int64_t n, int64_t c, int64_t count,
         IO* row = y.at(n, c, i);
         if (y.planar())
             write_lanes_of_planes(in, sc, count, W, row);
-        else if (sc == 1)
+        else if (sc == 1 && count >= SMALLEST_BLOCK)
             cover<L>(count, [&](auto lanes, int64_t from) {
                 for (int64_t j = 0; j < W; ++j) {
                     typename Lanes<T, lanes>::type values;

@@ -38,11 +38,15 @@ template <class T> struct Plan {
     }
 };
 
-// Lanes without a channel cost as much as the others.
-template <class T> static bool suits_lanes(const Shape& s, const Axis& rows) {
+// Whether lanes fit the cache and have less to multiply than planes: lanes without a channel count, columns beyond the map and
+// cells that lie outside do not.
+template <class T> static bool suits_lanes(const Shape& s, const Axis& rows, const Axis& cols) {
+    constexpr int64_t L = Simd<T>::size;
     int64_t height = STEP;
     for (const Sum& sum : rows.sums) height += std::min(s.H + sum.width, sum.rows());
-    return 2 * s.C >= Simd<T>::size && height * s.W * VECTOR_BYTES <= LANES_BYTES;
+    const double in_lanes = double(round_up(s.C, L)) * rows.pairs(s.H) * cols.pairs(s.W);
+    const double in_planes = double(s.C) * s.H * rows.cells() * round_up(s.W, L) * cols.cells();
+    return in_lanes <= in_planes && height * s.W * VECTOR_BYTES <= LANES_BYTES;
 }
 
 template <class T> static Plan<T> lanes_plan(const Shape& s, int64_t least_tasks) {

@@ -186,7 +186,7 @@ static void theta_grad(const IO* x_data, const int64_t* x_stride, const IO* dy_d
         int64_t(cols.widths.size()) * ThetaGrad<T>::row_length(cols, round_up(s.W, Simd<T>::size), 1) * sizeof(T);
     const int64_t images = std::min(s.N, PARTIAL_SUMS);
     const Shape split{images, s.C, s.H, s.W};
-    const Plan<T> plan = suits_lanes<T>(s, rows) ? lanes_plan<T>(split, LEAST_TASKS)
+    const Plan<T> plan = suits_lanes<T>(s, rows, cols) ? lanes_plan<T>(split, LEAST_TASKS)
                                                  : planes_plan<T>(split, rows, row_bytes, !x.planar() || !dy.planar(), threads);
     const int64_t slices = plan.lanes ? std::clamp<int64_t>(LEAST_TASKS / (images * plan.groups), 1, plan.bands) : 1;
     const int64_t parts = images * slices, entries = rows.cells() * cols.cells(), lanes = plan.pixel();
