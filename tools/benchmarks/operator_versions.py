@@ -3,9 +3,9 @@
     python tools/benchmarks/operator_versions.py 1fdf840~1         # a commit against the working tree
     python tools/benchmarks/operator_versions.py main --backward --threads 1 2 --json work_dirs/versions.json
 
-Stages 1 to 3 of PeLK-T at 224 pixels, channels-last input first. Each version has a process of its own, of which one runs at a
-time; every round times both, in changing order. Compared are the rounds: the median of their ratios, with quartiles. Beside
-them, F.conv2d with the expanded kernel on the same input.
+Stages 1 to 3 of PeLK-T at 224 pixels, channels-last input first. Each version has a process of its own, of which one
+runs at a time; every round times both, in changing order. Compared are the rounds: the median of their ratios, with
+quartiles. Beside them, F.conv2d with the expanded kernel on the same input.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, nargs='+', default=[torch.get_num_threads()])
     parser.add_argument('--seconds', type=float, default=2.0, help='for all rounds of a shape')
     parser.add_argument('--no-dense', action='store_true', help='leave F.conv2d out')
-    parser.add_argument('--flags', default='', help='further flags for the C++ compiler, such as -mno-avx512f for AVX2 code')
+    parser.add_argument('--flags', default='', help='for the C++ compiler, such as --flags=-mno-avx512f for AVX2 code')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the results')
     return parser.parse_args()
 
@@ -216,7 +216,8 @@ def main() -> None:
             times = [f'{1e3 * row[name]["median"]:.3g}' if name in row else '-' for name in ('conv2d', 'old', 'new')]
             ratio = row['ratio']
             table.add_row(f'{batch}, {channels}', f'{height}x{width}', str(row['kernel_size']), row['layout'],
-                          str(row['threads']), *times, f'{ratio["median"]:.2f}', f'{ratio["low"]:.2f} ... {ratio["high"]:.2f}')
+                          str(row['threads']), *times, f'{ratio["median"]:.2f}',
+                          f'{ratio["low"]:.2f} ... {ratio["high"]:.2f}')
         for version in versions.values():
             version.close()
     console.print(table)

@@ -2,8 +2,8 @@
 
 Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over
 kernel sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one
-run. Each is compared with the automatic choice on input of the same layout. F.conv2d is much faster on channels-last input,
-which makes that the rival; operator_versions.py compares two versions of this package.
+run. Each is compared with the automatic choice on input of the same layout. F.conv2d is much faster on channels-last
+input, which makes that the rival; operator_versions.py compares two versions of this package.
 """
 
 import argparse
@@ -176,11 +176,12 @@ def plot(file: Path, results: dict) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows = [row for row in results['shapes'] if row['shape'][0] == results['shapes'][0]['shape'][0]]
     names = [name for name in (*OURS, 'fft', *DENSE) if any(row['times'].get(name) for row in rows)]
-    labels = {OURS[0]: 'peripheral_conv2d channels-last', OURS[1]: 'peripheral_conv2d', 'fft': 'FFT', DENSE[1]: 'F.conv2d'}
+    labels = {'auto': 'peripheral_conv2d', 'fft': 'FFT', 'conv2d': 'F.conv2d'}
+    labels |= {f'{name} channels-last': f'{labels[name]} channels-last' for name in ('auto', 'conv2d')}
     for i, name in enumerate(names):
         heights = [1e3 * row['times'][name]['median'] if row['times'].get(name) else 0 for row in rows]
         places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
-        left.bar(places, heights, 0.8 / len(names), label=labels.get(name, f'F.{name}'))
+        left.bar(places, heights, 0.8 / len(names), label=labels[name])
     ticks = [f'{row["kernel_size"]}\n{row["shape"][2]}x{row["shape"][3]}' for row in rows]
     left.set_xticks(range(len(rows)), ticks, fontsize=6.5)
     left.set(yscale='log', ylabel='milliseconds', xlabel='kernel size, map', title=f'batch {rows[0]["shape"][0]}')
@@ -189,7 +190,7 @@ def plot(file: Path, results: dict) -> None:
         timed = [row for row in results['curve'] if row['times'].get(name)]
         points = [(row['kernel_size'], 1e3 * row['times'][name]['median']) for row in timed]
         if points:
-            right.plot(*zip(*points), marker='o', label=labels.get(name, f'F.{name}'))
+            right.plot(*zip(*points), marker='o', label=labels[name])
     curve_title = '{}, {} channels, {}x{} map'.format(*CURVE_SHAPE)
     right.set(yscale='log', xlabel='kernel size', ylabel='milliseconds', title=curve_title)
     right.legend(fontsize=8)

@@ -8,7 +8,7 @@
 | expansion | taps | C * K * K: the dense path expands every kernel again in each call; 0 for the others |
 | plane | planes | N * C |
 | element | elements | N * C * H * W, rows or channels padded to full vectors where the backend pads them |
-| unit | elements * work | work of an element: the taps inside the map (dense path), else the cells, see work_per_element |
+| unit | elements * work | work of an element: taps inside the map (dense path), else cells, see work_per_element |
 
 ``tools/benchmarks/backend_costs.py`` measures and fits the constants and reports where the choice loses to the dense
 path. A backend without constants is not chosen; it can be named.
@@ -129,7 +129,7 @@ def num_elements(backend: str, shape: tuple[int, ...], grid: SharingGrid) -> int
 
 
 def work_per_element(backend: str, function: str, shape: tuple[int, ...], grid: SharingGrid) -> float:
-    """Count the multiply-adds of an output: of the reachable k' * k' cells, or if outer ones are skipped, their mean."""
+    """Count the multiply-adds of an output: reachable k' * k' cells; their mean number if outer ones are skipped."""
     height, width = shape[-2:]
     if backend == 'reference' and function == 'theta_grad':
         # Unlike the forward, oneDNN's gradient does not skip the taps that lie outside.
@@ -144,8 +144,8 @@ def work_per_element(backend: str, function: str, shape: tuple[int, ...], grid: 
 def has_lanes(shape: tuple[int, ...], grid: SharingGrid) -> bool:
     """Whether the native backend's vectors hold a pixel of several channels: the form with less to multiply.
 
-    For vectors of 16 elements, as in AVX-512. Maps whose boxes do not fit the cache, of some 140 columns with the paper's
-    kernels, are left to the other form; the two differ little there.
+    For vectors of 16 elements, as in AVX-512. Maps whose boxes do not fit the cache, over some 140 columns with the
+    paper's kernels, take the other form; counts of the two differ little there.
     """
     _, channels, height, width = shape
     lanes = _full(channels) * _pairs(grid, height) * _pairs(grid, width)
