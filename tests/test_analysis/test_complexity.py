@@ -265,10 +265,10 @@ def test_executed_operations_of_a_net_by_hand(device):
 def test_shares_of_pelk_tiny():
     model = PeLK('tiny').to('meta')
     dense, fast = (count_complexity(model, (224, 224), density=0.6, backend=name) for name in ('reference', 'native'))
-    # Figure 5: about a quarter. Executed by the fast backend it is a fortieth.
+    # Figure 5: about a quarter. Executed by the fast backend it is less than a fiftieth.
     assert fast.share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
     assert dense.executed_share('backbone', 'large_kernel') == pytest.approx(0.246, abs=0.005)
-    assert fast.executed_share('backbone', 'large_kernel') == pytest.approx(0.0277, abs=0.0001)
+    assert fast.executed_share('backbone', 'large_kernel') == pytest.approx(0.0180, abs=0.0001)
     assert dense.total.executed == pytest.approx(dense.total.macs / 0.6, rel=0.001)
 
 

@@ -2,7 +2,8 @@
 
 Over the paper's shapes (four stages, 224 and 512 pixel inputs, 51x51 and 101x101 kernels, batch 1 and 8) and over
 kernel sizes 7 ... 151 on one map. Each method is checked against fp64 before it is timed, all methods of a shape in one
-run.
+run. Each is compared with the automatic choice on input of the same layout. F.conv2d is much faster on channels-last
+input, which makes that the rival; operator_versions.py compares two versions of this package.
 """
 
 import argparse
@@ -29,7 +30,8 @@ CURVE = (7, 13, 21, 31, 41, 51, 71, 101, 121, 151)
 CURVE_SHAPE = (1, 46, 128, 128)
 # Kernel sizes and their centres, the first of each pair being what the second is compared with.
 SCALING = (((51, 5), (101, 7)), ((31, 5), (151, 5)))
-DENSE = ('conv2d', 'conv2d channels-last')
+DENSE = ('conv2d channels-last', 'conv2d')
+OURS = ('auto channels-last', 'auto')
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,10 +50,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
-    """Name -> function of (x, theta); x as planes, except for the method that says otherwise."""
+    """Name -> function of (x, theta); x as planes, except for the methods that say otherwise."""
     reasons = available_backends(x, theta, grid)
     able = [name for name, reason in reasons.items() if reason is None and name != 'reference']
-    runs = {name: partial(peripheral_conv2d, grid=grid, backend=name) for name in ('auto', *able)}
+    runs = {name: partial(peripheral_conv2d, grid=grid, backend=name) for name in able}
+    runs = dict.fromkeys(OURS, partial(peripheral_conv2d, grid=grid, backend='auto')) | runs
     runs['fft'] = partial(fft_conv2d, grid=grid)
     runs['copy'] = lambda x, theta: x.clone()
     runs.update(dict.fromkeys(DENSE, partial(dense_conv2d, grid=grid)))
@@ -76,11 +79,11 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
             bound = RELATIVE_ERROR[x.dtype] * (1 if name in available_backends(x, theta, grid) else 100)
             if not errors[name] <= bound:
                 raise RuntimeError(f'{name} is wrong for {shape}, {list(grid.half)}: relative error {errors[name]:.1e}')
-    # By layout: planes, and channels last for the method of that name.
-    layouts = [(tensors, tuple(_layout(DENSE[1], t) if t.ndim == 4 else t for t in tensors)) for tensors in inputs]
+    # By layout: planes, and channels last for the methods of that name.
+    layouts = [(tensors, tuple(_layout(DENSE[0], t) if t.ndim == 4 else t for t in tensors)) for tensors in inputs]
     calls = {name: timed(run, args.backward) for name, run in runs.items()}
     for is_dense in (False, True):
-        group = {name: lambda sets, name=name: calls[name](*sets[name == DENSE[1]])
+        group = {name: lambda sets, name=name: calls[name](*sets[_is_channels_last(name)])
                  for name in calls if (name in DENSE) == is_dense}
         if not group:
             continue
@@ -126,21 +129,27 @@ def _draw(shape: tuple[int, ...], grid: SharingGrid, args: argparse.Namespace, s
     return draw(shape, grid, getattr(torch, args.dtype), 'cpu', args.backward, seed)
 
 
+def _is_channels_last(name: str) -> bool:
+    return name.endswith('channels-last')
+
+
 def _layout(name: str, x: Tensor) -> Tensor:
-    if name != DENSE[1]:
+    if not _is_channels_last(name):
         return x
     return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
 
 
 def ratio(row: dict, name: str) -> float | None:
-    """How many times slower than the automatic choice."""
-    return row['times'][name]['median'] / row['times']['auto']['median'] if row['times'].get(name) else None
+    """How many times slower than the automatic choice on the same layout."""
+    ours = row['times'][OURS[0] if _is_channels_last(name) else OURS[1]]
+    return row['times'][name]['median'] / ours['median'] if row['times'].get(name) else None
 
 
 def summary(rows: list[dict]) -> dict:
     """Geometric means over the shapes of stages 1 to 3, and the extremes."""
     result = {}
-    for name in sorted({name for row in rows for name in row['times']} - {'auto'}):
+    others = {name for row in rows for name in row['times']} - {*OURS, *DENSE}
+    for name in (*DENSE, *sorted(others)):
         ratios = [r for row in rows if row['stage'] <= 3 and (r := ratio(row, name))]
         if ratios:
             result[name] = dict(
@@ -150,7 +159,7 @@ def summary(rows: list[dict]) -> dict:
 
 def show(console: Console, title: str, rows: list[dict]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row['times']))
-    caption = 'milliseconds, median; in brackets: times the auto choice'
+    caption = 'milliseconds, median; in brackets: times the auto choice on the same layout'
     table = Table('N, C, map', 'K', *names, title=title, caption=caption)
     for row in rows:
         batch, channels, height, width = row['shape']
@@ -166,12 +175,13 @@ def plot(file: Path, results: dict) -> None:
     figure = Figure(figsize=(14, 4.6), layout='constrained')
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     rows = [row for row in results['shapes'] if row['shape'][0] == results['shapes'][0]['shape'][0]]
-    names = [name for name in ('auto', 'fft', *DENSE) if any(row['times'].get(name) for row in rows)]
-    labels = dict(auto='peripheral_conv2d', fft='FFT', conv2d='F.conv2d')
+    names = [name for name in (*OURS, 'fft', *DENSE) if any(row['times'].get(name) for row in rows)]
+    labels = {'auto': 'peripheral_conv2d', 'fft': 'FFT', 'conv2d': 'F.conv2d'}
+    labels |= {f'{name} channels-last': f'{labels[name]} channels-last' for name in ('auto', 'conv2d')}
     for i, name in enumerate(names):
         heights = [1e3 * row['times'][name]['median'] if row['times'].get(name) else 0 for row in rows]
         places = [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j in range(len(rows))]
-        left.bar(places, heights, 0.8 / len(names), label=labels.get(name, f'F.{name}'))
+        left.bar(places, heights, 0.8 / len(names), label=labels[name])
     ticks = [f'{row["kernel_size"]}\n{row["shape"][2]}x{row["shape"][3]}' for row in rows]
     left.set_xticks(range(len(rows)), ticks, fontsize=6.5)
     left.set(yscale='log', ylabel='milliseconds', xlabel='kernel size, map', title=f'batch {rows[0]["shape"][0]}')
@@ -180,7 +190,7 @@ def plot(file: Path, results: dict) -> None:
         timed = [row for row in results['curve'] if row['times'].get(name)]
         points = [(row['kernel_size'], 1e3 * row['times'][name]['median']) for row in timed]
         if points:
-            right.plot(*zip(*points), marker='o', label=labels.get(name, f'F.{name}'))
+            right.plot(*zip(*points), marker='o', label=labels[name])
     curve_title = '{}, {} channels, {}x{} map'.format(*CURVE_SHAPE)
     right.set(yscale='log', xlabel='kernel size', ylabel='milliseconds', title=curve_title)
     right.legend(fontsize=8)
@@ -218,9 +228,9 @@ def main() -> None:
                       f'{1e3 * fast:.3g} ms, timed in turn)')
     results['summary'] = summary(results['shapes'])
     for name, values in results['summary'].items():
-        console.print(f'{name}: {values["geometric_mean"]:.3g} times the time of the automatic choice (geometric mean '
-                      f'of {values["shapes"]} shapes of stages 1 to 3; {values["lowest"]:.3g} ... '
-                      f'{values["highest"]:.3g})')
+        console.print(f'{name}: {values["geometric_mean"]:.3g} times the time of the automatic choice on the same '
+                      f'layout (geometric mean of {values["shapes"]} shapes of stages 1 to 3; {values["lowest"]:.3g} '
+                      f'... {values["highest"]:.3g})')
     if args.json:
         save_report(results, args.json)
     if args.plot:

@@ -7,8 +7,8 @@
 | call | 1 | |
 | expansion | taps | C * K * K: the dense path expands every kernel again in each call; 0 for the others |
 | plane | planes | N * C |
-| element | elements | N * C * H * W, rows padded to full vectors where the backend pads them |
-| unit | elements * work | work of an element: the taps inside the map (dense path), else the reachable k' * k' cells |
+| element | elements | N * C * H * W, rows or channels padded to full vectors where the backend pads them |
+| unit | elements * work | work of an element: taps inside the map (dense path), else cells, see work_per_element |
 
 ``tools/benchmarks/backend_costs.py`` measures and fits the constants and reports where the choice loses to the dense
 path. A backend without constants is not chosen; it can be named.
@@ -97,7 +97,7 @@ def cpu_cost(backend: str, function: str, shape: tuple[int, ...], channels_last:
 def regressors(backend: str, function: str, shape: tuple[int, ...], threads: int,
                grid: SharingGrid) -> tuple[float, float, float, float, float]:
     """Return the regressors of the five constants, see the head of this file."""
-    elements = num_elements(backend, shape)
+    elements = num_elements(backend, shape, grid)
     taps = shape[1] * grid.kernel_size**2 if backend == 'reference' else 0
     work = work_per_element(backend, function, shape, grid)
     return 1, taps, shape[0] * shape[1] / threads, elements / threads, elements * work / threads
@@ -118,21 +118,47 @@ _LARGEST_TINY_KERNEL = 3
 _LARGEST_FAST_KERNEL = dict(planes=13, channels_last=31)
 
 
-def num_elements(backend: str, shape: tuple[int, ...]) -> int:
-    """Count the outputs, with rows padded to full vectors where the backend pads them."""
+def num_elements(backend: str, shape: tuple[int, ...], grid: SharingGrid) -> int:
+    """Count the outputs, with rows or channels padded to full vectors where the backend pads them."""
     batch, channels, height, width = shape
-    return batch * channels * height * (-(-width // 16) * 16 if backend == 'native' else width)
+    if backend != 'native':
+        return batch * channels * height * width
+    if has_lanes(shape, grid):
+        return batch * _full(channels) * height * width
+    return batch * channels * height * _full(width)
 
 
 def work_per_element(backend: str, function: str, shape: tuple[int, ...], grid: SharingGrid) -> float:
-    """Count the multiply-adds of an output, see the head of this file."""
+    """Count the multiply-adds of an output: reachable k' * k' cells; their mean number if outer ones are skipped."""
     height, width = shape[-2:]
     if backend == 'reference' and function == 'theta_grad':
         # Unlike the forward, oneDNN's gradient does not skip the taps that lie outside.
         return grid.kernel_size**2
     if backend == 'reference':
         return _taps_inside(grid.kernel_size, height) * _taps_inside(grid.kernel_size, width)
+    if backend == 'native' and has_lanes(shape, grid):
+        return _pairs(grid, height) * _pairs(grid, width) / (height * width)
     return len(grid.reachable(height)) * len(grid.reachable(width))
+
+
+def has_lanes(shape: tuple[int, ...], grid: SharingGrid) -> bool:
+    """Whether the native backend's vectors hold a pixel of several channels: the form with less to multiply.
+
+    For vectors of 16 elements, as in AVX-512. Maps whose boxes do not fit the cache, over some 140 columns with the
+    paper's kernels, take the other form; counts of the two differ little there.
+    """
+    _, channels, height, width = shape
+    lanes = _full(channels) * _pairs(grid, height) * _pairs(grid, width)
+    return lanes <= channels * height * _full(width) * len(grid.reachable(height)) * len(grid.reachable(width))
+
+
+def _full(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _pairs(grid: SharingGrid, size: int) -> int:
+    """Count the pairs of an output on an axis and a cell that reaches the map from there."""
+    return sum(max(0, size - max(0, start, 1 - start - width)) for start, width in zip(grid.starts, grid.widths))
 
 
 def _taps_inside(kernel_size: int, size: int) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..sharing_grid import SharingGrid
 from . import triton_backend
 from .backends import ALIASES
-from .costs import cheapest, num_elements
+from .costs import cheapest, num_elements, work_per_element
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def executed_operations(backend: str, x: Tensor, grid: SharingGrid) -> Operation
 
     - ``reference``: K * K multiply-adds an output. Padding taps count even if the library skips them.
     - ``box_sums``: a multiply-add for each pair of cells that reach the map, and the sums of README.md.
-    - ``native``: the same, with rows padded to vectors of 16 elements (AVX-512).
+    - ``native``: the same with rows padded to vectors of 16 elements (AVX-512); or, where that is less, with channels
+      padded to them and without cells that lie outside the map for an output.
     - ``triton``: the three TF32 products of each fp32 one, full tiles, on contiguous rows.
 
     Args:
@@ -79,14 +80,15 @@ def _reference(batch: int, channels: int, height: int, width: int, grid: Sharing
 def _box_sums(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
     rows, cols = grid.reachable(height), grid.reachable(width)
     sums = _row_sums([grid.widths[cell] for cell in rows]) + _column_sums(grid, cols)
-    return Operations(len(rows) * len(cols), sums) * num_elements('box_sums', (batch, channels, height, width))
+    return Operations(len(rows) * len(cols), sums) * (batch * channels * height * width)
 
 
 def _native(batch: int, channels: int, height: int, width: int, grid: SharingGrid) -> Operations:
-    rows, cols = grid.reachable(height), grid.reachable(width)
+    shape, rows = (batch, channels, height, width), grid.reachable(height)
     # Cells of one width share the sums.
-    sums = _row_sums({grid.widths[cell] for cell in rows}) + _column_sums(grid, cols)
-    return Operations(len(rows) * len(cols), sums) * num_elements('native', (batch, channels, height, width))
+    sums = _row_sums({grid.widths[cell] for cell in rows}) + _column_sums(grid, grid.reachable(width))
+    elements = num_elements('native', shape, grid)
+    return Operations(round(elements * work_per_element('native', 'forward', shape, grid)), sums * elements)
 
 
 def _row_sums(widths: Collection[int]) -> int:
