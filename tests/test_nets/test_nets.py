@@ -234,3 +234,14 @@ def test_dropped_paths_are_those_of_mmcv():
 
 def test_the_name_of_0_1_0():
     assert DepthwiseBranches is ReparamDepthwiseConv
+
+
+def test_hooks_of_mixer_and_norm_get_all_channels():
+    """Without hooks the norm reads both parts of a block's channels, which are not concatenated."""
+    net = nets.PeLK(dict(depths=(1, ), channels=(16, ), kernel_sizes=(9, )), layer_scale_init_value=1.0).eval()
+    x, block = torch.randn(1, net.channels[0], 5, 6), net.stages[0].blocks[0]
+    before, seen = block(x), []
+    for module in (block.mixer, block.norm):
+        module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].shape, output.shape)))
+    assert torch.equal(block(x), before)
+    assert seen == 2 * [(x.shape, x.shape)]
