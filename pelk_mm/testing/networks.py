@@ -156,7 +156,7 @@ def _drawn(network: Network, size: tuple[int, int], tiny: bool) -> nn.Module:
 def _make(network: Network, size: tuple[int, int], tiny: bool) -> nn.Module:
     if network.package:
         return network.build(size=size)
-    backbone = network.build(**(SHRUNK if tiny else {}))
+    backbone: Any = network.build(**(SHRUNK if tiny else {}))
     return Classifier(backbone, backbone.channels[-1])
 
 
