@@ -76,8 +76,8 @@ def save_openvino(source: str | Path, path: str | Path, calibration: EvalImages 
 
 def _quantize_openvino(model, calibration: EvalImages):
     require('nncf', by='int8 in OpenVINO')
+    import nncf
     with quiet(logging.getLogger('nncf'), level=logging.ERROR):
-        import nncf
         return nncf.quantize(
             model,
             nncf.Dataset(range(len(calibration)), calibration.network_input),

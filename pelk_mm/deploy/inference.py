@@ -204,6 +204,7 @@ class ExportedModel:
         threads (int, optional): Threads of one operation. By default the runtime's choice, one per core.
         precision (str, optional): Of OpenVINO's arithmetic where the file has no int8: ``'f32'`` or ``'bf16'``; None
             leaves it to OpenVINO, which takes bf16 on CPUs that have it. Defaults to ``'f32'``.
+        shape (Sequence[int], optional): Of the images, (N, C, H, W), which makes OpenVINO faster. By default any.
 
     Attributes:
         meta (dict): Task, classes, palette and pipeline, see :func:`pelk_mm.deploy.describe`.
@@ -216,8 +217,12 @@ class ExportedModel:
         ValueError: If the file was not written by this package.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None, precision: str | None = 'f32') -> None:
-        self._run, self.outputs, meta = open_session(path, threads, precision)
+    def __init__(self,
+                 path: str | Path,
+                 threads: int | None = None,
+                 precision: str | None = 'f32',
+                 shape: Sequence[int] | None = None) -> None:
+        self._run, self.outputs, meta = open_session(path, threads, precision, shape)
         if meta is None:
             raise ValueError(f'{path} has no metadata of pelk_mm: export it with tools/model_converters/export.py')
         self.meta = _read_meta(meta, path)

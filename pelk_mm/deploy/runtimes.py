@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,10 @@ class Session(NamedTuple):
     meta: str | None
 
 
-def open_session(path: str | Path, threads: int | None = None, precision: str | None = 'f32') -> Session:
+def open_session(path: str | Path,
+                 threads: int | None = None,
+                 precision: str | None = 'f32',
+                 shape: Sequence[int] | None = None) -> Session:
     """Load an ONNX file in onnxruntime, or an OpenVINO file, ``.xml``, in OpenVINO.
 
     Args:
@@ -33,6 +36,7 @@ def open_session(path: str | Path, threads: int | None = None, precision: str | 
         threads (int, optional): Threads of one operation. By default the runtime's choice, one per core.
         precision (str, optional): Of OpenVINO's arithmetic where the file has no int8: ``'f32'`` or ``'bf16'``; None
             leaves it to OpenVINO, which takes bf16 on CPUs that have it. Defaults to ``'f32'``.
+        shape (Sequence[int], optional): Of the images, (N, C, H, W), which makes OpenVINO faster. By default any.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -40,12 +44,7 @@ def open_session(path: str | Path, threads: int | None = None, precision: str | 
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no such exported file: {path}')
-    return _open_openvino(path, threads, precision) if is_openvino(path) else _open_onnx(path, threads)
-
-
-def is_openvino(path: str | Path) -> bool:
-    """Whether a file is OpenVINO's, by its name."""
-    return Path(path).suffix == '.xml'
+    return _open_openvino(path, threads, precision, shape) if Path(path).suffix == '.xml' else _open_onnx(path, threads)
 
 
 def _open_onnx(path: str | Path, threads: int | None) -> Session:
@@ -58,11 +57,14 @@ def _open_onnx(path: str | Path, threads: int | None) -> Session:
                    session.get_modelmeta().custom_metadata_map.get('pelk_mm'))
 
 
-def _open_openvino(path: str | Path, threads: int | None, precision: str | None) -> Session:
+def _open_openvino(path: str | Path, threads: int | None, precision: str | None,
+                   shape: Sequence[int] | None) -> Session:
     require('openvino', by='running OpenVINO files')
     import openvino
     core = openvino.Core()
     model = core.read_model(str(path))
+    if shape is not None:
+        model.reshape(list(shape))
     options: dict[str, Any] = dict(PERFORMANCE_HINT='LATENCY')
     if threads is not None:
         options['INFERENCE_NUM_THREADS'] = threads

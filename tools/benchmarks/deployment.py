@@ -54,6 +54,7 @@ METRICS = dict(
     segmentation=('mIoU', 'mIoU', 1),
     detection=('coco/bbox_mAP', 'box AP', 100))
 PYTORCH = 'PyTorch'
+FIXED = ', fixed shape'
 
 
 @dataclass
@@ -70,8 +71,9 @@ class Variant:
     def name(self) -> str:
         return f'{self.form}, {self.runtime}, {self.precision}'
 
-    def open(self) -> ExportedModel:
-        return ExportedModel(self.path, torch.get_num_threads(), 'bf16' if 'bf16' in self.precision else 'f32')
+    def open(self, shape: tuple[int, ...] | None = None) -> ExportedModel:
+        precision = 'bf16' if 'bf16' in self.precision else 'f32'
+        return ExportedModel(self.path, torch.get_num_threads(), precision, shape)
 
 
 def parse_args() -> argparse.Namespace:
@@ -171,6 +173,8 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
             noise={output: sum(each.noise for each in agreements if each.output == output) / len(inputs)
                    for output in reference.output_names()})
     runs = {key: network.run for key, network in networks.items()}
+    fixed = {f'{each.name}{FIXED}': each for each in variants if each.runtime == 'OpenVINO'}
+    runs.update((key, variant.open(inputs[0].shape).run) for key, variant in fixed.items())
     runs[PYTORCH] = lambda image: reference(torch.from_numpy(image))
     times = time_paired(runs, inputs[:1], 'cpu', limit=args.seconds)
     pytorch: dict[str, Any] = dict(latency=vars(times[PYTORCH]))
@@ -183,6 +187,8 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
             variant.results.update(evaluated.get(variant.name, {}))
     for variant in variants:
         variant.results['latency'] = vars(times[variant.name])
+    for key, variant in fixed.items():
+        variant.results['latency_fixed_shape'] = vars(times[key])
     return dict(shape=inputs[0].shape, calibrated_on=len(calibration), pytorch=pytorch, variants=[
         dict(form=each.form, runtime=each.runtime, precision=each.precision, **each.results) for each in variants])
 
@@ -194,16 +200,19 @@ def to_table(name: str, result: dict[str, Any]) -> str:
 
     def row(words: list, entry: dict) -> list:
         value = entry.get('metrics', {}).get(key)
-        size, agreement = entry.get('bytes'), entry.get('agreement')
+        size, agreement, fixed = entry.get('bytes'), entry.get('agreement'), entry.get('latency_fixed_shape')
+        best = min(each['median'] for each in (entry['latency'], fixed) if each)
         return [*words, '' if size is None else f'{size / 1e6:.2f}', f'{1e3 * entry["latency"]["median"]:.2f}',
-                f'{result["pytorch"]["latency"]["median"] / entry["latency"]["median"]:.2f}',
+                f'{1e3 * fixed["median"]:.2f}' if fixed else '',
+                f'{result["pytorch"]["latency"]["median"] / best:.2f}',
                 '' if value is None else f'{factor * value:.2f}',
                 '' if agreement is None else f'{100 * agreement:.2f}',
                 f'{100 * max(entry["noise"].values()):.3g}' if 'noise' in entry else '']
 
     rows = [row(['', PYTORCH, 'fp32'], result['pytorch'])]
     rows += [row([each['form'], each['runtime'], each['precision']], each) for each in result['variants']]
-    header = ['form', 'runtime', 'precision', 'MB', 'ms', 'times as fast', f'{metric}, %', f'{share}, %', 'noise, %']
+    header = ['form', 'runtime', 'precision', 'MB', 'ms', 'ms, fixed shape', 'times as fast', f'{metric}, %',
+              f'{share}, %', 'noise, %']
     table = to_markdown_table(header, rows, header[:3])
     return f'{name}, {"x".join(map(str, result["shape"]))}\n\n{table}\n'
 

@@ -157,7 +157,7 @@ def main() -> None:
             numbers.append(dict(entry, agreements=[vars(each) for each in agreements], **predictions.to_dict()))
             if exported.model is not None:
                 name = f'{runtime}, {form} form' + (', int8' if entry['precision'] == 'int8' else '')
-                runs[name] = ExportedModel(path, torch.get_num_threads()).run
+                runs[name] = ExportedModel(path, torch.get_num_threads(), shape=inputs[0].shape).run
     times = time_files(runs, inputs[:1], args.timing_seconds) if args.timing_seconds > 0 else {}
     if args.json is not None:
         latency = dict(shape=inputs[0].shape, seconds={name: vars(time) for name, time in times.items()})
