@@ -26,7 +26,8 @@ INLINE void multiply_cell(float (&high)[PARTS * KC][4], float (&low)[KC][4], u32
     }
 }
 
-// Start the products of one or two cells from number ``a`` on: high and low are them, or with ``add`` += them.
+// Start the products of one or two cells from number ``a`` on: high and low are them, or with ``add`` += them. A branch
+// instead of COUNT, between products, would have the compiler wait for each of them.
 template <int COUNT>
 INLINE void multiply_cells(float (&high)[PARTS * KC][4], float (&low)[KC][4], u32 maps, int a, bool add,
                            const Plan& plan) {
