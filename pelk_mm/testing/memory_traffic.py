@@ -64,8 +64,9 @@ class MemoryTraffic(TorchDispatchMode):
                 out = func.redispatch(keys, *args, **kwargs)
         else:
             out = func(*args, **kwargs)
-        # contiguous() is said to be a view, but may copy.
-        if name in _ALLOCATIONS or func.is_view and _share_memory(args[0], tree_leaves(out)[0]):
+        # contiguous() is said to be a view, but may copy; _unsafe_view is one.
+        is_view = func.is_view or name == '_unsafe_view'
+        if name in _ALLOCATIONS or is_view and _share_memory(args[0], tree_leaves(out)[0]):
             return out
         inputs = args[1:] if name == 'copy_' else (args, kwargs)
         self._count(_KIND_OF.get(name, 'elementwise'), inputs, out)

@@ -75,7 +75,7 @@ def problems_of(words: list) -> list:
         if tool.suffix == '.sh':
             tool = ROOT / 'tools' / f'{HANDS_ON.get(tool.stem, "missing")}.py'
         known = options_of(tool) if tool.exists() else frozenset()
-        options = [word for word in words if word.startswith('--')]
+        options = [word.partition('=')[0] for word in words if word.startswith('--')]
         problems += [f'{tool.name} has no option {option}' for option in options if option not in known]
     return problems
 

@@ -206,7 +206,7 @@ WRONG = dict(
     channels=wrong_lists(3, BELOW_1 | NO_WHOLE_NUMBER, 4),
     kernel_sizes=wrong_lists(3, EVEN | st.integers(max_value=-1) | NO_WHOLE_NUMBER.filter(lambda size: size != [1]), 9),
     in_channels=BELOW_1 | NO_WHOLE_NUMBER,
-    width_factor=st.floats(max_value=0.2) | NO_NUMBER,
+    width_factor=st.floats(max_value=0.2) | NO_NUMBER.filter(lambda value: value is not None),
     # The narrowest stage has int(1.3 * 4) channels.
     ffn_ratio=st.floats(max_value=0.2, exclude_max=True) | NO_NUMBER,
     drop_path_rate=st.floats(max_value=0, exclude_max=True) | st.floats(1) | NO_NUMBER,

@@ -39,10 +39,10 @@ COUNTS = {
 # Faults that the tests must notice: (kernel, (file, old, new)).
 FAULTS = {
     'low parts lost': ('forward_maps', ('numbers.h', 'low_parts(high, a, b));', '0u);')),
-    'one block twice': ('forward_maps', ('forward_maps.cu', 'right[at], right[at + 1]', 'right[at], right[at]')),
+    'one block twice': ('forward_maps', ('core_mma.h', 'right[at], right[at + 1]', 'right[at], right[at]')),
     'a tap repeated': ('forward_maps', ('numbers.h', 'plan.cell_of[t + 1]', 'plan.cell_of[t]')),
     'box sums overflow': ('forward_maps', ('maps.h', 'GROWTH = bits_of(WIDEST - 1)', 'GROWTH = -2')),
-    'rows in reach skipped': ('forward_maps', ('forward_maps.cu', '>= plan.first_y[a]', '> plan.first_y[a] + 15')),
+    'rows in reach skipped': ('forward_maps', ('core_mma.h', '>= plan.first_y[a]', '> plan.first_y[a] + 15')),
     'another scale': ('forward_planes', ('forward_planes.cu', 'plan.scratch + 64 + m * 4', 'plan.scratch + 64')),
     'low products lost': ('forward_planes', ('forward_planes.cu', 'if constexpr (PARTS == 2)', 'if constexpr (false)')),
     'absent chunk counted': ('theta_grad', ('theta_grad.cu', 'if (!both) high', 'if (KG > 99) high')),
