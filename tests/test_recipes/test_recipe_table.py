@@ -135,7 +135,8 @@ def test_values_of_other_configs():
     values = {name: recipes.our_value(cfg, f'{name}()') for name in recipes.DERIVED if name not in ('batch', 'images')}
     assert values == dict(
         ema_decay=None, buffers_averaged=False, fall_end=8, rate_each_step=True, warmup_start=None, norms_decay=False,
-        biases_decay=False, flat_decay=True, embedding_decays=False, mixed_precision=True, drop_last=True, width_factor=1.1)
+        biases_decay=False, flat_decay=True, embedding_decays=False, mixed_precision=True, drop_last=True,
+        width_factor=1.1)
     cfg.custom_hooks = []
     assert recipes.our_value(cfg, 'buffers_averaged()') is None
 
