@@ -200,16 +200,18 @@ def main() -> None:
     args = parse_args()
     sys.path.insert(0, str(ROOT))
     from rich.console import Console
+    from rich.progress import track
     from rich.table import Table
 
     from pelk_mm.testing.benchmark import environment, save_report
-    console = Console()
+    # The table needs more columns than are assumed for a file.
+    console = Console(width=None if sys.stdout.isatty() else 110)
     table = Table('N, C', 'map', 'K', 'layout', 'threads', 'F.conv2d', 'old', 'new', 'times as fast', 'quartiles',
                   caption='milliseconds, medians')
     rows = []
     with source_tree(args.old) as old, source_tree(args.new) as new:
         versions = dict(old=Version(old, args.flags), new=Version(new, args.flags))
-        for case in cases(args):
+        for case in track([*cases(args)], console=Console(stderr=True)):
             row = measure(versions, case, args.seconds, not args.no_dense)
             rows.append(row)
             batch, channels, height, width = row['shape']
