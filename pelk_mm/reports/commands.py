@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import DictAction
 
 from pelk_mm.engine.launch import load_config
+from pelk_mm.engine.runners import OWN_HOOKS, add_own_hooks
 
 from .catalogue import Entry
 from .runs import Run
@@ -108,7 +109,10 @@ def command_of(run: Run, entry: Entry | None, root: Path) -> tuple[str, list[str
 
 def _changes(run: Run, path: Path, is_test: bool) -> list[str] | None:
     """Return the words of ``--cfg-options`` that make the run's config of the present one, None if they cannot."""
-    present = load_config(str(path)).to_dict()
+    cfg = load_config(str(path))
+    if any(name in (run.config.get('default_hooks') or {}) for name in OWN_HOOKS):
+        add_own_hooks(cfg)
+    present = cfg.to_dict()
     if is_test or run.config.get('resume'):
         # Then it names the checkpoint to test or to go on from, not one to start from.
         present['load_from'] = run.config.get('load_from')

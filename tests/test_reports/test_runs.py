@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config, DictAction
 
 from pelk_mm.engine.launch import load_config
+from pelk_mm.engine.runners import add_own_hooks
 from pelk_mm.reports import Entry, Run, find_runs
 from pelk_mm.reports.commands import command_of
 from pelk_mm.reports.run_files import read_dumped_config
@@ -150,6 +151,10 @@ def test_commands(root, tmp_path, digits):
 
     train = f'python tools/train.py {root / DIGITS}'
     assert command(digits, seed='5') == (f'{train} --cfg-options randomness.seed=5', [])
+    # As our runner leaves it.
+    with_hooks = load_config(str(root / DIGITS))
+    add_own_hooks(with_hooks)
+    assert command(with_hooks.to_dict()) == (train, [])
     changed = json.loads(json.dumps(digits, default=str))
     changed['optim_wrapper']['optimizer']['lr'] = 0.5
     changed['model']['backbone']['kernel_sizes'] = [9, 7, 7, 5]
