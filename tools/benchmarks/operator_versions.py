@@ -2,10 +2,12 @@
 
     python tools/benchmarks/operator_versions.py 1fdf840~1         # a commit against the working tree
     python tools/benchmarks/operator_versions.py main --backward --threads 1 2 --json work_dirs/versions.json
+    python tools/benchmarks/operator_versions.py main --networks PeLK-T PeLK-T-w1
 
 Stages 1 to 3 of PeLK-T at 224 pixels, channels-last input first. Each version has a process of its own, of which one
 runs at a time; every round times both, in changing order. Compared are the rounds: the median of their ratios, with
-quartiles. Beside them, F.conv2d with the expanded kernel on the same input.
+quartiles. Beside them, F.conv2d with the expanded kernel on the same input. With --networks, complete classifiers
+instead: the deployed form, or with --backward the training form and the gradients of its weights.
 """
 
 import argparse
@@ -45,6 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--layouts', nargs='+', default=list(LAYOUTS), choices=LAYOUTS)
     parser.add_argument('--batches', type=int, nargs='+', default=[1, 8])
     parser.add_argument('--stages', type=int, nargs='+', default=[1, 2, 3], choices=[1, 2, 3, 4])
+    parser.add_argument('--networks', nargs='+', default=[], metavar='NAME',
+                        help='of pelk_mm.testing.networks, or archs of PeLK; --stages and --centers do not count then')
     parser.add_argument('--images', type=int, nargs='+', default=[224], choices=[224, 512], help='side in pixels')
     parser.add_argument('--centers', type=int, nargs='+', default=[5], choices=[5, 7],
                         help='of the kernels: 5 for 51x51, 7 for 101x101')
@@ -90,7 +94,10 @@ def serve() -> None:
         answer = None
         if 'case' in request:
             torch.set_num_threads(request['case']['threads'])
-            runs = {name: prepare(request['case'], name) for name in ('ours', 'dense')}
+            if 'network' in request['case']:
+                runs = dict(ours=prepare_network(request['case']))
+            else:
+                runs = {name: prepare(request['case'], name) for name in ('ours', 'dense')}
         elif 'save' in request:
             torch.save(runs['ours'](), request['save'])
         else:
@@ -121,6 +128,27 @@ def prepare(case: dict, method: str) -> Callable[[], tuple[Tensor, ...]]:
     if case['backward']:
         return lambda: torch.autograd.grad(run(x, theta), (x, theta), grad)
     return lambda: (run(x, theta), )
+
+
+def prepare_network(case: dict) -> Callable[[], tuple[Tensor, ...]]:
+    """Return the call to time, which gives the scores, or the gradients of the weights."""
+    from pelk_mm.testing.networks import build_network, find_network
+    torch.manual_seed(0)
+    dtype, layout = getattr(torch, case['dtype']), LAYOUTS[case['layout']]
+    model = build_network(find_network(case['network']), tuple(case['shape'][2:]), deploy=not case['backward'])
+    model = model.to(dtype, memory_format=layout)
+    x = torch.randn(case['shape']).to(dtype).contiguous(memory_format=layout)
+
+    def gradients() -> tuple[Tensor, ...]:
+        # Of drop path.
+        torch.manual_seed(1)
+        return torch.autograd.grad(model(x).logsumexp(1).mean(), tuple(model.parameters()))
+
+    @torch.inference_mode()
+    def scores() -> tuple[Tensor, ...]:
+        return (model(x), )
+
+    return gradients if case['backward'] else scores
 
 
 @contextmanager
@@ -174,6 +202,12 @@ def measure(versions: dict[str, Version], case: dict, seconds: float, dense: boo
 
 def cases(args: argparse.Namespace) -> Iterator[dict]:
     from pelk_mm.testing.operator_methods import CHANNELS, KERNELS, MAPS
+    for threads, layout, image, batch, network in product(args.threads, args.layouts, args.images, args.batches,
+                                                          args.networks):
+        yield dict(threads=threads, layout=layout, shape=(batch, 3, image, image), network=network, dtype=args.dtype,
+                   backward=args.backward)
+    if args.networks:
+        return
     for threads, layout, image, center, batch, stage in product(args.threads, args.layouts, args.images, args.centers,
                                                                 args.batches, args.stages):
         side = MAPS[image][stage - 1]
@@ -206,18 +240,18 @@ def main() -> None:
     from pelk_mm.testing.benchmark import environment, save_report
     # The table needs more columns than are assumed for a file.
     console = Console(width=None if sys.stdout.isatty() else 110)
-    table = Table('N, C', 'map', 'K', 'layout', 'threads', 'F.conv2d', 'old', 'new', 'times as fast', 'quartiles',
+    table = Table('N, C', 'map', 'network' if args.networks else 'K', 'layout', 'threads', 'F.conv2d', 'old', 'new', 'times as fast', 'quartiles',
                   caption='milliseconds, medians')
     rows = []
     with source_tree(args.old) as old, source_tree(args.new) as new:
         versions = dict(old=Version(old, args.flags), new=Version(new, args.flags))
         for case in track([*cases(args)], console=Console(stderr=True)):
-            row = measure(versions, case, args.seconds, not args.no_dense)
+            row = measure(versions, case, args.seconds, not (args.no_dense or args.networks))
             rows.append(row)
             batch, channels, height, width = row['shape']
             times = [f'{1e3 * row[name]["median"]:.3g}' if name in row else '-' for name in ('conv2d', 'old', 'new')]
             ratio = row['ratio']
-            table.add_row(f'{batch}, {channels}', f'{height}x{width}', str(row['kernel_size']), row['layout'],
+            table.add_row(f'{batch}, {channels}', f'{height}x{width}', str(row.get('network') or row['kernel_size']), row['layout'],
                           str(row['threads']), *times, f'{ratio["median"]:.2f}',
                           f'{ratio["low"]:.2f} ... {ratio["high"]:.2f}')
         for version in versions.values():
