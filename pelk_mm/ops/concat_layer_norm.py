@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .peripheral_conv2d.agreement import MAX_ERRORS, why_wrong
+
 _LIBRARY = torch.library.Library('pelk_mm', 'FRAGMENT')
 _LIBRARY.define('concat_layer_norm(Tensor a, Tensor b, Tensor? weight, Tensor? bias, float eps) -> Tensor')
 
@@ -88,18 +90,17 @@ def _why_wrong(device: torch.device, dtype: torch.dtype) -> str | None:
     numbers = torch.arange(2 * 30 * 15, dtype=torch.float64).mul_(12.9898).sin_().view(2, 30, 3, 5)
     x = numbers.to(device, dtype)
     a, b = x[:, :11].contiguous(), x.contiguous(memory_format=torch.channels_last)[:, 11:]
-    try:
+
+    def error() -> float:
         found = launch(a, b, x[0, :, 0, 0].contiguous(), x[1, :, 0, 0].contiguous(), 1e-6).double()
         right = _reference(a.double(), b.double(), x[0, :, 0, 0].double(), x[1, :, 0, 0].double(), 1e-6)
-        error = float((found - right).norm() / right.norm())
-        if error <= 8 * torch.finfo(dtype).eps:
-            return None
-        reason = f'its result differs from PyTorch by {error:.1e}'
-    # Compilers and drivers raise errors of many classes.
-    except Exception as failure:
-        reason = f'it does not run: {type(failure).__name__}: {failure}'
-    warnings.warn(f'the kernel of concat_layer_norm is switched off for this process, PyTorch replaces it: {reason}. '
-                  f'Please report this, with {torch.cuda.get_device_name(device)} and {dtype}', stacklevel=2)
+        return float((found - right).norm() / right.norm())
+
+    reason = why_wrong(error, MAX_ERRORS[dtype])
+    if reason:
+        warnings.warn(f'the kernel of concat_layer_norm is switched off for this process, PyTorch replaces it: '
+                      f'{reason}. Please report this, with {torch.cuda.get_device_name(device)} and {dtype}',
+                      stacklevel=2)
     return reason
 
 

@@ -1,9 +1,9 @@
-"""The comparison of a backend with the reference, on the device and on a case of the kind that it is to be used for."""
+"""The comparison of a kernel with the reference before its first use, on the device and on a case of that kind."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,28 @@ def max_error(backend: Backend, dtype: torch.dtype) -> float:
     """Return the largest relative error of a backend that is used."""
     tf32 = dtype == torch.float32 and backend.follows_tf32 and torch.backends.cudnn.allow_tf32
     return _TF32_ERROR if tf32 else MAX_ERRORS[dtype]
+
+
+def why_wrong(error: Callable[[], float], bound: float) -> str | None:
+    """Return why a kernel must not be used, or None if it agrees with the reference.
+
+    Args:
+        error (Callable[[], float]): Runs the kernel, and returns its relative error.
+        bound (float): The largest one that is accepted.
+
+    Raises:
+        torch.OutOfMemoryError: By ``error``, which says nothing about the kernel.
+    """
+    try:
+        found = error()
+    except torch.OutOfMemoryError:
+        raise
+    # Compilers and drivers raise errors of many classes.
+    except Exception as failure:
+        return f'it does not run: {type(failure).__name__}: {failure}'
+    if found <= bound:
+        return None
+    return f'its result differs from the reference by {found:.1e}, at most {bound:.0e} is expected'
 
 
 def difference(backend: Backend, function: str, x: Tensor, grid: SharingGrid) -> float:

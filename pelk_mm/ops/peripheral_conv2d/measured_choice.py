@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ..sharing_grid import SharingGrid
-from .agreement import difference, max_error
+from .agreement import difference, max_error, why_wrong
 from .costs import is_channels_last
 from .native_build import BuildError, cache_dirs
 
@@ -218,18 +218,13 @@ class Choice:
             return self._switched_off[backend.name]
         if backend.name == 'reference' or key in self._agreed or self.device.is_recording():
             return None
-        bound = max_error(backend, x.dtype)
         try:
-            error = difference(backend, function, x, grid)
-            if error <= bound:
-                self._agreed.add(key)
-                return None
-            reason = f'its result differs from the reference by {error:.1e}, at most {bound:.0e} is expected'
+            reason = why_wrong(partial(difference, backend, function, x, grid), max_error(backend, x.dtype))
         except torch.OutOfMemoryError:
             return None
-        except Exception as failure:
-            # Compilers and drivers raise errors of many classes.
-            reason = f'it does not run: {type(failure).__name__}: {failure}'
+        if reason is None:
+            self._agreed.add(key)
+            return None
         self._switched_off[backend.name] = reason
         warnings.warn(
             f'backend {backend.name!r} of peripheral_conv2d is switched off for this process, a slower one is used: '
