@@ -48,11 +48,13 @@ def measure(seconds: float, threads: int) -> tuple[dict[tuple[str, str, str], li
                     name: 1e9 * timing.low
                     for name, timing in time_paired(runs, [x], 'cpu', seconds=seconds, min_rounds=3).items()
                 }
+                calls.append((threads, function, x, grid, times))
+                if kernel <= costs.ALWAYS_DENSE:
+                    continue
                 for name, nanoseconds in times.items():
                     key = (name, function, costs.regime(name, costs.is_channels_last(x), grid))
                     row = (costs.regressors(name, function, shape, threads, grid), nanoseconds)
                     results.setdefault(key, []).append(row)
-                calls.append((threads, function, x, grid, times))
     return results, calls
 
 

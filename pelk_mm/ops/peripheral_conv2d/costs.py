@@ -39,16 +39,12 @@ CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float, float]] 
     ('native', 'theta_grad', 'planes'): (38900.0, 0.0, 90.6, 0.152, 0.0291),
     ('reference', 'forward', 'channels_last, fast'): (94200.0, 2.22, 45.9, 0.0, 0.0303),
     ('reference', 'forward', 'channels_last, large'): (193000.0, 1.94, 119.0, 0.0, 0.0297),
-    ('reference', 'forward', 'channels_last, tiny'): (73000.0, 9.2, 0.0, 0.0, 0.0733),
     ('reference', 'forward', 'planes, fast'): (120000.0, 2.03, 0.0, 0.934, 0.032),
     ('reference', 'forward', 'planes, large'): (0.0, 18.6, 14700.0, 0.0, 0.794),
-    ('reference', 'forward', 'planes, tiny'): (67200.0, 10.7, 0.0, 0.0, 0.223),
     ('reference', 'theta_grad', 'channels_last, fast'): (183000.0, 44.1, 461.0, 0.0, 0.303),
     ('reference', 'theta_grad', 'channels_last, large'): (0.0, 0.0, 0.0, 0.0, 1.06),
-    ('reference', 'theta_grad', 'channels_last, tiny'): (119000.0, 4.82, 0.0, 0.0, 0.0629),
     ('reference', 'theta_grad', 'planes, fast'): (314000.0, 7.21, 0.0, 0.0, 1.06),
     ('reference', 'theta_grad', 'planes, large'): (0.0, 3.61, 0.0, 38.4, 0.937),
-    ('reference', 'theta_grad', 'planes, tiny'): (86100.0, 15.5, 0.0, 0.0, 0.276),
 }
 
 
@@ -67,6 +63,8 @@ def cheapest(backends: tuple[str, ...], function: str, x: Tensor, grid: SharingG
 @lru_cache(maxsize=4096)
 def _cheapest(backends: tuple[str, ...], function: str, shape: tuple[int, ...], channels_last: bool, threads: int,
               grid: SharingGrid) -> str:
+    if grid.kernel_size <= ALWAYS_DENSE and 'reference' in backends:
+        return 'reference'
     costs = {name: cpu_cost(name, function, shape, channels_last, threads, grid) for name in backends}
     for name in (name for name, cost in costs.items() if cost == math.inf):
         logger.debug('peripheral_conv2d: backend %r is not used: it has no row in CPU_COSTS', name)
@@ -77,6 +75,8 @@ def _cheapest(backends: tuple[str, ...], function: str, shape: tuple[int, ...], 
 
 # Estimates are good to about 25 %; on near-ties take the dense path.
 _DENSE_ADVANTAGE = 0.75
+# A kernel of 3x3 has no outer cells, and oneDNN has code of its own for it.
+ALWAYS_DENSE = 3
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -108,12 +108,10 @@ def regime(backend: str, channels_last: bool, grid: SharingGrid) -> str:
     layout = 'channels_last' if channels_last else 'planes'
     if backend != 'reference':
         return layout
-    size = 'tiny' if grid.kernel_size <= _LARGEST_TINY_KERNEL else (
-        'large' if grid.kernel_size > _LARGEST_FAST_KERNEL[layout] else 'fast')
+    size = 'large' if grid.kernel_size > _LARGEST_FAST_KERNEL[layout] else 'fast'
     return f'{layout}, {size}'
 
 
-_LARGEST_TINY_KERNEL = 3
 # oneDNN has special depthwise code up to these sizes.
 _LARGEST_FAST_KERNEL = dict(planes=13, channels_last=31)
 
