@@ -29,22 +29,22 @@ logger = logging.getLogger(__name__)
 
 # (backend, function, regime) -> nanoseconds (call, expansion, plane, element, unit); see regime().
 CPU_COSTS: dict[tuple[str, str, str], tuple[float, float, float, float, float]] = {
-    ('box_sums', 'forward', 'channels_last'): (253000.0, 0.0, 295.0, 6.7, 0.3),
-    ('box_sums', 'forward', 'planes'): (174000.0, 0.0, 694.0, 3.14, 0.26),
-    ('box_sums', 'theta_grad', 'channels_last'): (287000.0, 0.0, 615.0, 10.4, 0.448),
-    ('box_sums', 'theta_grad', 'planes'): (182000.0, 0.0, 930.0, 6.76, 0.413),
-    ('native', 'forward', 'channels_last'): (30800.0, 0.0, 30.1, 0.494, 0.0293),
-    ('native', 'forward', 'planes'): (27400.0, 0.0, 19.9, 0.704, 0.0295),
-    ('native', 'theta_grad', 'channels_last'): (39800.0, 0.0, 87.8, 0.0, 0.031),
-    ('native', 'theta_grad', 'planes'): (38900.0, 0.0, 90.6, 0.152, 0.0291),
-    ('reference', 'forward', 'channels_last, fast'): (94200.0, 2.22, 45.9, 0.0, 0.0303),
-    ('reference', 'forward', 'channels_last, large'): (193000.0, 1.94, 119.0, 0.0, 0.0297),
-    ('reference', 'forward', 'planes, fast'): (120000.0, 2.03, 0.0, 0.934, 0.032),
-    ('reference', 'forward', 'planes, large'): (0.0, 18.6, 14700.0, 0.0, 0.794),
-    ('reference', 'theta_grad', 'channels_last, fast'): (183000.0, 44.1, 461.0, 0.0, 0.303),
-    ('reference', 'theta_grad', 'channels_last, large'): (0.0, 0.0, 0.0, 0.0, 1.06),
-    ('reference', 'theta_grad', 'planes, fast'): (314000.0, 7.21, 0.0, 0.0, 1.06),
-    ('reference', 'theta_grad', 'planes, large'): (0.0, 3.61, 0.0, 38.4, 0.937),
+    ('box_sums', 'forward', 'channels_last'): (203000.0, 0.0, 410.0, 5.47, 0.276),
+    ('box_sums', 'forward', 'planes'): (181000.0, 0.0, 857.0, 1.6, 0.236),
+    ('box_sums', 'theta_grad', 'channels_last'): (208000.0, 0.0, 837.0, 8.73, 0.395),
+    ('box_sums', 'theta_grad', 'planes'): (115000.0, 0.0, 1570.0, 4.28, 0.367),
+    ('native', 'forward', 'channels_last'): (21100.0, 0.0, 32.6, 0.643, 0.0261),
+    ('native', 'forward', 'planes'): (22700.0, 0.0, 29.7, 0.689, 0.0243),
+    ('native', 'theta_grad', 'channels_last'): (29000.0, 0.0, 145.0, 0.14, 0.0268),
+    ('native', 'theta_grad', 'planes'): (33200.0, 0.0, 159.0, 0.0394, 0.0274),
+    ('reference', 'forward', 'channels_last, fast'): (80600.0, 1.93, 46.7, 0.0, 0.0279),
+    ('reference', 'forward', 'channels_last, large'): (0.0, 1.48, 168.0, 3.64, 0.029),
+    ('reference', 'forward', 'planes, fast'): (96700.0, 1.75, 0.0, 1.13, 0.0277),
+    ('reference', 'forward', 'planes, large'): (0.0, 15.6, 13000.0, 0.0, 0.668),
+    ('reference', 'theta_grad', 'channels_last, fast'): (65400.0, 41.1, 330.0, 0.402, 0.275),
+    ('reference', 'theta_grad', 'channels_last, large'): (0.0, 0.0, 0.0, 0.0, 0.968),
+    ('reference', 'theta_grad', 'planes, fast'): (125000.0, 4.8, 143.0, 0.0, 0.968),
+    ('reference', 'theta_grad', 'planes, large'): (0.0, 5.87, 0.0, 43.8, 0.742),
 }
 
 
