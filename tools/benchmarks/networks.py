@@ -154,7 +154,7 @@ def reason_of(error: Exception) -> dict[str, str]:
 
 
 def formats(use: str, dtype: str, args: argparse.Namespace) -> dict[str, dict]:
-    """Name -> seconds of a call on few images in each memory format."""
+    """Name -> seconds of a call on few images in each memory format, in turn unless it is slow."""
     set_tf32(dtype)
     # Builds the operator's code.
     small = build_network(find_network('PeLK-T-w1'), (64, 64), use == 'inference', True)
@@ -163,11 +163,13 @@ def formats(use: str, dtype: str, args: argparse.Namespace) -> dict[str, dict]:
     result: dict[str, dict] = {}
     for name in args.models:
         try:
-            result[name] = {}
-            for memory in FORMATS:
-                model = build_network(find_network(name), shape[1:], use == 'inference', args.tiny)
-                call = partial(make_call(model, use, dtype, memory, shape, args), 0)
-                result[name][memory] = warm_seconds(call, args)
+            calls = {memory: make_call(build_network(find_network(name), shape[1:], use == 'inference', args.tiny), use,
+                                       dtype, memory, shape, args) for memory in FORMATS}
+            result[name] = {memory: warm_seconds(partial(call, 0), args) for memory, call in calls.items()}
+            if max(result[name].values()) < args.slow:
+                times = time_paired(calls, range(4), args.device, seconds=args.seconds, limit=4 * args.seconds,
+                                    hide_launches=False)
+                result[name] = {memory: time.median for memory, time in times.items()}
         except Exception as error:
             result[name] = reason_of(error)
     return dict(shape=shape, seconds=result)
@@ -305,7 +307,7 @@ def main() -> None:
 
     @cache
     def faster(use: str, dtype: str) -> dict | None:
-        found = measurements.once(f'memory formats, {use}, {dtype}', formats, use, dtype, args, needs=60)
+        found = measurements.once(f'memory formats, {use}, {dtype}', formats, use, dtype, args, needs=100)
         return None if found is None or 'failed' in found else found
 
     def measure(calls: Iterable[Call]) -> None:

@@ -240,8 +240,8 @@ def main() -> None:
     from pelk_mm.testing.benchmark import environment, save_report
     # The table needs more columns than are assumed for a file.
     console = Console(width=None if sys.stdout.isatty() else 110)
-    table = Table('N, C', 'map', 'network' if args.networks else 'K', 'layout', 'threads', 'F.conv2d', 'old', 'new', 'times as fast', 'quartiles',
-                  caption='milliseconds, medians')
+    table = Table('N, C', 'map', 'network' if args.networks else 'K', 'layout', 'threads', 'F.conv2d', 'old', 'new',
+                  'times as fast', 'quartiles', caption='milliseconds, medians')
     rows = []
     with source_tree(args.old) as old, source_tree(args.new) as new:
         versions = dict(old=Version(old, args.flags), new=Version(new, args.flags))
@@ -251,9 +251,9 @@ def main() -> None:
             batch, channels, height, width = row['shape']
             times = [f'{1e3 * row[name]["median"]:.3g}' if name in row else '-' for name in ('conv2d', 'old', 'new')]
             ratio = row['ratio']
-            table.add_row(f'{batch}, {channels}', f'{height}x{width}', str(row.get('network') or row['kernel_size']), row['layout'],
-                          str(row['threads']), *times, f'{ratio["median"]:.2f}',
-                          f'{ratio["low"]:.2f} ... {ratio["high"]:.2f}')
+            kernel = str(row.get('network') or row['kernel_size'])
+            table.add_row(f'{batch}, {channels}', f'{height}x{width}', kernel, row['layout'], str(row['threads']),
+                          *times, f'{ratio["median"]:.2f}', f'{ratio["low"]:.2f} ... {ratio["high"]:.2f}')
         for version in versions.values():
             version.close()
     console.print(table)
