@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .networks import NETWORKS, find_network
@@ -183,12 +184,13 @@ def _left_out(found: _Results) -> str:
 def draw(report: Mapping[str, Any]) -> Figure | None:
     """Draw the published accuracy over the measured time, of inference and of training, in the first dtype and shape.
 
-    Networks without a published accuracy are at the bottom.
+    Networks without a published accuracy are below the line.
 
     Returns:
         Figure | None: None if nothing was measured.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     found = _Results(report)
     panels: dict[str, _Setting] = {}
@@ -197,24 +199,28 @@ def draw(report: Mapping[str, Any]) -> Figure | None:
     if not panels:
         return None
     known = [network.top1 for network in NETWORKS.values() if network.top1 is not None]
-    bottom = min(known) - 0.6
+    border = min(known) - 0.25
     figure = Figure(figsize=(5.2 * len(panels), 4.2), layout='constrained')
     for axis, setting in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.values()):
+        lowest = border
         for name, result in found.eager[setting]['networks'].items():
             if 'median' not in result:
                 continue
-            top1 = find_network(name).top1
-            ours = not find_network(name).package
-            axis.plot(1e3 * result['median'], bottom if top1 is None else top1, 'o' if top1 else '^',
-                      color='tab:red' if ours else 'tab:blue')
-            axis.annotate(name, (1e3 * result['median'], bottom if top1 is None else top1), xytext=(0, 6),
-                          textcoords='offset points', fontsize='x-small', ha='left', rotation=35)
+            milliseconds, network = 1e3 * result['median'], find_network(name)
+            # A row for each, as they have no accuracy to stand at.
+            height = network.top1 or (lowest := lowest - 0.22)
+            axis.plot(milliseconds, height, 'o' if network.top1 else '^',
+                      color='tab:blue' if network.package else 'tab:red')
+            axis.annotate(name, (milliseconds, height), xytext=(6, 0), textcoords='offset points', va='center',
+                          fontsize='x-small')
         axis.set(xscale='log', xlabel=f'ms, {setting.use}, {_shape(setting.shape)}, {setting.dtype}',
-                 ylim=(bottom - 0.2, max(known) + 0.7))
-        axis.margins(x=0.2)
-        axis.axhline(bottom + 0.35, color='grey', linewidth=0.5)
+                 ylim=(lowest - 0.22, max(known) + 0.3), yticks=range(ceil(border), ceil(max(known)) + 1))
+        axis.margins(x=0.3)
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=ScalarFormatter(),
+                       minor_formatter=NullFormatter())
+        axis.axhline(border, color='grey', linewidth=0.5)
         axis.spines[['top', 'right']].set_visible(False)
-    figure.axes[0].set_ylabel('top-1 on ImageNet-1K as published (%); below: none published')
+    figure.axes[0].set_ylabel('published top-1 on ImageNet-1K, %\n(triangles: no publication)')
     figure.suptitle(f'{report["environment"]["device_name"]}; red: of this project', fontsize='small')
     return figure
 
