@@ -106,7 +106,8 @@ def write_variants(model: nn.Module, cfg: Config, meta: dict, calibration: EvalI
         yield Variant(form, 'onnxruntime', 'int8', folder / f'{form}-int8.onnx')
         yield Variant(form, 'OpenVINO', 'fp32', folder / f'{form}.xml')
         yield Variant(form, 'OpenVINO', 'int8', folder / f'{form}-int8.xml')
-        if bf16:
+        # The dense form is left out: OpenVINO 2026.4 does not end a bf16 convolution of 31x31 on a map of 40x40.
+        if bf16 and form == 'fast':
             yield Variant(form, 'OpenVINO', 'bf16', folder / f'{form}.xml')
             yield Variant(form, 'OpenVINO', 'int8, rest bf16', folder / f'{form}-int8.xml')
 
