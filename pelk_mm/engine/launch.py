@@ -26,7 +26,7 @@ from ..checkpoints.loading import add_trust_option
 from ..checkpoints.resume import check_undamaged, find_last_checkpoint
 from .feature_misfits import explaining_misfits
 from .hooks import LoadWeightsHook
-from .nodes import check_file_everywhere, check_shared_folder
+from .nodes import check_file_everywhere, check_shared_folder, metrics_of
 from .processes import leave_processes, naming_the_port, prepare_processes
 from .runners import use_own_runner
 from .sharding import FSDP_STRATEGIES
@@ -281,10 +281,7 @@ def _use_amp(cfg: Config) -> None:
 def _dump_predictions(cfg: Config, out: str) -> None:
     if os.path.isfile(out) or os.path.isdir(out) and os.listdir(out):
         raise FileExistsError(f'--out: {out} exists; remove it or choose another name')
-    evaluator = cfg.test_evaluator
-    if isinstance(evaluator, dict):
-        evaluator = evaluator.get('metrics', evaluator)
-    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    metrics = metrics_of(cfg.test_evaluator)
     if out.endswith(('.pkl', '.pickle')):
         kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'mmengine.DumpResults'
         cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
