@@ -136,6 +136,13 @@ def sparse_runner(work_dir,
         **kwargs)
 
 
+def trained(*arguments, **kwargs):
+    """A sparse runner that has trained."""
+    runner = sparse_runner(*arguments, **kwargs)
+    runner.train()
+    return runner
+
+
 def sparsity_hook(runner):
     return next(hook for hook in runner.hooks if isinstance(hook, DynamicSparsityHook))
 

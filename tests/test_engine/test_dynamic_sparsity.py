@@ -17,16 +17,9 @@ from pelk_mm.testing.processes import run_ranks
 
 from ..helpers.equality import assert_same
 from . import small_runs
-from .small_runs import Images, Net, average_of, sparse_runner, sparsity_hook
+from .small_runs import Images, Net, average_of, sparse_runner, sparsity_hook, trained
 
 UNIFORM = dict(init='uniform', sparsity=0.5)
-
-
-def trained(*arguments, **kwargs):
-    """A runner that has trained."""
-    runner = sparse_runner(*arguments, **kwargs)
-    runner.train()
-    return runner
 
 
 @pytest.mark.parametrize('init', ['snip', 'erk', 'uniform'])

@@ -3,8 +3,6 @@
 import copy
 import re
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +10,9 @@ from torch import nn
 from pelk_mm.analysis import build_model
 from pelk_mm.engine.feature_misfits import explain_misfit, explaining_misfits
 from pelk_mm.engine.launch import run
-from pelk_mm.testing.tiny_models import CLASSES, tiny_config
+from pelk_mm.testing.tiny_models import tiny_config
+
+from .small_data import task_config
 
 RIGHT = [8, 8, 16, 16]
 
@@ -134,21 +134,10 @@ def test_the_backbone_may_lie_inside_of_wrappers():
 
 
 def test_a_run_ends_with_the_explanation(tmp_path):
-    cfg = config('classification', head__in_channels=24)
-    cfg.work_dir = str(tmp_path)
-    rng = np.random.default_rng(0)
-    for name in CLASSES:
-        (tmp_path / 'train' / name).mkdir(parents=True)
-        cv2.imwrite(str(tmp_path / 'train' / name / '0.png'), rng.integers(0, 255, (64, 64, 3), np.uint8))
-    dataset = dict(cfg.test_dataloader.dataset, data_root=str(tmp_path), data_prefix='train', with_label=True)
-    cfg.train_dataloader = dict(cfg.test_dataloader, batch_size=2, collate_fn=dict(type='default_collate'),
-                                dataset=dataset)
-    cfg.update(train_cfg=dict(by_epoch=True, max_epochs=1), custom_hooks=[],
-               optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)))
-    for key in ('test_cfg', 'test_dataloader'):
-        cfg.pop(key)
+    cfg = task_config('classification', tmp_path)
+    cfg.model.head.in_channels = 24
     with pytest.raises(ValueError, match=r'takes 24 channels and gets 16: set model.head.in_channels=16. .RuntimeErr'):
         run(cfg, 'train')
     cfg.model.head.in_channels = 16
     run(cfg, 'train')
-    assert (tmp_path / 'epoch_1.pth').is_file()
+    assert (tmp_path / 'work/epoch_1.pth').is_file()

@@ -13,7 +13,7 @@ from pelk_mm.engine.sparsity import Pattern, find_sparse_parameters
 from pelk_mm.models import PeLK
 
 from ..helpers.equality import assert_same
-from .small_runs import average_of, sparse_runner, sparsity_hook
+from .small_runs import average_of, sparsity_hook, trained
 
 HALF = Pattern(2, 4)
 UPDATED = dict(pattern='2:4', init='magnitude', update_interval=3, prune_rate=0.5)
@@ -21,12 +21,6 @@ UPDATED = dict(pattern='2:4', init='magnitude', update_interval=3, prune_rate=0.
 
 def live_in_groups(tensor, group=4):
     return {int(count) for count in (tensor != 0).view(-1, group).sum(1)}
-
-
-def trained(*arguments, **kwargs):
-    runner = sparse_runner(*arguments, **kwargs)
-    runner.train()
-    return runner
 
 
 def test_one_weight_of_the_weakest_groups_is_exchanged():
