@@ -8,7 +8,6 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.sparsity import Pattern, find_sparse_parameters
 from pelk_mm.models import PeLK
 
@@ -101,18 +100,6 @@ def test_fine_tuning_keeps_the_pattern_of_the_layers_that_have_it(tmp_path):
     assert live_in_groups(runner.model.hidden.weight) == {2}
     assert runner.model.head.weight.count_nonzero() == runner.model.head.weight.numel()
     assert sparse.model.hidden.weight.shape == (32, 16)
-
-
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(pattern='4:2', init='magnitude'), "pattern must be 'N:M' with N below M, such as '2:4', got '4:2'"),
-    (dict(pattern='0:4', init='magnitude'), "got '0:4'"),
-    (dict(pattern=0.5, init='magnitude'), 'got 0.5'),
-    (dict(pattern='2:4'), "init must be one of .*'magnitude', 'uniform', 'zeros'.* with a pattern, got 'snip'"),
-    (dict(pattern='2:4', init='uniform', sparsity=0.5), 'sparsity must be None with a pattern, 2:4 says it, got 0.5'),
-])
-def test_wrong_values_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        DynamicSparsityHook(**arguments)
 
 
 def test_a_model_without_groups_is_refused(tmp_path):
