@@ -2,6 +2,7 @@
 
 import pytest
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from pelk_mm.engine import FinishedRunHook
@@ -29,6 +30,7 @@ def messages_of(make_runner, tmp_path, loop, checkpoint, file, **kwargs):
     return [message for message in messages if 'This training is finished' in message], count.steps
 
 
+@pytest.mark.parametrize('cls', [Runner, FlexibleRunner])
 @pytest.mark.parametrize(('loop', 'checkpoint', 'file', 'limit'), [
     (EPOCHS, dict(interval=1), 'epoch_3.pth', 'max_epochs is 3'),
     (EPOCHS, dict(interval=10, by_epoch=False), 'iter_30.pth', 'max_epochs is 3'),
@@ -36,16 +38,11 @@ def messages_of(make_runner, tmp_path, loop, checkpoint, file, **kwargs):
     ('EpochBasedTrainLoop', dict(interval=1), 'epoch_3.pth', 'max_epochs is 3'),
     ('IterBasedTrainLoop', dict(interval=15, by_epoch=False), 'iter_30.pth', 'max_iters is 30'),
 ])
-def test_finished(make_runner, tmp_path, loop, checkpoint, file, limit):
-    (message, ), steps = messages_of(make_runner, tmp_path, loop, checkpoint, file)
+def test_finished(make_runner, tmp_path, loop, checkpoint, file, limit, cls):
+    (message, ), steps = messages_of(make_runner, tmp_path, loop, checkpoint, file, cls=cls)
     assert message.startswith(f'This training is finished: {tmp_path}/{file} was saved after iteration 30, and ')
     assert limit in message
     assert steps == 0
-
-
-def test_finished_with_flexible_runner(make_runner, tmp_path):
-    messages, steps = messages_of(make_runner, tmp_path, EPOCHS, dict(interval=1), 'epoch_3.pth', cls=FlexibleRunner)
-    assert (len(messages), steps) == (1, 0)
 
 
 @pytest.mark.parametrize(('loop', 'checkpoint', 'file', 'left'), [
