@@ -61,9 +61,6 @@ class Call(Hook):
         self.function(runner)
 
 
-# Sparse training
-
-
 class Net(BaseModel):
     """Convolution, norm, dropout and classifier: 2-D and 4-D weights, buffers, and randomness in the step."""
 
@@ -78,7 +75,8 @@ class Net(BaseModel):
         # GELU, for gradients everywhere.
         x = nn.functional.gelu(self.norm(self.conv(image))).mean((2, 3))
         x = nn.functional.dropout(nn.functional.gelu(self.hidden(x)), 0.2, self.training)
-        return dict(loss=nn.functional.cross_entropy(self.head(x), label))
+        scores = self.head(x)
+        return dict(loss=nn.functional.cross_entropy(scores, label)) if mode == 'loss' else list(scores)
 
 
 class Images(Dataset):

@@ -110,7 +110,7 @@ def test_validation_is_left_with_the_trained_weights_not_their_average(make_runn
     _, saved = stop_at(2, 'before_val_iter', [ema], scores=dict(a=[1, 2, 3]))
     assert saved == 'epoch_1.pth'
     expected = state(tmp_path / 'whole/epoch_1.pth')
-    assert not torch.equal(expected['layer.weight'], expected['module.layer.weight'])
+    assert not torch.equal(expected['head.weight'], expected['module.head.weight'])
     assert_same(state(tmp_path / saved), expected)
 
 
