@@ -281,7 +281,7 @@ def watched_runner(work_dir,
 
 
 def train_one_rank(rank, work_dir, case):
-    """Train in one of two ranks; of sparse training keep the state."""
+    """Train in one of two ranks, and keep the weights of sparse training."""
     os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
     # MMEngine assumes a GPU for each rank by itself.
@@ -291,15 +291,9 @@ def train_one_rank(rank, work_dir, case):
         meddle = dict(act=replace_act(Shift(NAN)), loss=shift_loss)[case] if rank else None
         watched_runner(work_dir, meddle, **settings).train()
         return
-    if case == 'snip':
-        runner = sparse_runner(work_dir, dict(sparsity=0.4, update_interval=3, prune_rate=0.4), **settings)
-    else:
-        runner = sparse_runner(work_dir, dict(init='zeros'), steps=6, load_from=f'{work_dir}/sparse.pth', **settings)
+    runner = sparse_runner(work_dir, dict(init='zeros'), steps=6, load_from=f'{work_dir}/sparse.pth', **settings)
     runner.train()
-    hook = sparsity_hook(runner)
-    torch.save(
-        dict(step=hook.step, masks=hook.masks, weights=runner.model.module.state_dict(), random=torch.rand(1)),
-        Path(work_dir, f'rank{rank}.pth'))
+    torch.save(dict(weights=runner.model.module.state_dict(), random=torch.rand(1)), Path(work_dir, f'rank{rank}.pth'))
 
 
 if __name__ == '__main__':

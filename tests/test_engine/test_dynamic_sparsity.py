@@ -13,13 +13,12 @@ from mmengine.optim import OptimWrapper
 from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.loops import SeededDataset, SeededIndex
-from pelk_mm.testing.processes import run_ranks
 
 from ..helpers.equality import assert_same
-from . import small_runs
 from .small_runs import Images, average_of, sparse_runner, sparsity_hook, trained
 
 UNIFORM = dict(init='uniform', sparsity=0.5)
+SNIP = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
 
 
 @pytest.mark.parametrize('init', ['snip', 'erk', 'uniform'])
@@ -186,10 +185,11 @@ def test_snip_batch_size_is_used(tmp_path):
     assert len({str(values) for values in densities}) == 3
 
 
-@pytest.mark.parametrize(('loop', 'workers', 'seed'), [('Iter', 0, 0), ('Iter', 2, 0), ('Epoch', 0, 0), ('Epoch', 2, 0),
-                                                       ('Iter', 2, None), ('Epoch', 0, None)])
-def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed):
-    sparsity = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
+@pytest.mark.parametrize(('loop', 'workers', 'seed', 'sparsity'), [
+    ('Iter', 0, 0, SNIP), ('Iter', 2, 0, SNIP), ('Epoch', 0, 0, SNIP), ('Epoch', 2, 0, SNIP), ('Iter', 2, None, SNIP),
+    ('Epoch', 0, None, SNIP), ('Iter', 0, 0, dict(SNIP, pattern='2:4', init='magnitude', sparsity=None)),
+])
+def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed, sparsity):
     arguments = dict(sparsity=sparsity, loop=loop, workers=workers, seed=seed, ema=True, interval=7)
     generators = []
     stop = str(tmp_path / 'straight/iter_7.pth')
@@ -235,18 +235,3 @@ def test_resuming_without_masks_or_with_others_is_refused(tmp_path):
     trained(tmp_path, UNIFORM, steps=2)
     with pytest.raises(ValueError, match='a mask of shape .* for hidden.weight, whose shape is now None'):
         trained(tmp_path, dict(UNIFORM, exclude='hidden'), steps=4, resume=True, load_from=path)
-
-
-def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
-    run_ranks(small_runs.__file__, [(rank, tmp_path, 'snip') for rank in (0, 1)], tmp_path,
-              modules=small_runs.MODULES)
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
-    assert first['step'] == 20
-    assert first['masks']
-    for part in ('step', 'masks'):
-        assert_same(first[part], second[part], part)
-    # Without SyncBN the running statistics are each rank's own.
-    for name in first['weights']:
-        if 'running' not in name:
-            assert torch.equal(first['weights'][name], second['weights'][name]), name
-    assert not torch.equal(first['random'], second['random'])
