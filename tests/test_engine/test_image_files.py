@@ -1,10 +1,9 @@
 """Images and label maps that are missing, damaged or wrong are named with their fix, at the start or as they load."""
 
 import json
-import sys
 import zipfile
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -221,33 +220,6 @@ class ZipBackend(BaseStorageBackend):
 register_backend('zip_of_tests', ZipBackend, force=True)
 
 
-class FakePetrel:
-    """A bucket; paths are mapped to it by ``path_mapping``."""
-
-    files = {}
-
-    def __init__(self, **kwargs):
-        pass
-
-    def Get(self, path):
-        return self.files.get(path)
-
-
-def test_paths_that_are_mapped_to_a_bucket(tmp_path, monkeypatch):
-    package = ModuleType('petrel_client')
-    package.client = SimpleNamespace(Client=FakePetrel)
-    monkeypatch.setitem(sys.modules, 'petrel_client', package)
-    monkeypatch.setattr(FakePetrel, 'files', {'s3://b/images/0.png': encoded(), 's3://b/labels/0.png': encoded(IDS)})
-    (tmp_path / 'list.txt').write_text('0')
-    args = dict(backend='petrel', path_mapping={f'{tmp_path}/': 's3://b/'})
-    steps = [dict(step, backend_args=args) for step in LOAD] + [PACK]
-    assert ids_of(checked_samples(tmp_path, steps)[0]) == {0, 1, 2, 3}
-    # What is not there is named with the client's arguments.
-    FakePetrel.files.clear()
-    with pytest.raises(ImageFileError, match=r"/images/0\.png cannot be loaded by .*Check backend_args=.*'petrel'"):
-        checked_samples(tmp_path, steps)
-
-
 def test_files_in_a_zip_archive(tmp_path):
     from mmengine.config import Config
 
@@ -259,8 +231,13 @@ def test_files_in_a_zip_archive(tmp_path):
     (tmp_path / 'list.txt').write_text('0')
     args = dict(backend='zip_of_tests', zip_path=str(tmp_path / 'data.zip'))
     steps = [*(dict(step, backend_args=args) for step in LOAD), PACK]
-    sample, = checked_samples(tmp_path, steps, data_root='d', ann_file=str(tmp_path / 'list.txt'))
+    inside = dict(data_root='d', ann_file=str(tmp_path / 'list.txt'))
+    sample, = checked_samples(tmp_path, steps, **inside)
     assert ids_of(sample) == {0, 1, 2, 3}
+    # What is not there is named with the client's arguments.
+    (tmp_path / 'list.txt').write_text('1')
+    with pytest.raises(ImageFileError, match=r"d/images/1\.png cannot be loaded by .*Check backend_args=.*zip_of_tests"):
+        checked_samples(tmp_path, steps, **inside)
     dataset = dict(type='CocoDataset', data_root='d', ann_file='x.json', backend_args=args)
     cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset)))
     with pytest.raises(ValueError, match=r'train_dataloader\.dataset\.ann_file: d/x\.json lists no images'):
@@ -272,7 +249,7 @@ def test_files_in_a_zip_archive(tmp_path):
 @pytest.mark.parametrize(('path', 'args', 'local'), [
     ('a/b.jpg', None, True), ('/a/b.jpg', {}, True), ('a.jpg', dict(backend='local'), True),
     ('s3://b/a.jpg', None, False), ('cluster:s3://b/a.jpg', None, False), ('https://b/a.jpg', None, False),
-    *(('a.jpg', dict(backend=name), False) for name in ('lmdb', 'memcached', 'http', 'unknown')),
+    *(('a.jpg', dict(backend=name), False) for name in ('lmdb', 'memcached', 'http', 'petrel', 'unknown')),
     ('x://a', None, False), ('a.jpg', dict(backend='zip_of_tests', zip_path='no.zip'), False)
 ])
 def test_which_files_are_on_this_machine(path, args, local):
