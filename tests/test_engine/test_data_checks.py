@@ -25,14 +25,6 @@ def test_a_run_stops_at_a_damaged_image_and_names_it(tmp_path, task, mode):
         run(cfg, mode)
 
 
-@pytest.mark.parametrize('mode', ['train', 'test'])
-def test_a_run_stops_at_unknown_ids(tmp_path, mode):
-    cfg = task_config('segmentation', tmp_path)
-    write(tmp_path / 'labels/a.png', rows(0, 17))
-    with pytest.raises(ImageFileError, match='has the ids 17, which are of no class'):
-        run(cfg, mode)
-
-
 def test_a_run_does_not_start_without_its_files(tmp_path, monkeypatch):
     cfg = task_config('segmentation', tmp_path)
     (tmp_path / 'labels/a.png').rename(tmp_path / 'labels/b.png')
