@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from pelk_mm.compat import setup
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.nan_tracing import tensor_norms
+from pelk_mm.engine.sharding import unwrap
 from pelk_mm.models import PeLK
 
 RUN_NAMES = itertools.count()
@@ -49,16 +50,24 @@ def small_runner(work_dir, model, data, cls=Runner, **kwargs):
         **{**settings, **kwargs})
 
 
-class Call(Hook):
-    """Calls a function after each iteration, when all other hooks have run."""
+class On(Hook):
+    """Calls a function with the runner in one of the methods of a hook, always or only in the n-th call.
 
+    Attributes:
+        calls (int): Of the method, until now.
+    """
+
+    # When all other hooks have run.
     priority = 'LOWEST'
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, method, function=lambda runner: None, only=None):
+        self.function, self.only, self.calls = function, only, 0
+        setattr(self, method, self.call)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.function(runner)
+    def call(self, runner, *args, **kwargs):
+        self.calls += 1
+        if self.only in (None, self.calls):
+            self.function(runner)
 
 
 class Net(BaseModel):
@@ -112,7 +121,7 @@ def sparse_runner(work_dir,
     """Build a runner whose hook has the arguments ``sparsity``."""
     hooks = [dict(type='EMAHook', momentum=0.1, update_buffers=True)] if ema else []
     hooks += [] if sparsity is None else [dict(type='pelk_mm.DynamicSparsityHook', **sparsity)]
-    hooks += [] if watch is None else [Call(watch)]
+    hooks += [] if watch is None else [On('after_train_iter', watch)]
     length = dict(max_iters=steps) if loop == 'Iter' else dict(max_epochs=steps // 10)
     data = dict(
         num_workers=workers,
@@ -180,18 +189,6 @@ class TwoLosses(BaseModel):
     def forward(self, inputs, data_samples, mode='loss'):
         scores = self.head(self.backbone(torch.stack(inputs))[0])
         return dict(loss_cls=scores.square().mean(), loss_aux=scores.abs().mean(), acc=scores.new_tensor(NAN))
-
-
-class Meddle(Hook):
-    """Calls a function with the model before iteration number ``iteration`` (from 0 on)."""
-
-    def __init__(self, iteration, function):
-        self.iteration, self.function = iteration, function
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            model = runner.model
-            self.function(model.module if hasattr(model, 'module') else model)
 
 
 class BadBackward(nn.Module):
@@ -265,9 +262,11 @@ def watched_runner(work_dir,
                    checkpoint_interval=1,
                    hooks=(),
                    **kwargs):
-    """Build a runner with a CheckFiniteHook of the arguments ``hook``; ``meddle`` is called before an iteration."""
+    """Build a runner with a CheckFiniteHook of the arguments ``hook``; ``meddle`` gets the model before one iteration."""
     torch.manual_seed(0)
     hooks = [{'type': 'pelk_mm.CheckFiniteHook', **(hook or {})}, *hooks]
+    if meddle:
+        hooks.append(On('before_train_iter', lambda runner: meddle(unwrap(runner.model)), iteration + 1))
     return small_runner(
         work_dir,
         TwoLosses(),
@@ -276,7 +275,7 @@ def watched_runner(work_dir,
         train_cfg=dict(by_epoch=False, max_iters=steps),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01), **(optim_wrapper or {})),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=checkpoint_interval)),
-        custom_hooks=[*hooks, *([Meddle(iteration, meddle)] if meddle else [])],
+        custom_hooks=hooks,
         **kwargs)
 
 

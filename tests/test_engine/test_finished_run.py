@@ -1,33 +1,25 @@
 """A training that is resumed at its end says so."""
 
 import pytest
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from pelk_mm.engine import FinishedRunHook
 
+from .small_runs import On
+
 EPOCHS, ITERS = 'pelk_mm.ResumableEpochBasedTrainLoop', 'pelk_mm.ResumableIterBasedTrainLoop'
-
-
-class Count(Hook):
-    """Counts training steps."""
-
-    steps = 0
-
-    def after_train_iter(self, *args, **kwargs):
-        self.steps += 1
 
 
 def messages_of(make_runner, tmp_path, loop, checkpoint, file, **kwargs):
     """The messages when training goes on from a file, and the number of steps that it makes."""
-    checkpoint, count, messages = dict(type='pelk_mm.AtomicCheckpointHook', **checkpoint), Count(), []
+    checkpoint, count, messages = dict(type='pelk_mm.AtomicCheckpointHook', **checkpoint), On('after_train_iter'), []
     make_runner(tmp_path, loop, checkpoint).train()
     hooks = [FinishedRunHook(), count]
     runner = make_runner(tmp_path, loop, checkpoint, hooks, load_from=str(tmp_path / file), resume=True, **kwargs)
     runner.logger.info = messages.append
     runner.train()
-    return [message for message in messages if 'This training is finished' in message], count.steps
+    return [message for message in messages if 'This training is finished' in message], count.calls
 
 
 @pytest.mark.parametrize('cls', [Runner, FlexibleRunner])
