@@ -262,7 +262,7 @@ def watched_runner(work_dir,
                    checkpoint_interval=1,
                    hooks=(),
                    **kwargs):
-    """Build a runner with a CheckFiniteHook of the arguments ``hook``; ``meddle`` gets the model before one iteration."""
+    """Build a runner with a CheckFiniteHook of the arguments ``hook``; ``meddle`` gets the model before a step."""
     torch.manual_seed(0)
     hooks = [{'type': 'pelk_mm.CheckFiniteHook', **(hook or {})}, *hooks]
     if meddle:

@@ -146,8 +146,8 @@ def fail(runner):
 @pytest.mark.parametrize('before', [signal.SIG_DFL, signal.SIG_IGN, print])
 def test_after_failed_training_sigterm_does_what_it_did(make_runner, tmp_path, cls, method, number, before):
     signal.signal(signal.SIGTERM, before)
-    runner = make_runner(
-        tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook(), On(method, fail, number)], scores=dict(a=[1]), cls=cls)
+    hooks = [PreemptionHook(), On(method, fail, number)]
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1]), cls=cls)
     with pytest.raises(ArithmeticError):
         runner.train()
     assert signal.getsignal(signal.SIGTERM) == before
