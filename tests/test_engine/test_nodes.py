@@ -4,12 +4,8 @@ import datetime
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -214,44 +210,3 @@ def test_a_port_that_is_taken_is_named_by_its_variable(monkeypatch):
         monkeypatch.delenv('TORCHELASTIC_USE_AGENT_STORE', raising=False)
         with pytest.raises(RuntimeError, match=f'^MASTER_PORT={port} is taken on this machine'):
             processes.prepare_cpu_processes(Config(dict(model=dict())), 'pytorch')
-
-
-LAUNCHER = '''
-import subprocess, sys, time
-process = subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)
-print(process.pid, flush=True)
-time.sleep(300)
-'''
-WORKER = '''
-import os, threading, time
-from pelk_mm.engine import processes
-threading.Thread(target=processes._end_with_launcher, args=(os.getppid(), ), daemon=True).start()
-print('ready', flush=True)
-time.sleep(300)
-'''
-
-
-@pytest.mark.skipif(not Path('/proc').exists(), reason='looks whether a process is there')
-def test_processes_end_when_their_launcher_is_killed():
-    launcher = subprocess.Popen([sys.executable, '-c', LAUNCHER, WORKER], stdout=subprocess.PIPE, text=True)
-    pid = int(launcher.stdout.readline())
-    try:
-        assert launcher.stdout.readline() == 'ready\n'
-        launcher.kill()
-        launcher.wait()
-        deadline = time.monotonic() + 60
-        while running(pid):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        launcher.stdout.close()
-        if running(pid):
-            os.kill(pid, signal.SIGKILL)
-
-
-def running(pid):
-    """Also false for one that has ended and that nobody has waited for."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
