@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -12,9 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pelk_mm.module_names import clean_name
-
-# Stands for an iteration that does not come.
-NEVER = 2**62
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -27,30 +24,6 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
             return norms
     # Where squares overflow, the largest magnitude decides.
     return torch.stack(torch._foreach_norm(tensors, math.inf))
-
-
-class NonFiniteLog:
-    """Store on the device in which iteration each of several values was first not finite.
-
-    Adding waits for nothing; reading does.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[str, ...], Tensor] = {}
-
-    def add(self, names: Iterable[str], finite: Tensor, iteration: int) -> None:
-        """Add which of some values are finite in an iteration, (len(names), ), bool."""
-        names = tuple(names)
-        first = self._first.get(names)
-        if first is None:
-            first = torch.full(finite.shape, NEVER, device=finite.device)
-        self._first[names] = torch.where(finite, first, first.clamp(max=iteration))
-
-    def read(self) -> tuple[int, list[str]]:
-        """Return the first iteration with a value that was not finite, or ``NEVER``, and the names of these values."""
-        first = [pair for names, tensor in self._first.items() for pair in zip(names, tensor.tolist())]
-        iteration = min((number for _, number in first), default=NEVER)
-        return iteration, [name for name, number in first if number == iteration < NEVER]
 
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
