@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from math import ceil
 
@@ -79,8 +78,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         self._ask_backbones(module)
         single = []
-        with _without_paramwise_lines():
+        logger = MMLogger.get_current_instance()
+        logger.addFilter(_is_no_unscaled_rate)
+        try:
             super().add_params(single, module, **kwargs)
+        finally:
+            logger.removeFilter(_is_no_unscaled_rate)
         params.extend(self._merge(single))
         _log_table(params, self.base_lr)
         self._warn_of_nothing(module, single)
@@ -147,19 +150,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             logger.warning(f'paramwise_cfg.custom_keys match no parameter: {", ".join(map(repr, unused))}')
 
 
-@contextmanager
-def _without_paramwise_lines() -> Iterator[None]:
+def _is_no_unscaled_rate(record: logging.LogRecord) -> bool:
     """Suppress the base class's per-parameter log; it shows unscaled rates."""
-
-    def other_than_paramwise(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith('paramwise_options')
-
-    logger = MMLogger.get_current_instance()
-    logger.addFilter(other_than_paramwise)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other_than_paramwise)
+    return not record.getMessage().startswith('paramwise_options')
 
 
 def _log_table(groups: list[dict], base_lr: float) -> None:
