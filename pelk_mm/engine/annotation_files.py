@@ -138,14 +138,14 @@ class CocoFile:
     Args:
         content (Any): What was parsed.
         where (str): Config key and path, for the messages.
-        classes (Collection[str]): The classes in use; empty for all categories. Defaults to ().
-        may_be_empty (bool): Whether it may hold no annotations. Defaults to False.
+        classes (Collection[str]): The classes in use; empty for all categories.
+        may_be_empty (bool): Whether it may hold no annotations.
 
     Raises:
         ValueError: If something is missing or of another form, or ids are given twice.
     """
 
-    def __init__(self, content: Any, where: str, classes: Collection[str] = (), may_be_empty: bool = False) -> None:
+    def __init__(self, content: Any, where: str, classes: Collection[str], may_be_empty: bool) -> None:
         self.where, self.classes = where, classes
         if not isinstance(content, dict):
             raise self._error(f' must hold an object with images, annotations and categories, got a '
@@ -186,13 +186,7 @@ class CocoFile:
                               'not count up to the number of classes: give each class one id')
 
     def why_nothing_to_learn(self, with_mask: bool) -> str:
-        """Check what ``CocoDataset`` and ``LoadAnnotations`` load.
-
-        Args:
-            with_mask (bool): Whether the pipeline loads masks.
-
-        Returns:
-            str: Why no object can be learned, '' if one can.
+        """Return why ``CocoDataset`` and ``LoadAnnotations`` load nothing to learn from, '' if they load something.
 
         Raises:
             ValueError: If an annotation that is loaded lacks its mask.
@@ -209,13 +203,7 @@ class CocoFile:
         return self._explain(reasons, 'learn')
 
     def why_nothing_to_measure(self, with_mask: bool) -> str:
-        """Check that pycocotools measures every object that it should, and with what it needs.
-
-        Args:
-            with_mask (bool): Whether masks are measured.
-
-        Returns:
-            str: Why no object can be measured, '' if one can.
+        """Return why pycocotools measures nothing, '' if it measures something.
 
         Raises:
             ValueError: If an annotation that is measured has the id 0 or one that is no number, or lacks ``iscrowd`` or
