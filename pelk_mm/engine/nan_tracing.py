@@ -65,13 +65,14 @@ class Trace:
     def _before(self, module: nn.Module, args, kwargs) -> None:
         for tensor in nested_tensors((args, kwargs)):
             self._look(tensor, f'what {self._describe(module)} receives')
-            self._follow(tensor, 'taken', self._describe(module))
+            # The innermost module comes last.
+            self._modules_of(tensor)['taken'] = self._describe(module)
 
     def _after(self, module: nn.Module, args, output) -> None:
         # What the model itself returns are the losses, and figures beside them.
         for tensor in nested_tensors(output) if self._names[module] else ():
             self._look(tensor, f'what {self._describe(module)} returns')
-            self._follow(tensor, 'returned', self._describe(module))
+            self._modules_of(tensor).setdefault('returned', self._describe(module))
 
     def _look(self, tensor: Tensor, where: str) -> None:
         if self.forward is None and not _finite(tensor):
@@ -79,19 +80,15 @@ class Trace:
             if tensor.ndim and tensor.shape[0] == self._batch_size:
                 self.samples = (~torch.isfinite(tensor.detach())).flatten(1).any(1).nonzero().flatten().tolist()
 
-    def _follow(self, tensor: Tensor, kind: str, module: str) -> None:
+    def _modules_of(self, tensor: Tensor) -> dict[str, str]:
+        """Return the modules that took and returned a tensor, and watch its gradient from the first time on."""
         if not tensor.requires_grad:
-            return
+            return {}
         if id(tensor) not in self._tensors:
             modules: dict[str, str] = {}
             self._tensors[id(tensor)] = tensor, modules
             tensor.register_hook(lambda gradient: self._look_back(gradient, modules))
-        modules = self._tensors[id(tensor)][1]
-        if kind == 'taken':
-            # The innermost module comes last.
-            modules['taken'] = module
-        else:
-            modules.setdefault('returned', module)
+        return self._tensors[id(tensor)][1]
 
     def _look_back(self, gradient: Tensor, modules: dict[str, str]) -> None:
         if self.backward is None and not _finite(gradient):
