@@ -63,9 +63,11 @@ def refusal(folder, content: bytes, with_mask=False, may_be_empty=False) -> str:
     try:
         check_annotation_files(cfg, (mode, ))
     except ValueError as error:
-        assert f'ann_file: {file}' in str(error)
-        return str(error)
-    return ''
+        message = str(error)
+    else:
+        return ''
+    assert f'ann_file: {file}' in message
+    return message
 
 
 @pytest.mark.parametrize(('content', 'words'), [
