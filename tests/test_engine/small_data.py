@@ -13,8 +13,10 @@ from pelk_mm.engine.data_checks import DATA_CHECKS
 from pelk_mm.engine.image_files import build_checked_dataloader
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, tiny_config
 
+RNG = np.random.default_rng(0)
 # It does not compress to a few bytes.
-IMAGE = np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+IMAGE = RNG.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+IDS = RNG.integers(0, 4, (40, 48), dtype=np.uint8)
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
 PACK = dict(type='PackSegInputs')
 

@@ -31,10 +31,7 @@ from pelk_mm.engine.loaders import is_local
 from pelk_mm.engine.loops import SeededDataset
 from pelk_mm.image_decoding import decoding_error
 
-from .small_data import IMAGE, LOAD, PACK, checked_samples, encoded, ids_of
-
-RNG = np.random.default_rng(0)
-IDS = RNG.integers(0, 4, (40, 48), dtype=np.uint8)
+from .small_data import IDS, IMAGE, LOAD, PACK, RNG, checked_samples, encoded, ids_of
 
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
