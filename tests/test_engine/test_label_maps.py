@@ -12,6 +12,7 @@ from pelk_mm.engine.loaders import find_loader
 
 from .small_data import IDS, LOAD, PACK, checked_samples, ids_of, rows, seg_dataset, write
 
+
 def write_maps(folder, maps):
     """Images and these label maps, arrays or the ids of one row."""
     for number, labels in enumerate(maps):
