@@ -198,14 +198,13 @@ def _check_class_folders(folder: Path, number: int, num_classes: int, advice: st
     ]
     found = f'{sum(counts)} images in {len(classes)} class folders'
     unknown = [os.path.basename(path) for path in classes if not re.fullmatch(r'n\d{8}', os.path.basename(path))]
+    problem = ''
     if not classes:
         problem = 'has neither class folders nor an annotation file in meta/'
     elif unknown:
         problem = f'{unknown[0]} is not named like a class (n and 8 digits)'
     elif (sum(counts), len(classes)) != (number, num_classes):
         problem = f'expected {number} in {num_classes}'
-    else:
-        problem = ''
     return CheckItem(folder, problem, found, advice)
 
 
@@ -222,12 +221,11 @@ def _check_listed_images(root: Path, split: str, number: int, num_classes: int, 
         name for name, _ in track(samples, description=str(path)) if not os.path.exists(os.path.join(root, split, name))
     ]
     found = f'{len(samples)} images of {len(labels)} classes'
+    problem = ''
     if missing:
         problem = f'{len(missing)} of them are missing from {root / split}, the first is {missing[0]}'
     elif (len(samples), labels) != (number, set(range(num_classes))):
         problem = f'expected {number} with labels 0 .. {num_classes - 1}'
-    else:
-        problem = ''
     return CheckItem(path, problem, found, advice)
 
 
@@ -243,10 +241,9 @@ def _check_instances(path: Path, images: set[str], number: int, num_classes: int
         return CheckItem(path, f'damaged ({type(error).__name__}: {error})', f'{path.stat().st_size} bytes', advice)
     found = f"{len(named)} images, {len(annotations['categories'])} categories"
     missing = sorted(named - images)
+    problem = ''
     if (len(named), len(annotations['categories'])) != (number, num_classes):
         problem = f'expected {number} and {num_classes}'
     elif missing:
         problem = f'{len(missing)} of its images are missing from their folder, the first is {missing[0]}.jpg'
-    else:
-        problem = ''
     return CheckItem(path, problem, found, advice)

@@ -23,19 +23,17 @@ def explaining_misfits(get_model: Callable[[], Any]) -> Iterator[None]:
     try:
         yield
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        advice = explain_misfit(get_model(), error)
+        advice = _explain(get_model(), error)
         if not advice:
             raise
         raise ValueError(f'{advice}. ({type(error).__name__}: {error})') from error
 
 
-def explain_misfit(model: Any, error: BaseException) -> str:
+def _explain(model: Any, error: BaseException) -> str:
     """Return what to change so that a neck or head fits its backbone; '' if that does not explain the error.
 
-    Args:
-        model (nn.Module): With a backbone of :mod:`pelk_mm.models`, or another one that has ``out_channels`` and
-            ``gap_before_final_norm``, at any depth.
-        error (BaseException): Was raised by the model.
+    The backbone is one of :mod:`pelk_mm.models`, or another one that has ``out_channels`` and
+    ``gap_before_final_norm``, at any depth of the model.
     """
     owners = [frame.f_locals.get('self') for frame, _ in walk_tb(error.__traceback__)]
     raised_in = [owner for owner in owners if isinstance(owner, nn.Module)]

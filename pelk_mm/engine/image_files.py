@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -152,22 +153,21 @@ def check_pipeline(pipeline: Any,
         pipeline.transforms.append(labels)
 
 
+@dataclass(eq=False, repr=False)
 class CheckedLoading:
     """A loading transform that checks a local file before, and includes its path in every error.
 
-    Args:
-        step (Callable): The transform.
+    Attributes:
+        checked_step (Callable): The transform.
         key (str): Of the path in the results.
         damage (bool): Whether to look for damage. Defaults to True.
         then (Callable, optional): Called with what was loaded.
     """
 
-    def __init__(self,
-                 step: Callable,
-                 key: str,
-                 damage: bool = True,
-                 then: Callable[[dict], None] | None = None) -> None:
-        self.checked_step, self.key, self.damage, self.then = step, key, damage, then
+    checked_step: Callable
+    key: str
+    damage: bool = True
+    then: Callable[[dict], None] | None = None
 
     def __repr__(self) -> str:
         return repr(self.checked_step)
@@ -206,19 +206,18 @@ def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
     return f'{failure}. {_fix(path)}' if local else f'{failure}. Check backend_args={step.backend_args} and the file'
 
 
-def read_image(path: str, check: bool = True) -> np.ndarray:
-    """Read an image (H, W, 3), uint8, BGR.
+def read_image(path: str) -> np.ndarray:
+    """Check and read an image (H, W, 3), uint8, BGR.
 
     Args:
         path (str): The file.
-        check (bool): Call :func:`image_file_error` first. Defaults to True.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImageFileError: If it is not a complete image.
     """
     from mmcv.image import imread
-    damage = image_file_error(path) if check else None
+    damage = image_file_error(path)
     image = None if damage else imread(path)
     if image is None:
         raise ImageFileError(f'{path} {damage or "is damaged or no image"}. {_fix(path)}')

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import os
 import shutil
@@ -15,9 +16,10 @@ from pathlib import Path
 
 import torch
 from mmengine import dist
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hooks import EMAHook
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -26,17 +28,27 @@ from ..checkpoints.loading import add_trust_option
 from ..checkpoints.resume import check_undamaged, find_last_checkpoint
 from .feature_misfits import explaining_misfits
 from .hooks import LoadWeightsHook
-from .nodes import check_file_everywhere, check_shared_folder
+from .nodes import check_file_everywhere, check_shared_folder, metrics_of
 from .processes import leave_processes, naming_the_port, prepare_processes
 from .runners import use_own_runner
 from .sharding import FSDP_STRATEGIES
-from .test_time_augmentation import use_tta
 
 # What the system says when nothing more can be written: no space, no quota, no larger file.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The environment variable that holds a process's rank, by launcher.
 RANK_VARIABLES = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+# What mmpretrain's and mmdet's own tools/test.py take where a config has no test-time augmentation: flipping. The last
+# transform packs; mmdet's gets the keys that its merging of boxes needs.
+TTA_MODELS: dict[str, dict] = dict(
+    mmpretrain=dict(type='mmpretrain.AverageClsScoreTTA'),
+    mmdet=dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)))
+TTA_PACKING: dict[str, dict] = dict(
+    mmpretrain=dict(),
+    mmdet=dict(
+        type='mmdet.PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')))
 
 
 def parse_common_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -281,10 +293,7 @@ def _use_amp(cfg: Config) -> None:
 def _dump_predictions(cfg: Config, out: str) -> None:
     if os.path.isfile(out) or os.path.isdir(out) and os.listdir(out):
         raise FileExistsError(f'--out: {out} exists; remove it or choose another name')
-    evaluator = cfg.test_evaluator
-    if isinstance(evaluator, dict):
-        evaluator = evaluator.get('metrics', evaluator)
-    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    metrics = metrics_of(cfg.test_evaluator)
     if out.endswith(('.pkl', '.pickle')):
         kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'mmengine.DumpResults'
         cfg.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
@@ -308,3 +317,32 @@ def _draw_predictions(cfg: Config, show: bool, show_dir: str | None, wait_time: 
         hook.test_out_dir = os.path.abspath(show_dir)
     elif show_dir is not None:
         cfg.visualizer.save_dir = show_dir
+
+
+def use_tta(cfg: Config) -> None:
+    """Let the config's test-time augmentation, or its toolbox's default, wrap the model and the innermost pipeline.
+
+    Args:
+        cfg (Config): Changed in place: ``model``, ``tta_model``, ``tta_pipeline`` and the pipeline to test with.
+
+    Raises:
+        ValueError: If the config has no ``tta_model`` or no ``tta_pipeline``, and its toolbox no default, as mmseg.
+    """
+    scope = cfg.get('default_scope')
+    missing = [key for key in ('tta_model', 'tta_pipeline') if key not in cfg]
+    if missing and scope not in TTA_MODELS:
+        raise ValueError(f'--tta needs tta_model and tta_pipeline in the config, missing: {", ".join(missing)}')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    if missing:
+        print_log(f'--tta: the config has no {" and no ".join(missing)}: flipping, the default of {scope}.', 'current')
+    if 'tta_model' not in cfg:
+        cfg.tta_model = copy.deepcopy(TTA_MODELS[scope])
+    if 'tta_pipeline' not in cfg:
+        *steps, packing = copy.deepcopy(dataset.pipeline)
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        packing = TTA_PACKING[scope] or packing
+        cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [packing]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)

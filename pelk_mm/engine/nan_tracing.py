@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -12,9 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from pelk_mm.module_names import clean_name
-
-# Stands for an iteration that does not come.
-NEVER = 2**62
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -27,30 +24,6 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
             return norms
     # Where squares overflow, the largest magnitude decides.
     return torch.stack(torch._foreach_norm(tensors, math.inf))
-
-
-class NonFiniteLog:
-    """Store on the device in which iteration each of several values was first not finite.
-
-    Adding waits for nothing; reading does.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[tuple[str, ...], Tensor] = {}
-
-    def add(self, names: Iterable[str], finite: Tensor, iteration: int) -> None:
-        """Add which of some values are finite in an iteration, (len(names), ), bool."""
-        names = tuple(names)
-        first = self._first.get(names)
-        if first is None:
-            first = torch.full(finite.shape, NEVER, device=finite.device)
-        self._first[names] = torch.where(finite, first, first.clamp(max=iteration))
-
-    def read(self) -> tuple[int, list[str]]:
-        """Return the first iteration with a value that was not finite, or ``NEVER``, and the names of these values."""
-        first = [pair for names, tensor in self._first.items() for pair in zip(names, tensor.tolist())]
-        iteration = min((number for _, number in first), default=NEVER)
-        return iteration, [name for name, number in first if number == iteration < NEVER]
 
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
@@ -92,13 +65,14 @@ class Trace:
     def _before(self, module: nn.Module, args, kwargs) -> None:
         for tensor in nested_tensors((args, kwargs)):
             self._look(tensor, f'what {self._describe(module)} receives')
-            self._follow(tensor, 'taken', self._describe(module))
+            # The innermost module comes last.
+            self._modules_of(tensor)['taken'] = self._describe(module)
 
     def _after(self, module: nn.Module, args, output) -> None:
         # What the model itself returns are the losses, and figures beside them.
         for tensor in nested_tensors(output) if self._names[module] else ():
             self._look(tensor, f'what {self._describe(module)} returns')
-            self._follow(tensor, 'returned', self._describe(module))
+            self._modules_of(tensor).setdefault('returned', self._describe(module))
 
     def _look(self, tensor: Tensor, where: str) -> None:
         if self.forward is None and not _finite(tensor):
@@ -106,19 +80,15 @@ class Trace:
             if tensor.ndim and tensor.shape[0] == self._batch_size:
                 self.samples = (~torch.isfinite(tensor.detach())).flatten(1).any(1).nonzero().flatten().tolist()
 
-    def _follow(self, tensor: Tensor, kind: str, module: str) -> None:
+    def _modules_of(self, tensor: Tensor) -> dict[str, str]:
+        """Return the modules that took and returned a tensor, and watch its gradient from the first time on."""
         if not tensor.requires_grad:
-            return
+            return {}
         if id(tensor) not in self._tensors:
             modules: dict[str, str] = {}
             self._tensors[id(tensor)] = tensor, modules
             tensor.register_hook(lambda gradient: self._look_back(gradient, modules))
-        modules = self._tensors[id(tensor)][1]
-        if kind == 'taken':
-            # The innermost module comes last.
-            modules['taken'] = module
-        else:
-            modules.setdefault('returned', module)
+        return self._tensors[id(tensor)][1]
 
     def _look_back(self, gradient: Tensor, modules: dict[str, str]) -> None:
         if self.backward is None and not _finite(gradient):

@@ -178,9 +178,9 @@ def _address_towards(host: str) -> str | None:
 def _interface_of(address: str) -> str | None:
     """Return the network interface that has an address, or whose network contains it; None if it is unknown."""
     wanted = ipaddress.ip_address(address.partition('%')[0])
-    known = dict(_addresses())
-    exact = [name for own, name in known.items() if own.ip == wanted]
-    return next(iter([*exact, *(name for own, name in known.items() if wanted in own.network)]), None)
+    # Those with the address itself come first.
+    known = sorted(_addresses(), key=lambda pair: pair[0].ip != wanted)
+    return next((name for own, name in known if wanted in own.network), None)
 
 
 def _addresses() -> Iterator[tuple[ipaddress.IPv4Interface | ipaddress.IPv6Interface, str]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,13 +36,3 @@ def set_rng_state(state: tuple) -> None:
     torch.set_rng_state(cpu_state)
     if gpu_state is not None:
         torch.cuda.set_rng_state(gpu_state)
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Restore the generators of Python, NumPy and PyTorch (CPU and current GPU) afterwards."""
-    state = get_rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)

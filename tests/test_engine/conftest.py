@@ -1,35 +1,10 @@
 """A small training in this process."""
 
 import pytest
-import torch
 from mmengine.config import ConfigDict
 from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
-from torch import nn
 
-from .small_runs import small_runner
-
-
-class Line(BaseModel):
-    """A linear layer with dropout, so that a step is random."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-
-    def forward(self, x, y, mode='tensor'):
-        prediction = self.layer(nn.functional.dropout(x, 0.2, self.training))[:, 0]
-        return dict(loss=(prediction - y).square().mean()) if mode == 'loss' else list(prediction)
-
-
-class Points(torch.utils.data.Dataset):
-    """Forty noisy points."""
-
-    def __len__(self):
-        return 40
-
-    def __getitem__(self, index):
-        return dict(x=torch.full((4, ), index / 40) + 0.1 * torch.randn(4), y=torch.tensor(index / 20))
+from .small_runs import Images, Net, small_runner
 
 
 class Scores(BaseMetric):
@@ -52,7 +27,7 @@ def make_runner():
 
     def make(work_dir, loop='pelk_mm.ResumableEpochBasedTrainLoop', checkpoint=None, hooks=(), scores=None, **kwargs):
         length = dict(max_epochs=3) if 'Epoch' in loop else dict(max_iters=30)
-        data = dict(collate_fn=dict(type='default_collate'), dataset=dict(type=Points))
+        data = dict(collate_fn=dict(type='default_collate'), dataset=dict(type=Images))
         val = {}
         if scores is not None:
             val = dict(
@@ -63,7 +38,7 @@ def make_runner():
             length['val_interval'] = 1 if 'Epoch' in loop else 10
         return small_runner(
             work_dir,
-            dict(type=Line),
+            dict(type=Net),
             dict(data, sampler=dict(type='DefaultSampler', shuffle=True)),
             train_cfg=dict(type=loop, **length),
             default_hooks=dict(checkpoint=checkpoint),

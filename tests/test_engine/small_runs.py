@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from pelk_mm.compat import setup
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.nan_tracing import tensor_norms
+from pelk_mm.engine.sharding import unwrap
 from pelk_mm.models import PeLK
 
 RUN_NAMES = itertools.count()
@@ -49,19 +50,24 @@ def small_runner(work_dir, model, data, cls=Runner, **kwargs):
         **{**settings, **kwargs})
 
 
-class Call(Hook):
-    """Calls a function after each iteration, when all other hooks have run."""
+class On(Hook):
+    """Calls a function with the runner in one of the methods of a hook, always or only in the n-th call.
 
+    Attributes:
+        calls (int): Of the method, until now.
+    """
+
+    # When all other hooks have run.
     priority = 'LOWEST'
 
-    def __init__(self, function):
-        self.function = function
+    def __init__(self, method, function=lambda runner: None, only=None):
+        self.function, self.only, self.calls = function, only, 0
+        setattr(self, method, self.call)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.function(runner)
-
-
-# Sparse training
+    def call(self, runner, *args, **kwargs):
+        self.calls += 1
+        if self.only in (None, self.calls):
+            self.function(runner)
 
 
 class Net(BaseModel):
@@ -78,7 +84,8 @@ class Net(BaseModel):
         # GELU, for gradients everywhere.
         x = nn.functional.gelu(self.norm(self.conv(image))).mean((2, 3))
         x = nn.functional.dropout(nn.functional.gelu(self.hidden(x)), 0.2, self.training)
-        return dict(loss=nn.functional.cross_entropy(self.head(x), label))
+        scores = self.head(x)
+        return dict(loss=nn.functional.cross_entropy(scores, label)) if mode == 'loss' else list(scores)
 
 
 class Images(Dataset):
@@ -114,7 +121,7 @@ def sparse_runner(work_dir,
     """Build a runner whose hook has the arguments ``sparsity``."""
     hooks = [dict(type='EMAHook', momentum=0.1, update_buffers=True)] if ema else []
     hooks += [] if sparsity is None else [dict(type='pelk_mm.DynamicSparsityHook', **sparsity)]
-    hooks += [] if watch is None else [Call(watch)]
+    hooks += [] if watch is None else [On('after_train_iter', watch)]
     length = dict(max_iters=steps) if loop == 'Iter' else dict(max_epochs=steps // 10)
     data = dict(
         num_workers=workers,
@@ -134,6 +141,13 @@ def sparse_runner(work_dir,
         custom_hooks=hooks,
         randomness=dict(seed=seed),
         **kwargs)
+
+
+def trained(*arguments, **kwargs):
+    """A sparse runner that has trained."""
+    runner = sparse_runner(*arguments, **kwargs)
+    runner.train()
+    return runner
 
 
 def sparsity_hook(runner):
@@ -175,18 +189,6 @@ class TwoLosses(BaseModel):
     def forward(self, inputs, data_samples, mode='loss'):
         scores = self.head(self.backbone(torch.stack(inputs))[0])
         return dict(loss_cls=scores.square().mean(), loss_aux=scores.abs().mean(), acc=scores.new_tensor(NAN))
-
-
-class Meddle(Hook):
-    """Calls a function with the model before iteration number ``iteration`` (from 0 on)."""
-
-    def __init__(self, iteration, function):
-        self.iteration, self.function = iteration, function
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            model = runner.model
-            self.function(model.module if hasattr(model, 'module') else model)
 
 
 class BadBackward(nn.Module):
@@ -260,9 +262,11 @@ def watched_runner(work_dir,
                    checkpoint_interval=1,
                    hooks=(),
                    **kwargs):
-    """Build a runner with a CheckFiniteHook of the arguments ``hook``; ``meddle`` is called before an iteration."""
+    """Build a runner with a CheckFiniteHook of the arguments ``hook``; ``meddle`` gets the model before a step."""
     torch.manual_seed(0)
     hooks = [{'type': 'pelk_mm.CheckFiniteHook', **(hook or {})}, *hooks]
+    if meddle:
+        hooks.append(On('before_train_iter', lambda runner: meddle(unwrap(runner.model)), iteration + 1))
     return small_runner(
         work_dir,
         TwoLosses(),
@@ -271,12 +275,12 @@ def watched_runner(work_dir,
         train_cfg=dict(by_epoch=False, max_iters=steps),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01), **(optim_wrapper or {})),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=checkpoint_interval)),
-        custom_hooks=[*hooks, *([Meddle(iteration, meddle)] if meddle else [])],
+        custom_hooks=hooks,
         **kwargs)
 
 
 def train_one_rank(rank, work_dir, case):
-    """Train in one of two ranks; of sparse training keep the state."""
+    """Train in one of two ranks, and keep the weights of sparse training."""
     os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', f'file://{work_dir}/store', rank=rank, world_size=2)
     # MMEngine assumes a GPU for each rank by itself.
@@ -286,15 +290,9 @@ def train_one_rank(rank, work_dir, case):
         meddle = dict(act=replace_act(Shift(NAN)), loss=shift_loss)[case] if rank else None
         watched_runner(work_dir, meddle, **settings).train()
         return
-    if case == 'snip':
-        runner = sparse_runner(work_dir, dict(sparsity=0.4, update_interval=3, prune_rate=0.4), **settings)
-    else:
-        runner = sparse_runner(work_dir, dict(init='zeros'), steps=6, load_from=f'{work_dir}/sparse.pth', **settings)
+    runner = sparse_runner(work_dir, dict(init='zeros'), steps=6, load_from=f'{work_dir}/sparse.pth', **settings)
     runner.train()
-    hook = sparsity_hook(runner)
-    torch.save(
-        dict(step=hook.step, masks=hook.masks, weights=runner.model.module.state_dict(), random=torch.rand(1)),
-        Path(work_dir, f'rank{rank}.pth'))
+    torch.save(dict(weights=runner.model.module.state_dict(), random=torch.rand(1)), Path(work_dir, f'rank{rank}.pth'))
 
 
 if __name__ == '__main__':

@@ -47,18 +47,21 @@ def test_a_bad_weight_is_named_with_its_layer(tmp_path):
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_1.pth', 'iter_2.pth']
 
 
-def test_a_bad_image_is_named(tmp_path):
-    message = stopped(watched_runner(tmp_path, broken=6))
-    assert 'iteration 2 ' in message
-    assert '\n  first: the images as they were loaded\n' in message
-    assert '\n  images: images/6.png\n' in message
+@pytest.mark.parametrize(('meddle', 'kwargs', 'words'), [
+    (None, dict(broken=6),
+     ['iteration 2 ', '\n  first: the images as they were loaded\n', '\n  images: images/6.png\n']),
+    # Values overflow in a layer.
+    (replace_act(Shift(INF, first=3)), {},
+     [f'\n  first: what {BLOCK}.act (Shift) returns\n', '\n  images: images/11.png\n']),
+    (shift_loss, {}, ['iteration 3 (epoch 1): a loss is not finite.\n  losses: loss_shift\n',
+                      '\n  logged: loss, loss_shift\n']),
+    # Accumulated gradients are checked when they are used.
+    (spoil_gamma, dict(iteration=0, optim_wrapper=dict(accumulative_counts=3)), ['iteration 3 ']),
+])
+def test_iteration_images_and_losses_are_named(tmp_path, meddle, kwargs, words):
+    message = stopped(watched_runner(tmp_path, meddle, **kwargs))
+    assert [word for word in words if word not in message] == []
     assert '  weights: ' not in message
-
-
-def test_the_image_is_named_whose_values_overflow_in_a_layer(tmp_path):
-    message = stopped(watched_runner(tmp_path, replace_act(Shift(INF, first=3))))
-    assert f'\n  first: what {BLOCK}.act (Shift) returns\n' in message
-    assert '\n  images: images/11.png\n' in message
 
 
 def test_only_a_gradient_is_found_before_the_step_spoils_the_weights(tmp_path):
@@ -75,12 +78,6 @@ def test_only_a_gradient_is_found_before_the_step_spoils_the_weights(tmp_path):
     assert f'\n  gradients: {len(names)} of {len(list(runner.model.parameters()))} parameters, {listing}\n' in message
     assert '  losses: ' not in message
     assert all_finite(runner.model.parameters())
-
-
-def test_only_a_loss_is_found(tmp_path):
-    message = stopped(watched_runner(tmp_path, shift_loss))
-    assert 'iteration 3 (epoch 1): a loss is not finite.\n  losses: loss_shift\n' in message
-    assert '\n  logged: loss, loss_shift\n' in message
 
 
 def features_of_both_passes(work_dir):
@@ -119,11 +116,6 @@ def test_good_runs_are_not_changed(tmp_path):
         weights.append(runner.model.state_dict())
         assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
     assert all(torch.equal(a, b) for a, b in zip(weights[0].values(), weights[1].values()))
-
-
-def test_accumulated_gradients_are_checked_when_they_are_used(tmp_path):
-    message = stopped(watched_runner(tmp_path, spoil_gamma, iteration=0, optim_wrapper=dict(accumulative_counts=3)))
-    assert 'iteration 3 ' in message
 
 
 class ScalingOptimWrapper(OptimWrapper):

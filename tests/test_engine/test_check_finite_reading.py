@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 
 from pelk_mm.engine import CheckFiniteHook, polling
 from pelk_mm.registry import HOOKS
@@ -11,7 +10,7 @@ from .small_runs import (
     BLOCK,
     NAN,
     BadBackward,
-    Call,
+    On,
     all_finite,
     replace_act,
     set_weight,
@@ -87,17 +86,14 @@ def spoil_the_step(model):
     model.head.bias.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
 
 
-class HighRate(Hook):
+def high_rate():
     """A learning rate that makes the third step overflow."""
-
-    def before_train_iter(self, runner, *args, **kwargs):
-        if runner.iter == 2:
-            runner.optim_wrapper.optimizer.param_groups[0]['lr'] = 1e3
+    return On('before_train_iter', lambda runner: runner.optim_wrapper.optimizer.param_groups[0].update(lr=1e3), 3)
 
 
 @pytest.mark.parametrize('hook', [dict(), dict(type=HookOfADevice)])
 def test_weights_that_a_step_makes_infinite_are_not_saved(tmp_path, hook):
-    message = stopped(watched_runner(tmp_path, spoil_the_step, hook=hook, hooks=[HighRate()]))
+    message = stopped(watched_runner(tmp_path, spoil_the_step, hook=hook, hooks=[high_rate()]))
     assert message.startswith('Training stopped in iteration 3 (epoch 1): a weight is not finite.\n')
     assert '\n  weights: head.bias\n' in message
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_1.pth', 'iter_2.pth']
@@ -105,23 +101,15 @@ def test_weights_that_a_step_makes_infinite_are_not_saved(tmp_path, hook):
 
 def test_weights_are_finite_before_they_are_validated(tmp_path, steady):
     """The best ones of a validation are saved; here one follows the third iteration."""
-    validate = Call(lambda runner: runner.call_hook('before_val_epoch') if runner.iter == 2 else None)
-    runner = run_as_on_a_device(tmp_path, spoil_the_step, hooks=[HighRate(), validate])
+    validate = On('after_train_iter', lambda runner: runner.call_hook('before_val_epoch'), 3)
+    runner = run_as_on_a_device(tmp_path, spoil_the_step, hooks=[high_rate(), validate])
     assert stopped(runner).startswith('Training stopped in iteration 3 (epoch 1): a weight is not finite.\n')
-
-
-class SaveFirst(Hook):
-    """Saves a checkpoint before the first iteration."""
-
-    priority = 'LOWEST'
-
-    def before_train(self, runner):
-        runner.save_checkpoint(runner.work_dir, 'start.pth')
 
 
 def test_a_checkpoint_of_weights_before_the_first_iteration(tmp_path):
     """Good ones are saved, others are not."""
-    good, bad = (watched_runner(tmp_path, steps=1, hooks=[SaveFirst()]) for _ in range(2))
+    save = On('before_train', lambda runner: runner.save_checkpoint(runner.work_dir, 'start.pth'))
+    good, bad = (watched_runner(tmp_path, steps=1, hooks=[save]) for _ in range(2))
     set_weight(NAN)(bad.model)
     assert 'a weight is not finite' in stopped(bad)
     assert not (tmp_path / 'start.pth').exists()
@@ -131,6 +119,6 @@ def test_a_checkpoint_of_weights_before_the_first_iteration(tmp_path):
 
 def test_whoever_saves_a_checkpoint_saves_none_that_is_not_finite(tmp_path, steady):
     """Another hook may save at any time."""
-    save = Call(lambda runner: runner.save_checkpoint(str(tmp_path), f'own_{runner.iter}.pth'))
+    save = On('after_train_iter', lambda runner: runner.save_checkpoint(str(tmp_path), f'own_{runner.iter}.pth'))
     assert 'iteration 3 ' in stopped(run_as_on_a_device(tmp_path, spoil_gamma, hooks=[save]))
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['own_0.pth', 'own_1.pth']

@@ -10,8 +10,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pelk_mm.engine.annotation_files import check_annotation_files, check_coco_file
-from pelk_mm.engine.coco_file import OFF
+from pelk_mm.engine.annotation_files import OFF, check_annotation_files
 
 CLASSES = ('cat', 'dog')
 BOX = dict(category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0, segmentation=[[1, 1, 5, 1, 5, 5]])
@@ -56,16 +55,18 @@ def config(folder, content=None, mode='train', wrapped=False, metric='bbox', **d
     return Config(dict(cfg, default_scope='mmdet'))
 
 
-def refusal(path, content: bytes, **options) -> str:
-    """The message of the check of a file of this content, '' if it passes."""
-    path.write_bytes(content)
+def refusal(folder, content: bytes, with_mask=False, may_be_empty=False) -> str:
+    """The message of the check of a file of this content, '' if it passes; one for tests may be empty."""
+    file, mode = folder / 'x.json', 'test' if may_be_empty else 'train'
+    file.write_bytes(content)
+    cfg = config(folder, mode=mode, **({} if with_mask else dict(pipeline=[])))
     try:
-        check_coco_file(str(path), classes=CLASSES, **options)
+        check_annotation_files(cfg, (mode, ))
     except ValueError as error:
         message = str(error)
     else:
         return ''
-    assert message.startswith(f'ann_file: {path}')
+    assert f'ann_file: {file}' in message
     return message
 
 
@@ -93,7 +94,7 @@ def refusal(path, content: bytes, **options) -> str:
 ])
 def test_errors_come_with_a_fix(tmp_path, content, words):
     content = content if isinstance(content, str) else json.dumps(content)
-    assert words in refusal(tmp_path / 'x.json', content.encode(), with_mask=True)
+    assert words in refusal(tmp_path, content.encode(), with_mask=True)
 
 
 @pytest.mark.parametrize(('content', 'words'), [
@@ -219,7 +220,7 @@ def test_classes_are_those_of_the_type_unless_the_config_says_others(tmp_path):
 def test_files_of_images_without_objects(tmp_path):
     """They are learned from together with others, and tested on."""
     empty = config(tmp_path, with_parts(annotations=[])).train_dataloader.dataset
-    assert refusal(tmp_path / 'z.json', json.dumps(with_parts(annotations=None)).encode(), may_be_empty=True) == ''
+    assert refusal(tmp_path, json.dumps(with_parts(annotations=None)).encode(), may_be_empty=True) == ''
     config(tmp_path, GOOD)
     (tmp_path / 'x.json').rename(tmp_path / 'y.json')
     config(tmp_path, with_parts(annotations=[]))
@@ -287,13 +288,13 @@ def mutated(draw):
 
 
 @pytest.fixture(scope='module')
-def file(tmp_path_factory):
-    return tmp_path_factory.mktemp('coco') / 'instances.json'
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('coco')
 
 
 @given(mutated(), OPTIONS)
-def test_mutated_content(file, content, options):
-    if not refusal(file, json.dumps(content).encode(), **options):
+def test_mutated_content(folder, content, options):
+    if not refusal(folder, json.dumps(content).encode(), **options):
         # What passes has what mmdet reads.
         assert {category['name'] for category in content['categories']} >= {'cat', 'dog'}
         assert all(set(image) >= {'id', 'file_name', 'height', 'width'} for image in content['images'])
@@ -301,5 +302,5 @@ def test_mutated_content(file, content, options):
 
 
 @given(ANYTHING, OPTIONS)
-def test_anything(file, content, options):
-    assert refusal(file, content, **options)
+def test_anything(folder, content, options):
+    assert refusal(folder, content, **options)

@@ -13,20 +13,12 @@ from mmengine.optim import OptimWrapper
 from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.loops import SeededDataset, SeededIndex
-from pelk_mm.testing.processes import run_ranks
 
 from ..helpers.equality import assert_same
-from . import small_runs
-from .small_runs import Images, Net, average_of, sparse_runner, sparsity_hook
+from .small_runs import Images, average_of, sparse_runner, sparsity_hook, trained
 
 UNIFORM = dict(init='uniform', sparsity=0.5)
-
-
-def trained(*arguments, **kwargs):
-    """A runner that has trained."""
-    runner = sparse_runner(*arguments, **kwargs)
-    runner.train()
-    return runner
+SNIP = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
 
 
 @pytest.mark.parametrize('init', ['snip', 'erk', 'uniform'])
@@ -141,20 +133,6 @@ def test_masks_follow_the_seed(tmp_path):
     assert not torch.equal(masks[0], masks[2])
 
 
-def test_zeros_of_a_loaded_model_stay(tmp_path):
-    model = Net()
-    pattern = torch.rand(model.conv.weight.shape, generator=torch.Generator().manual_seed(0)) < 0.5
-    with torch.no_grad():
-        model.conv.weight.mul_(pattern)
-        model.head.weight[0, 0] = 0
-    before = model.conv.weight.detach().clone()
-    runner = trained(tmp_path, dict(init='zeros', include=r'^(conv|hidden)\.'), steps=5, model=model)
-    assert torch.equal(model.conv.weight != 0, pattern)
-    assert (model.conv.weight != before)[pattern].all()
-    assert list(sparsity_hook(runner).masks) == ['conv.weight']
-    assert model.head.weight[0, 0] != 0
-
-
 def test_checkpoint_state_is_plain_and_small(tmp_path):
     trained(tmp_path, dict(UNIFORM, update_interval=4, prune_rate=0.4), steps=10)
     state = torch.load(tmp_path / 'iter_10.pth', weights_only=False)['dynamic_sparsity']
@@ -188,6 +166,11 @@ def test_updates_are_logged(tmp_path):
     (dict(sparsity=0.4, snip_batch_size=-1), 'snip_batch_size must be None or a positive int'),
     (dict(sparsity=0.4, prune_rate=1.5), 'prune_rate must be in'),
     (dict(sparsity=0.4, prune_rate=0.1, final_prune_rate=0.2), 'final_prune_rate must be in .* 0.2 and 0.1'),
+    (dict(pattern='4:2', init='magnitude'), "pattern must be 'N:M' with N below M, such as '2:4', got '4:2'"),
+    (dict(pattern='0:4', init='magnitude'), "got '0:4'"),
+    (dict(pattern=0.5, init='magnitude'), 'got 0.5'),
+    (dict(pattern='2:4'), "init must be one of .*'magnitude', 'uniform', 'zeros'.* with a pattern, got 'snip'"),
+    (dict(pattern='2:4', init='uniform', sparsity=0.5), 'sparsity must be None with a pattern, 2:4 says it, got 0.5'),
 ])
 def test_wrong_values_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -202,10 +185,11 @@ def test_snip_batch_size_is_used(tmp_path):
     assert len({str(values) for values in densities}) == 3
 
 
-@pytest.mark.parametrize(('loop', 'workers', 'seed'), [('Iter', 0, 0), ('Iter', 2, 0), ('Epoch', 0, 0), ('Epoch', 2, 0),
-                                                       ('Iter', 2, None), ('Epoch', 0, None)])
-def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed):
-    sparsity = dict(sparsity=0.4, update_interval=3, prune_rate=0.4)
+@pytest.mark.parametrize(('loop', 'workers', 'seed', 'sparsity'), [
+    ('Iter', 0, 0, SNIP), ('Iter', 2, 0, SNIP), ('Epoch', 0, 0, SNIP), ('Epoch', 2, 0, SNIP), ('Iter', 2, None, SNIP),
+    ('Epoch', 0, None, SNIP), ('Iter', 0, 0, dict(SNIP, pattern='2:4', init='magnitude', sparsity=None)),
+])
+def test_stopped_and_resumed_equals_straight(tmp_path, loop, workers, seed, sparsity):
     arguments = dict(sparsity=sparsity, loop=loop, workers=workers, seed=seed, ema=True, interval=7)
     generators = []
     stop = str(tmp_path / 'straight/iter_7.pth')
@@ -251,25 +235,3 @@ def test_resuming_without_masks_or_with_others_is_refused(tmp_path):
     trained(tmp_path, UNIFORM, steps=2)
     with pytest.raises(ValueError, match='a mask of shape .* for hidden.weight, whose shape is now None'):
         trained(tmp_path, dict(UNIFORM, exclude='hidden'), steps=4, resume=True, load_from=path)
-
-
-def test_loading_without_resuming_draws_new_masks_if_asked_to(tmp_path):
-    trained(tmp_path, dict(init='uniform', sparsity=0.4), steps=2)
-    sparsity = dict(init='uniform', sparsity=0.7, redraw=True)
-    runner = trained(tmp_path, sparsity, steps=2, load_from=str(tmp_path / 'iter_2.pth'))
-    assert int(sparsity_hook(runner).masks['hidden.weight'].sum()) == round(0.3 * 512)
-
-
-def test_two_ranks_keep_identical_masks_and_weights(tmp_path):
-    run_ranks(small_runs.__file__, [(rank, tmp_path, 'snip') for rank in (0, 1)], tmp_path,
-              modules=small_runs.MODULES)
-    first, second = (torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1))
-    assert first['step'] == 20
-    assert first['masks']
-    for part in ('step', 'masks'):
-        assert_same(first[part], second[part], part)
-    # Without SyncBN the running statistics are each rank's own.
-    for name in first['weights']:
-        if 'running' not in name:
-            assert torch.equal(first['weights'][name], second['weights'][name]), name
-    assert not torch.equal(first['random'], second['random'])

@@ -1,34 +1,28 @@
 """A training that is resumed at its end says so."""
 
 import pytest
-from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from pelk_mm.engine import FinishedRunHook
 
+from .small_runs import On
+
 EPOCHS, ITERS = 'pelk_mm.ResumableEpochBasedTrainLoop', 'pelk_mm.ResumableIterBasedTrainLoop'
-
-
-class Count(Hook):
-    """Counts training steps."""
-
-    steps = 0
-
-    def after_train_iter(self, *args, **kwargs):
-        self.steps += 1
 
 
 def messages_of(make_runner, tmp_path, loop, checkpoint, file, **kwargs):
     """The messages when training goes on from a file, and the number of steps that it makes."""
-    checkpoint, count, messages = dict(type='pelk_mm.AtomicCheckpointHook', **checkpoint), Count(), []
+    checkpoint, count, messages = dict(type='pelk_mm.AtomicCheckpointHook', **checkpoint), On('after_train_iter'), []
     make_runner(tmp_path, loop, checkpoint).train()
     hooks = [FinishedRunHook(), count]
     runner = make_runner(tmp_path, loop, checkpoint, hooks, load_from=str(tmp_path / file), resume=True, **kwargs)
     runner.logger.info = messages.append
     runner.train()
-    return [message for message in messages if 'This training is finished' in message], count.steps
+    return [message for message in messages if 'This training is finished' in message], count.calls
 
 
+@pytest.mark.parametrize('cls', [Runner, FlexibleRunner])
 @pytest.mark.parametrize(('loop', 'checkpoint', 'file', 'limit'), [
     (EPOCHS, dict(interval=1), 'epoch_3.pth', 'max_epochs is 3'),
     (EPOCHS, dict(interval=10, by_epoch=False), 'iter_30.pth', 'max_epochs is 3'),
@@ -36,16 +30,11 @@ def messages_of(make_runner, tmp_path, loop, checkpoint, file, **kwargs):
     ('EpochBasedTrainLoop', dict(interval=1), 'epoch_3.pth', 'max_epochs is 3'),
     ('IterBasedTrainLoop', dict(interval=15, by_epoch=False), 'iter_30.pth', 'max_iters is 30'),
 ])
-def test_finished(make_runner, tmp_path, loop, checkpoint, file, limit):
-    (message, ), steps = messages_of(make_runner, tmp_path, loop, checkpoint, file)
+def test_finished(make_runner, tmp_path, loop, checkpoint, file, limit, cls):
+    (message, ), steps = messages_of(make_runner, tmp_path, loop, checkpoint, file, cls=cls)
     assert message.startswith(f'This training is finished: {tmp_path}/{file} was saved after iteration 30, and ')
     assert limit in message
     assert steps == 0
-
-
-def test_finished_with_flexible_runner(make_runner, tmp_path):
-    messages, steps = messages_of(make_runner, tmp_path, EPOCHS, dict(interval=1), 'epoch_3.pth', cls=FlexibleRunner)
-    assert (len(messages), steps) == (1, 0)
 
 
 @pytest.mark.parametrize(('loop', 'checkpoint', 'file', 'left'), [

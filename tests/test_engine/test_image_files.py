@@ -1,11 +1,9 @@
 """Images and label maps that are missing, damaged or wrong are named with their fix, at the start or as they load."""
 
-import io
 import json
-import sys
 import zipfile
 from functools import partial
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import BaseDataset, Compose, ConcatDataset, RepeatDataset
 from mmengine.fileio import BaseStorageBackend, register_backend
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.registry import TRANSFORMS, DefaultScope
 from mmseg.datasets.transforms import loading
 from PIL import Image
 
@@ -32,21 +30,8 @@ from pelk_mm.engine.image_files import (
 from pelk_mm.engine.loaders import is_local
 from pelk_mm.engine.loops import SeededDataset
 from pelk_mm.image_decoding import decoding_error
-from pelk_mm.testing.tiny_models import CLASSES, PALETTE
 
-RNG = np.random.default_rng(0)
-# It does not compress to a few bytes.
-IMAGE = RNG.integers(0, 255, (40, 48, 3), dtype=np.uint8)
-IDS = RNG.integers(0, 4, (40, 48), dtype=np.uint8)
-LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
-PACK = dict(type='PackSegInputs')
-
-
-def encoded(array=IMAGE, kind='png', share=1.0) -> bytes:
-    """The first bytes of a file."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind, **(dict(quality=95) if kind == 'jpeg' else {}))
-    return buffer.getvalue()[:int(share * len(buffer.getvalue()))]
+from .small_data import IDS, IMAGE, LOAD, PACK, RNG, checked_samples, encoded, ids_of
 
 
 @pytest.mark.parametrize('kind', ['jpeg', 'png', 'bmp', 'webp', 'tiff'])
@@ -73,15 +58,6 @@ def test_other_files_are_no_images(tmp_path, content, words):
     assert damage is None if words is None else words in damage
     with pytest.raises(ImageFileError, match=r'a\.jpg is '):
         read_image(str(file))
-
-
-def test_a_file_that_was_checked_is_only_read(tmp_path, monkeypatch):
-    (tmp_path / 'a.png').write_bytes(encoded())
-    monkeypatch.setattr(image_files, 'image_file_error', None)
-    assert read_image(str(tmp_path / 'a.png'), check=False).shape == (40, 48, 3)
-    (tmp_path / 'a.png').write_bytes(b'no image')
-    with pytest.raises(ImageFileError, match=r'a\.png is damaged or no image'):
-        read_image(str(tmp_path / 'a.png'), check=False)
 
 
 @pytest.mark.parametrize(('kind', 'suffix'), [('tiff', 'tif'), ('png', 'png'), ('jpeg', 'jpg')])
@@ -136,29 +112,6 @@ def test_a_pipeline_names_the_file(tmp_path):
     assert lenient(dict(img_path=str(file))) is lenient(dict(img_path='nowhere.jpg')) is None
 
 
-def load(folder, steps=(*LOAD, PACK), checks=tuple(DATA_CHECKS), **options):
-    """All samples of a loader of mmseg with checks, of what ``folder/list.txt`` names."""
-    config = dict(
-        type='BaseSegDataset',
-        data_root=str(folder),
-        ann_file='list.txt',
-        data_prefix=dict(img_path='images', seg_map_path='labels'),
-        img_suffix='.png',
-        metainfo=dict(classes=CLASSES, palette=PALETTE),
-        pipeline=list(steps))
-
-    def build(dataloader):
-        with DefaultScope.overwrite_default_scope('mmseg'):
-            return SimpleNamespace(dataset=DATASETS.build({**config, **options}))
-
-    dataset = build_checked_dataloader(build, {}, checks=checks).dataset
-    return [dataset[index] for index in range(len(dataset))]
-
-
-def ids_of(sample):
-    return set(sample['data_samples'].gt_sem_seg.data.unique().tolist())
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two images and their label maps."""
@@ -174,10 +127,10 @@ def folder(tmp_path):
 def test_damaged_files_and_the_switch(folder, part, key):
     (folder / part / '0.png').write_bytes(encoded(IMAGE if part == 'images' else IDS, 'jpeg', share=0.6))
     with pytest.raises(ImageFileError, match=rf'{key}: .*is damaged or no image .*data_checks\.damaged_images=False'):
-        load(folder)
+        checked_samples(folder)
     # By the loader's own error, without the path of the file or with another.
     with pytest.raises((AssertionError, OSError, ImageFileError), match='failed to load|cannot be loaded by|truncated'):
-        load(folder, checks={'missing_files'})
+        checked_samples(folder, checks={'missing_files'})
 
 
 @TRANSFORMS.register_module(force=True)
@@ -193,7 +146,7 @@ def test_images_in_other_files_than_the_list_names(folder):
     for number in range(2):
         (folder / f'images/{number}.png').unlink()
         np.save(folder / f'images/{number}.npy', np.dstack([IMAGE, IMAGE]))
-    assert load(folder, [dict(type='NpyOfTests'), LOAD[1], PACK])[0]['inputs'].shape == (6, 40, 48)
+    assert checked_samples(folder, [dict(type='NpyOfTests'), LOAD[1], PACK])[0]['inputs'].shape == (6, 40, 48)
 
 
 @pytest.mark.skipif(not hasattr(loading, 'LoadImageFromNpyFile'), reason='mmseg 1.2.2 has no such transform')
@@ -202,22 +155,22 @@ def test_images_in_other_files_by_a_loader_of_the_toolbox(folder):
     for number in range(2):
         np.save(folder / f'images/{number}.png.npy', IMAGE)
     steps = [dict(type='LoadImageFromNpyFile'), LOAD[1], PACK]
-    assert load(folder, steps, img_suffix='.png.npy')[0]['inputs'].shape == (3, 40, 48)
+    assert checked_samples(folder, steps, img_suffix='.png.npy')[0]['inputs'].shape == (3, 40, 48)
     (folder / 'labels/0.png').unlink()
     with pytest.raises(FileNotFoundError, match=r'of 2 files looked for \(seg_map_path\) 1 are not there'):
-        load(folder, steps, img_suffix='.png.npy')
+        checked_samples(folder, steps, img_suffix='.png.npy')
 
 
 def test_missing_files_that_the_loader_leaves_out(folder):
-    assert len(load(folder, [LOAD[0], PACK])) == 2
+    assert len(checked_samples(folder, [LOAD[0], PACK])) == 2
     (folder / 'labels/0.png').unlink()
     # No step loads them.
-    assert len(load(folder, [LOAD[0], PACK])) == 2
+    assert len(checked_samples(folder, [LOAD[0], PACK])) == 2
     (folder / 'labels/0.png').write_bytes(encoded(IDS))
     (folder / 'images/0.png').unlink()
-    assert len(load(folder, [dict(LOAD[0], ignore_empty=True), LOAD[1], PACK])) == 2
+    assert len(checked_samples(folder, [dict(LOAD[0], ignore_empty=True), LOAD[1], PACK])) == 2
     with pytest.raises(FileNotFoundError, match=r'1 are not there, the first is .*images/0\.png'):
-        load(folder)
+        checked_samples(folder)
 
 
 @pytest.mark.parametrize('channels', [1, 3, 4])
@@ -229,19 +182,19 @@ def test_float32_tiff(folder, channels):
     assert image_file_error(str(file)) is None
     assert check_images(folder)[0].found == '5 of 5 images are undamaged'
     steps = [dict(LOAD[0], color_type='unchanged'), LOAD[1], PACK]
-    loaded = load(folder, steps, img_suffix='.tif')[0]['inputs']
+    loaded = checked_samples(folder, steps, img_suffix='.tif')[0]['inputs']
     assert torch.equal(loaded, torch.from_numpy(array).permute(2, 0, 1))
     # Still found if it is cut off.
     file.write_bytes(file.read_bytes()[:3000])
     with pytest.raises(ImageFileError, match=r'img_path: .*images/0\.tif '):
-        load(folder, steps, img_suffix='.tif')
+        checked_samples(folder, steps, img_suffix='.tif')
 
 
 def test_label_maps_beyond_the_limit_say_how_to_lift_it(folder, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
     with pytest.raises(ImageFileError, match=r"DecompressionBombError.*Set imdecode_backend='cv2'"):
-        load(folder)
-    assert ids_of(load(folder, [LOAD[0], dict(LOAD[1], imdecode_backend='cv2'), PACK])[0]) == {0, 1, 2, 3}
+        checked_samples(folder)
+    assert ids_of(checked_samples(folder, [LOAD[0], dict(LOAD[1], imdecode_backend='cv2'), PACK])[0]) == {0, 1, 2, 3}
 
 
 # --- files behind other clients
@@ -264,33 +217,6 @@ class ZipBackend(BaseStorageBackend):
 register_backend('zip_of_tests', ZipBackend, force=True)
 
 
-class FakePetrel:
-    """A bucket; paths are mapped to it by ``path_mapping``."""
-
-    files = {}
-
-    def __init__(self, **kwargs):
-        pass
-
-    def Get(self, path):
-        return self.files.get(path)
-
-
-def test_paths_that_are_mapped_to_a_bucket(tmp_path, monkeypatch):
-    package = ModuleType('petrel_client')
-    package.client = SimpleNamespace(Client=FakePetrel)
-    monkeypatch.setitem(sys.modules, 'petrel_client', package)
-    monkeypatch.setattr(FakePetrel, 'files', {'s3://b/images/0.png': encoded(), 's3://b/labels/0.png': encoded(IDS)})
-    (tmp_path / 'list.txt').write_text('0')
-    args = dict(backend='petrel', path_mapping={f'{tmp_path}/': 's3://b/'})
-    steps = [dict(step, backend_args=args) for step in LOAD] + [PACK]
-    assert ids_of(load(tmp_path, steps)[0]) == {0, 1, 2, 3}
-    # What is not there is named with the client's arguments.
-    FakePetrel.files.clear()
-    with pytest.raises(ImageFileError, match=r"/images/0\.png cannot be loaded by .*Check backend_args=.*'petrel'"):
-        load(tmp_path, steps)
-
-
 def test_files_in_a_zip_archive(tmp_path):
     from mmengine.config import Config
 
@@ -302,8 +228,13 @@ def test_files_in_a_zip_archive(tmp_path):
     (tmp_path / 'list.txt').write_text('0')
     args = dict(backend='zip_of_tests', zip_path=str(tmp_path / 'data.zip'))
     steps = [*(dict(step, backend_args=args) for step in LOAD), PACK]
-    sample, = load(tmp_path, steps, data_root='d', ann_file=str(tmp_path / 'list.txt'))
+    inside = dict(data_root='d', ann_file=str(tmp_path / 'list.txt'))
+    sample, = checked_samples(tmp_path, steps, **inside)
     assert ids_of(sample) == {0, 1, 2, 3}
+    # What is not there is named with the client's arguments.
+    (tmp_path / 'list.txt').write_text('1')
+    with pytest.raises(ImageFileError, match=r'd/images/1\.png cannot be loaded by .*Check backend_args=.*zip_of'):
+        checked_samples(tmp_path, steps, **inside)
     dataset = dict(type='CocoDataset', data_root='d', ann_file='x.json', backend_args=args)
     cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=dataset)))
     with pytest.raises(ValueError, match=r'train_dataloader\.dataset\.ann_file: d/x\.json lists no images'):
@@ -315,7 +246,7 @@ def test_files_in_a_zip_archive(tmp_path):
 @pytest.mark.parametrize(('path', 'args', 'local'), [
     ('a/b.jpg', None, True), ('/a/b.jpg', {}, True), ('a.jpg', dict(backend='local'), True),
     ('s3://b/a.jpg', None, False), ('cluster:s3://b/a.jpg', None, False), ('https://b/a.jpg', None, False),
-    *(('a.jpg', dict(backend=name), False) for name in ('lmdb', 'memcached', 'http', 'unknown')),
+    *(('a.jpg', dict(backend=name), False) for name in ('lmdb', 'memcached', 'http', 'petrel', 'unknown')),
     ('x://a', None, False), ('a.jpg', dict(backend='zip_of_tests', zip_path='no.zip'), False)
 ])
 def test_which_files_are_on_this_machine(path, args, local):

@@ -1,64 +1,34 @@
 """Label maps that do not fit or teach nothing are refused with a fix; what trains is not."""
 
-from types import SimpleNamespace
-
 import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import LoadAnnotations
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
-from PIL import Image
+from mmengine.registry import TRANSFORMS
 
 from pelk_mm.engine.data_checks import ImageFileError
-from pelk_mm.engine.image_files import build_checked_dataloader
 from pelk_mm.engine.label_maps import check_label_content
 from pelk_mm.engine.loaders import find_loader
 
-LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]
-PACK = dict(type='PackSegInputs')
-IDS = np.random.default_rng(0).integers(0, 4, (40, 48), dtype=np.uint8)
+from .small_data import IDS, LOAD, PACK, checked_samples, ids_of, rows, seg_dataset, write
 
 
-def metainfo(number):
-    return dict(classes=tuple('abcdefg'[:number]), palette=[(i, 0, 0) for i in range(number)])
-
-
-def rows(*values, dtype=np.uint8):
-    """A map of 40 x 48 pixels, the first rows of these values and the rest 0."""
-    labels = np.zeros((40, 48), dtype)
-    labels[:len(values)] = np.reshape(values, (-1, 1))
-    return labels
-
-
-def dataset_of(folder, maps, steps=(*LOAD, PACK), classes=4, **options):
-    """A data set of mmseg with these label maps, arrays or the ids of one row."""
-    for part in ('images', 'labels'):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+def write_maps(folder, maps):
+    """Images and these label maps, arrays or the ids of one row."""
     for number, labels in enumerate(maps):
-        labels = labels if isinstance(labels, np.ndarray) else rows(*labels)
-        Image.fromarray(labels).save(folder / f'labels/{number}.png')
-        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(folder / f'images/{number}.jpg')
+        write(folder / f'labels/{number}.png', labels if isinstance(labels, np.ndarray) else rows(*labels))
+        write(folder / f'images/{number}.png')
     (folder / 'list.txt').write_text('\n'.join(map(str, range(len(maps)))))
-    config = dict(
-        type='BaseSegDataset',
-        data_root=str(folder),
-        ann_file='list.txt',
-        data_prefix=dict(img_path='images', seg_map_path='labels'),
-        metainfo=metainfo(classes),
-        pipeline=list(steps))
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        return DATASETS.build({**config, **options})
 
 
-def load(folder, maps, *args, ignored=(), **options):
-    """All samples of a loader with checks, as a run builds it."""
-    dataset = dataset_of(folder, maps, *args, **options)
-    build_checked_dataloader(lambda config: SimpleNamespace(dataset=dataset), {}, ignored=ignored)
-    return [dataset[index] for index in range(len(dataset))]
+def dataset_of(folder, maps, **options):
+    write_maps(folder, maps)
+    return seg_dataset(folder, **options)
 
 
-def ids_of(sample):
-    return set(sample['data_samples'].gt_sem_seg.data.unique().tolist())
+def load(folder, maps, *args, **options):
+    write_maps(folder, maps)
+    return checked_samples(folder, *args, **options)
 
 
 # --- ids and forms
@@ -120,7 +90,7 @@ def test_label_maps_of_another_size(tmp_path, resize, fits):
         sample, = load(tmp_path, [IDS[:20, :24]], steps)
         assert sample['inputs'].shape[1:] == sample['data_samples'].gt_sem_seg.data.shape[1:]
     else:
-        with pytest.raises(ImageFileError, match=rf'is 20 x 24 .height x width., but its image {tmp_path}/images/0\.jpg'
+        with pytest.raises(ImageFileError, match=rf'is 20 x 24 .height x width., but its image {tmp_path}/images/0\.png'
                            ' is 40 x 48. Check that they belong together'):
             load(tmp_path, [IDS[:20, :24]], steps)
     if not any(step['keep_ratio'] is False for step in resize):

@@ -1,13 +1,11 @@
-"""The launch functions' changes of a config; real runs of a toy model, stopped and resumed, and on two processes."""
+"""The launch functions' changes of a config; real runs of a toy model, in a thread and on two processes."""
 
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import RUNNERS
@@ -18,7 +16,6 @@ from pelk_mm.engine import KeepPreviousRunHook
 from pelk_mm.engine.launch import configure_testing, configure_training, load_config, run
 from pelk_mm.engine.processes import prepare_cpu_processes
 from pelk_mm.engine.runners import OWN_HOOKS
-from pelk_mm.testing.forks import ForkServer
 from pelk_mm.testing.processes import free_port
 
 pytestmark = pytest.mark.slow
@@ -104,22 +101,6 @@ def launch(root, folder, *command: str, **variables) -> str:
 
 def weights(path) -> dict:
     return safe_load(str(path), 'cpu')['state_dict']
-
-
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(root, toy, monkeypatch):
-    monkeypatch.chdir(toy)
-    server = ForkServer('matplotlib.pyplot', 'mmcv.ops', 'pelk_mm.engine.launch', 'torch._dynamo', 'torchvision')
-    for arguments in (['--work-dir', 'whole'], ['--cfg-options', 'train_cfg.max_epochs=1'], ['--resume']):
-        command = [root / 'tools/train.py', 'toy.py', *arguments]
-        assert server.start(command, 'log', dict(PYTHONPATH=f'{root}:{toy}')).wait(300) == 0, Path('log').read_text()
-    server.close()
-    assert 'resumed epoch: 1' in Path('log').read_text()
-    whole, resumed = weights(toy / 'whole/epoch_2.pth'), weights(toy / 'work_dirs/toy/epoch_2.pth')
-    assert {name: value.tolist() for name, value in whole.items()} == {
-        name: value.tolist()
-        for name, value in resumed.items()
-    }
-    assert not torch.equal(whole['conv.weight'], weights(toy / 'work_dirs/toy/epoch_1.pth')['conv.weight'])
 
 
 @needs_no_gpu

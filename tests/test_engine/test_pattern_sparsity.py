@@ -8,12 +8,10 @@ from torch.sparse._semi_structured_conversions import (
     sparse_semi_structured_to_dense_cutlass,
 )
 
-from pelk_mm.engine import DynamicSparsityHook
 from pelk_mm.engine.sparsity import Pattern, find_sparse_parameters
 from pelk_mm.models import PeLK
 
-from ..helpers.equality import assert_same
-from .small_runs import average_of, sparse_runner, sparsity_hook
+from .small_runs import average_of, sparsity_hook, trained
 
 HALF = Pattern(2, 4)
 UPDATED = dict(pattern='2:4', init='magnitude', update_interval=3, prune_rate=0.5)
@@ -21,12 +19,6 @@ UPDATED = dict(pattern='2:4', init='magnitude', update_interval=3, prune_rate=0.
 
 def live_in_groups(tensor, group=4):
     return {int(count) for count in (tensor != 0).view(-1, group).sum(1)}
-
-
-def trained(*arguments, **kwargs):
-    runner = sparse_runner(*arguments, **kwargs)
-    runner.train()
-    return runner
 
 
 def test_one_weight_of_the_weakest_groups_is_exchanged():
@@ -82,15 +74,9 @@ def test_every_group_has_its_live_weights_after_every_step(tmp_path, init, patte
     assert [not torch.equal(a, b) for a, b in zip(masks, masks[1:])] == [True, False] * 4 + [False]
 
 
-def test_resumed_bit_for_bit_and_only_with_its_pattern(tmp_path):
-    stop = str(tmp_path / 'straight/iter_7.pth')
-    for name, resume in (('straight', {}), ('resumed', dict(resume=True, load_from=stop))):
-        trained(tmp_path / name, UPDATED, interval=7, ema=True, **resume)
-    straight, resumed = (torch.load(tmp_path / name / 'iter_20.pth', weights_only=False) for name in
-                         ('straight', 'resumed'))
-    assert straight['dynamic_sparsity']['pattern'] == '2:4'
-    for part in ('state_dict', 'ema_state_dict', 'optimizer', 'dynamic_sparsity'):
-        assert_same(resumed[part], straight[part], part)
+def test_training_resumes_only_with_its_pattern(tmp_path):
+    trained(tmp_path, UPDATED, steps=2)
+    stop = str(tmp_path / 'iter_2.pth')
     for sparsity, got in ((dict(UPDATED, pattern='1:4'), '1:4'), (dict(init='uniform', sparsity=0.5), 'None')):
         with pytest.raises(ValueError, match=f'pattern is {got}, the masks of the checkpoint have 2:4'):
             trained(tmp_path, sparsity, resume=True, load_from=stop)
@@ -107,18 +93,6 @@ def test_fine_tuning_keeps_the_pattern_of_the_layers_that_have_it(tmp_path):
     assert live_in_groups(runner.model.hidden.weight) == {2}
     assert runner.model.head.weight.count_nonzero() == runner.model.head.weight.numel()
     assert sparse.model.hidden.weight.shape == (32, 16)
-
-
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(pattern='4:2', init='magnitude'), "pattern must be 'N:M' with N below M, such as '2:4', got '4:2'"),
-    (dict(pattern='0:4', init='magnitude'), "got '0:4'"),
-    (dict(pattern=0.5, init='magnitude'), 'got 0.5'),
-    (dict(pattern='2:4'), "init must be one of .*'magnitude', 'uniform', 'zeros'.* with a pattern, got 'snip'"),
-    (dict(pattern='2:4', init='uniform', sparsity=0.5), 'sparsity must be None with a pattern, 2:4 says it, got 0.5'),
-])
-def test_wrong_values_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        DynamicSparsityHook(**arguments)
 
 
 def test_a_model_without_groups_is_refused(tmp_path):

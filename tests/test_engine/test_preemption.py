@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
@@ -17,6 +16,7 @@ from pelk_mm.engine import PreemptionHook, polling
 from pelk_mm.engine.hooks import preemption
 
 from ..helpers.equality import assert_same
+from .small_runs import On
 
 CHECKPOINT = dict(type='pelk_mm.AtomicCheckpointHook', interval=2)
 
@@ -29,17 +29,9 @@ def handler():
     signal.signal(signal.SIGTERM, before)
 
 
-class Send(Hook):
-    """Sends SIGTERM before the n-th call of one of its methods."""
-
-    def __init__(self, method, count):
-        self.count = count
-        setattr(self, method, self.send)
-
-    def send(self, *args, **kwargs):
-        self.count -= 1
-        if self.count == 0:
-            signal.raise_signal(signal.SIGTERM)
+def send(method, number):
+    """A hook that sends SIGTERM in the n-th call of one of its methods."""
+    return On(method, lambda runner: signal.raise_signal(signal.SIGTERM), number)
 
 
 def stop(runner) -> tuple:
@@ -58,7 +50,7 @@ def stop_at(make_runner, tmp_path):
     """Train until SIGTERM comes before the n-th call of a method; returns what :func:`stop` does."""
 
     def stop_at(count, method='before_train_iter', hooks=(), **kwargs):
-        hooks = [*hooks, PreemptionHook(), Send(method, count)]
+        hooks = [*hooks, PreemptionHook(), send(method, count)]
         return stop(make_runner(tmp_path, **{'checkpoint': CHECKPOINT, 'hooks': hooks, **kwargs}))
 
     return stop_at
@@ -96,10 +88,10 @@ def test_flexible_runner_stores_where_it_stopped(stop_at, tmp_path, method, coun
 
 
 def test_a_checkpoint_of_this_step_is_not_written_again(stop_at, tmp_path):
-    writes = Send('before_save_checkpoint', 0)
+    writes = On('before_save_checkpoint')
     checkpoint = dict(CHECKPOINT, by_epoch=False, interval=6, max_keep_ckpts=1)
     assert stop_at(12, hooks=[writes], checkpoint=checkpoint)[1] == 'iter_12.pth'
-    assert writes.count == -2
+    assert writes.calls == 2
     assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_12.pth']
 
 
@@ -110,40 +102,34 @@ def test_validation_is_left_with_the_trained_weights_not_their_average(make_runn
     _, saved = stop_at(2, 'before_val_iter', [ema], scores=dict(a=[1, 2, 3]))
     assert saved == 'epoch_1.pth'
     expected = state(tmp_path / 'whole/epoch_1.pth')
-    assert not torch.equal(expected['layer.weight'], expected['module.layer.weight'])
+    assert not torch.equal(expected['head.weight'], expected['module.head.weight'])
     assert_same(state(tmp_path / saved), expected)
 
 
 def test_loaders_of_a_validation_outlive_a_signal_to_the_process_group(make_runner, tmp_path):
 
-    class SendToWorkers(Hook):
+    def send_to_workers(runner):
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        subprocess.run(['kill', '-TERM', *(str(worker.pid) for worker in workers)], check=True)
 
-        def before_val_iter(self, runner, batch_idx, data_batch=None):
-            workers = multiprocessing.active_children()
-            if batch_idx == 1:
-                assert len(workers) == 2
-                subprocess.run(['kill', '-TERM', *(str(worker.pid) for worker in workers)], check=True)
-
-    hooks = [PreemptionHook(), SendToWorkers(), Send('before_val_iter', 5)]
+    hooks = [PreemptionHook(), On('before_val_iter', send_to_workers, 2), send('before_val_iter', 5)]
     runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1, 2, 3]))
     runner._val_dataloader.update(num_workers=2)
     assert stop(runner)[1] == 'epoch_1.pth'
 
 
-def test_gradients_that_wait_for_the_optimiser_are_not_lost(stop_at):
-    wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3)
-    assert stop_at(4, optim_wrapper=wrapper)[1] == 'epoch_0_iter_6.pth'
-
-
-def test_loops_that_cannot_go_on_within_an_epoch_say_so(stop_at):
-    message, _ = stop_at(4, loop='EpochBasedTrainLoop')
-    assert "epoch_0_iter_4.pth is saved, but MMEngine's loop will start its epoch again" in message
-
-
-def test_without_a_checkpoint_hook_nothing_is_saved(stop_at):
-    message, saved = stop_at(4, checkpoint=None)
-    assert saved is None
-    assert 'Nothing is saved, as the config has no checkpoint hook' in message
+@pytest.mark.parametrize(('options', 'saved', 'words'), [
+    # Gradients that wait for the optimiser are not lost.
+    (dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3)), 'epoch_0_iter_6.pth', ''),
+    (dict(loop='EpochBasedTrainLoop'), 'epoch_0_iter_4.pth',
+     "epoch_0_iter_4.pth is saved, but MMEngine's loop will start its epoch again"),
+    (dict(checkpoint=None), None, 'Nothing is saved, as the config has no checkpoint hook'),
+])
+def test_the_message_says_what_is_saved(stop_at, options, saved, words):
+    message, name = stop_at(4, **options)
+    assert name == saved
+    assert words in message
 
 
 def test_after_training_sigterm_does_what_it_did(make_runner, tmp_path, handler):
@@ -151,25 +137,17 @@ def test_after_training_sigterm_does_what_it_did(make_runner, tmp_path, handler)
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
-class Fail(Hook):
-    """Raises an error in the fourth step, or in the second of a validation."""
-
-    def __init__(self, method, number):
-        setattr(self, method, self.fail)
-        self.number = number
-
-    def fail(self, runner, batch_idx, *args, **kwargs):
-        if batch_idx == self.number:
-            raise ArithmeticError('a fault')
+def fail(runner):
+    raise ArithmeticError('a fault')
 
 
 @pytest.mark.parametrize('cls', [Runner, FlexibleRunner])
-@pytest.mark.parametrize(('method', 'number'), [('before_train_iter', 3), ('after_val_iter', 1)])
+@pytest.mark.parametrize(('method', 'number'), [('before_train_iter', 4), ('after_val_iter', 2)])
 @pytest.mark.parametrize('before', [signal.SIG_DFL, signal.SIG_IGN, print])
 def test_after_failed_training_sigterm_does_what_it_did(make_runner, tmp_path, cls, method, number, before):
     signal.signal(signal.SIGTERM, before)
-    runner = make_runner(
-        tmp_path, checkpoint=CHECKPOINT, hooks=[PreemptionHook(), Fail(method, number)], scores=dict(a=[1]), cls=cls)
+    hooks = [PreemptionHook(), On(method, fail, number)]
+    runner = make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=hooks, scores=dict(a=[1]), cls=cls)
     with pytest.raises(ArithmeticError):
         runner.train()
     assert signal.getsignal(signal.SIGTERM) == before
@@ -181,7 +159,7 @@ def test_once_stopped_a_late_sigterm_does_what_it_did(make_runner, tmp_path, mon
     got = []
     signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     hook = PreemptionHook()
-    stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[hook, Send('before_train_iter', 4)]))
+    stop(make_runner(tmp_path, checkpoint=CHECKPOINT, hooks=[hook, send('before_train_iter', 4)]))
     # Whoever has asked this process asks once more when the others end.
     signal.raise_signal(signal.SIGTERM)
     assert got == []

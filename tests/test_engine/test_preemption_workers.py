@@ -9,7 +9,7 @@ import pytest
 SCRIPT = '''
 import os, subprocess, sys
 from torch.utils.data import DataLoader
-from pelk_mm.engine.loader_workers import let_workers_outlive_one_signal
+from pelk_mm.engine.processes import let_workers_outlive_one_signal
 
 def send_sigterm(process):
     # The sender is another process than the one that the worker loads for.

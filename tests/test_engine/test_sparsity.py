@@ -12,7 +12,6 @@ from pelk_mm.engine.sparsity import (
     erk_densities,
     find_sparse_parameters,
     group_densities,
-    masks_from_zeros,
     pack_mask,
     prune_and_grow,
     saliencies,
@@ -109,13 +108,6 @@ def test_masks_have_their_density_within_rounding(density):
 def test_layers_of_density_099_stay_dense():
     weights = dict(a=torch.zeros(10, 10), b=torch.zeros(10, 10))
     assert list(draw_masks(weights, dict(a=0.99, b=0.9899), generator())) == ['b']
-
-
-def test_masks_from_zeros():
-    weights = dict(a=torch.tensor([[0., 1.], [2., 0.]]), b=torch.ones(2, 2))
-    masks = masks_from_zeros(weights)
-    assert list(masks) == ['a']
-    assert masks['a'].tolist() == [[False, True], [True, False]]
 
 
 def test_cosine_against_hand_values():

@@ -21,7 +21,7 @@ from pelk_mm import compat
 from pelk_mm.analysis import build_model
 from pelk_mm.engine import LayerDecayOptimWrapperConstructor
 from pelk_mm.engine.launch import load_config, run
-from pelk_mm.engine.optimizers.layer_depths import find_layer_depth
+from pelk_mm.engine.optimizers.layer_decay import find_layer_depth
 
 ROOT = Path(__file__).resolve().parents[2]
 MIXES = [('Mixup', 0.8), ('CutMix', 1.0)]

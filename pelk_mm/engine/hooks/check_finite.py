@@ -14,21 +14,15 @@ from pelk_mm.module_names import clean_name
 from pelk_mm.registry import HOOKS
 
 from ...checkpoints.matching import shorten
-from ..nan_tracing import (
-    NEVER,
-    NonFiniteLog,
-    image_paths,
-    non_finite_names,
-    non_finite_samples,
-    tensor_norms,
-    trace,
-)
+from ..nan_tracing import image_paths, non_finite_names, non_finite_samples, tensor_norms, trace
 from ..polling import Poll, max_over_processes, positive
 from ..seeding import get_rng_state, set_rng_state
 from ..sharding import unwrap
 
 # What a run stops for, the first of an iteration first.
 KINDS = ('gradient', 'loss', 'weight')
+# Stands for an iteration that does not come.
+NEVER = 2**62
 
 
 @HOOKS.register_module()
@@ -87,7 +81,8 @@ class CheckFiniteHook(Hook):
             for optimizer in optimizers if isinstance(optimizer, torch.optim.Optimizer)
         ]
         self.poll.restart()
-        self._logs = {kind: NonFiniteLog() for kind in KINDS}
+        # Iteration, kind, names, and which of these are finite, (len(names), ), bool, on the device.
+        self._flags: list[tuple[int, str, list[str], Tensor]] = []
         self._paths: dict[int, list[str]] = {}
         self._kept_back: dict[nn.Parameter, Tensor] = {}
         self._names = {parameter: clean_name(name) for name, parameter in unwrap(runner.model).named_parameters()}
@@ -119,7 +114,9 @@ class CheckFiniteHook(Hook):
         """Keep the flags of the losses, read all flags if it is time, and count the steps that were skipped."""
         losses = {key: torch.as_tensor(value).detach() for key, value in (outputs or {}).items() if 'loss' in key}
         if losses:
-            self._log('loss', list(losses), [torch.isfinite(loss).all() for loss in losses.values()])
+            flags = [torch.isfinite(loss).all() for loss in losses.values()]
+            finite = torch.stack([flag.to(flags[-1].device) for flag in flags])
+            self._flags.append((self._iteration, 'loss', list(losses), finite))
         if self._reads:
             self._first = self._find_first(runner)
             self._check(runner, self.poll.ask(runner.iter + 1)['non_finite'])
@@ -151,10 +148,6 @@ class CheckFiniteHook(Hook):
             iteration, problem = self._describe_first()
             raise FloatingPointError(f'In iteration {iteration + 1} {problem}: no checkpoint is saved')
 
-    def _log(self, kind: str, names: list[str], finite: list[Tensor]) -> None:
-        device = finite[-1].device
-        self._logs[kind].add(names, torch.stack([flag.to(device) for flag in finite]), self._iteration)
-
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._stepped = True
         stepped = [parameter for group in optimizer.param_groups for parameter in group['params']]
@@ -162,9 +155,9 @@ class CheckFiniteHook(Hook):
         if not stepped:
             return
         names = [self._names.get(parameter, 'a parameter that was added') for parameter in stepped]
-        norms = tensor_norms([parameter.grad for parameter in stepped])
-        self._logs['gradient'].add(names, torch.isfinite(norms), self._iteration)
-        if self._reads and self._logs['gradient'].read()[0] == self._iteration:
+        finite = torch.isfinite(tensor_norms([parameter.grad for parameter in stepped]))
+        self._flags.append((self._iteration, 'gradient', names, finite))
+        if self._reads and self._find_wrong('gradient', self._iteration):
             # PyTorch's optimisers leave a parameter without a gradient as it is.
             self._kept_back.update((parameter, parameter.grad) for parameter in stepped)
             for parameter in stepped:
@@ -175,16 +168,24 @@ class CheckFiniteHook(Hook):
         self._first = -int(largest)
         if self._first < NEVER:
             self._stop(runner, *self._describe_first())
+        self._flags.clear()
         self._paths.clear()
 
     def _find_first(self, runner: Runner) -> int:
         """Find the first number of this process that is not finite: iteration and kind, in one number."""
         weights = [weight for weight in runner.model.parameters() if weight.requires_grad] if self._saves else []
         if weights:
-            finite = torch.isfinite(tensor_norms(weights)).all()
-            self._logs['weight'].add(['weights'], finite[None], self._iteration)
-        first = [len(KINDS) * self._logs[kind].read()[0] + number for number, kind in enumerate(KINDS)]
-        return min(NEVER, *first)
+            finite = torch.isfinite(tensor_norms(weights)).all()[None]
+            self._flags.append((self._iteration, 'weight', ['weights'], finite))
+        for iteration, kind, _, finite in self._flags:
+            if not finite.all():
+                return len(KINDS) * iteration + KINDS.index(kind)
+        return NEVER
+
+    def _find_wrong(self, kind: str, iteration: int) -> list[str]:
+        """Return the names of the numbers of a kind that were not finite in an iteration."""
+        return [name for number, each, names, finite in self._flags if (number, each) == (iteration, kind)
+                for name, good in zip(names, finite.tolist()) if not good]
 
     def _describe_first(self) -> tuple[int, str]:
         iteration, kind = divmod(self._first, len(KINDS))
@@ -219,12 +220,12 @@ class CheckFiniteHook(Hook):
         ]
 
     def _logged(self, runner: Runner, iteration: int) -> list[str]:
-        """The losses and gradients that were not finite in an iteration, from the flags."""
-        logs = {kind: names for kind in KINDS[:2] for number, names in [self._logs[kind].read()] if number == iteration}
-        facts = [f'logged: {shorten(logs["loss"], 4)}'] if 'loss' in logs else []
-        if 'gradient' in logs:
+        """List the losses and gradients that were not finite in an iteration."""
+        losses, gradients = (self._find_wrong(kind, iteration) for kind in ('loss', 'gradient'))
+        facts = [f'logged: {shorten(losses, 4)}'] if losses else []
+        if gradients:
             total = sum(1 for _ in runner.model.parameters())
-            facts.append(f'gradients: {len(logs["gradient"])} of {total} parameters, {shorten(logs["gradient"], 4)}')
+            facts.append(f'gradients: {len(gradients)} of {total} parameters, {shorten(gradients, 4)}')
         return facts
 
     def _explain(self, runner: Runner) -> list[str]:

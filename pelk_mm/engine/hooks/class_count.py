@@ -10,6 +10,7 @@ from mmengine.runner import BaseLoop, Runner
 from pelk_mm.registry import HOOKS
 
 from ..data_checks import leaf_datasets, off_switch, type_name
+from ..processes import nested_dicts
 
 # Their classes are others than those of the data set: weights from elsewhere, objects and background, stuff.
 OTHER_CLASSES = ('backbone', 'rpn_head', 'semantic_head')
@@ -49,7 +50,8 @@ class ClassCountHook(Hook):
         """Compare; of the loaders, only those of this run are built."""
         model = {key: runner.cfg.get(key) for key in ('model', 'data_preprocessor')}
         counts = dict(class_counts(model))
-        if _has_text(model) or any(type(hook).__name__ in UPSTREAM_HOOKS for hook in getattr(runner, 'hooks', ())):
+        compares_texts = any(node.get(part) for node in nested_dicts(model) for part in TEXT_PARTS)
+        if compares_texts or any(type(hook).__name__ in UPSTREAM_HOOKS for hook in runner.hooks):
             return
         for part in ('train', 'val', 'test'):
             # Asked for its dataloader, the runner would build the loop.
@@ -96,9 +98,3 @@ def class_counts(node, path: str = '') -> Iterator[tuple[str, int]]:
     for key, value in items:
         if key not in OTHER_CLASSES:
             yield from class_counts(value, f'{path}.{key}' if path else str(key))
-
-
-def _has_text(node) -> bool:
-    """Whether a model compares with texts, by the parts in its config."""
-    children = list(node.values()) if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else []
-    return isinstance(node, dict) and any(node.get(key) for key in TEXT_PARTS) or any(map(_has_text, children))

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from pelk_mm.registry import HOOKS
 
-from ..seeding import derive_seed, preserved_rng, seed_all
+from ..seeding import derive_seed, get_rng_state, seed_all, set_rng_state
 from ..sharding import unwrap
 from ..sparsity import (
     Pattern,
@@ -288,17 +288,18 @@ class DynamicSparsityHook(Hook):
         size = min(size, max(1, len(loader.dataset) // world_size))
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         model.train()
-        with preserved_rng():
-            seed_all(derive_seed('snip', runner.seed))
-            indices = torch.randperm(len(loader.dataset)).tolist()
-            samples = []
-            for position in range(rank, size * world_size, world_size):
-                seed_all(derive_seed('snip sample', runner.seed, position))
-                samples.append(loader.dataset[indices[position % len(indices)]])
-            batch = loader.collate_fn(samples)
-            seed_all(derive_seed('snip step', runner.seed, rank))
-            losses = model._run_forward(model.data_preprocessor(batch, True), mode='loss')
-            saliency = saliencies(model.parse_losses(losses)[0], self._weights)
+        state = get_rng_state()
+        seed_all(derive_seed('snip', runner.seed))
+        indices = torch.randperm(len(loader.dataset)).tolist()
+        samples = []
+        for position in range(rank, size * world_size, world_size):
+            seed_all(derive_seed('snip sample', runner.seed, position))
+            samples.append(loader.dataset[indices[position % len(indices)]])
+        batch = loader.collate_fn(samples)
+        seed_all(derive_seed('snip step', runner.seed, rank))
+        losses = model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+        saliency = saliencies(model.parse_losses(losses)[0], self._weights)
+        set_rng_state(state)
         # The statistics of the norms must not know of this batch.
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

@@ -16,8 +16,8 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from pelk_mm.registry import HOOKS
 
-from ..loader_workers import let_workers_outlive_one_signal
 from ..polling import Poll, max_over_processes
+from ..processes import let_workers_outlive_one_signal
 from .check_finite import CheckFiniteHook
 
 # "Temporary failure, try again" of sysexits.h: the exit code after SIGTERM and a saved checkpoint.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
+from math import ceil
 
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -14,8 +14,6 @@ from torch import nn
 
 from pelk_mm.module_names import clean_name
 from pelk_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
-
-from .layer_depths import find_layer_depth
 
 DECAY_TYPES = ('layer_wise', 'stage_wise')
 
@@ -80,8 +78,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         self._ask_backbones(module)
         single = []
-        with _without_paramwise_lines():
+        logger = MMLogger.get_current_instance()
+        logger.addFilter(_is_no_unscaled_rate)
+        try:
             super().add_params(single, module, **kwargs)
+        finally:
+            logger.removeFilter(_is_no_unscaled_rate)
         params.extend(self._merge(single))
         _log_table(params, self.base_lr)
         self._warn_of_nothing(module, single)
@@ -148,19 +150,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             logger.warning(f'paramwise_cfg.custom_keys match no parameter: {", ".join(map(repr, unused))}')
 
 
-@contextmanager
-def _without_paramwise_lines() -> Iterator[None]:
+def _is_no_unscaled_rate(record: logging.LogRecord) -> bool:
     """Suppress the base class's per-parameter log; it shows unscaled rates."""
-
-    def other_than_paramwise(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith('paramwise_options')
-
-    logger = MMLogger.get_current_instance()
-    logger.addFilter(other_than_paramwise)
-    try:
-        yield
-    finally:
-        logger.removeFilter(other_than_paramwise)
+    return not record.getMessage().startswith('paramwise_options')
 
 
 def _log_table(groups: list[dict], base_lr: float) -> None:
@@ -173,3 +165,30 @@ def _log_table(groups: list[dict], base_lr: float) -> None:
                      f'{group.get("weight_decay", 0.0):14.4g}{len(group["params"]):9d}'
                      f'{sum(param.numel() for param in group["params"]):12,d}')
     MMLogger.get_current_instance().info('\n'.join(lines))
+
+
+def find_layer_depth(module: nn.Module) -> Callable | None:
+    """Return a module's ``get_layer_depth``, or the one that is written here for its class; None if there is neither.
+
+    It takes ``param_name`` and ``prefix``, and returns the depth and the number of depths.
+    """
+    # Known by its name: mmpretrain is not imported for it.
+    is_replknet = any(cls.__name__ == 'RepLKNet' for cls in type(module).__mro__)
+    return getattr(module, 'get_layer_depth', partial(_replknet_depth, module) if is_replknet else None)
+
+
+def _replknet_depth(backbone: nn.Module, param_name: str, prefix: str = '') -> tuple[int, int]:
+    """Group mmpretrain's RepLKNet as its authors do: 12 groups of 31B and 31L.
+
+    The stem is 0, stages 1 and 2 are one group each, stage 3 is cut into groups of four blocks (two with large kernels,
+    two without), the last stage is the last group; a transition belongs to the group before it.
+    """
+    parts = param_name.removeprefix(prefix).split('.')
+    last = 3 + ceil(len(backbone.stages[2].blocks) / 4)
+    if parts[0] == 'stem':
+        return 0, last + 2
+    if parts[0] == 'transitions':
+        return (1, 2, last - 1)[int(parts[1])], last + 2
+    if parts[0] == 'stages' and parts[2] == 'blocks':
+        return (1, 2, 3 + int(parts[3]) // 4, last)[int(parts[1])], last + 2
+    return last + 1, last + 2
