@@ -13,6 +13,7 @@ BINARY = dict(num_classes=2, out_channels=1, loss_decode=dict(type='CrossEntropy
 
 
 def segmentor(decode_head=None, **model):
+    """With one FCN head, of which some arguments change, or a list of heads."""
     cfg = tiny_config('segmentation')
     cfg.model.pop('auxiliary_head')
     cfg.model.update(model)
@@ -21,6 +22,7 @@ def segmentor(decode_head=None, **model):
 
 
 def classifier(**head):
+    """With another head."""
     cfg = tiny_config('classification')
     cfg.model.head = dict(in_channels=16, **head)
     return cfg
@@ -31,24 +33,28 @@ def binary(threshold):
 
 
 def sliding(**head):
+    """A segmentor that slides windows of 64 over images of 96 x 144."""
     cfg = segmentor(head, test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(40, 40)))
     cfg.test_dataloader.dataset.pipeline[1].scale = (144, 96)
     return cfg
 
 
 def padded(cfg):
+    """Keep the ratio of the sides, and pad them to multiples of 32; RGB."""
     cfg.model.data_preprocessor.update(bgr_to_rgb=True, test_cfg=dict(size_divisor=32))
     cfg.test_dataloader.dataset.pipeline[1].update(scale=(100, 70), keep_ratio=True)
     return cfg
 
 
 def cascade():
+    """A segmentor of two heads, the second of which takes what the first predicts."""
     ocr = dict(FCN, type='OCRHead', ocr_channels=8)
     del ocr['num_convs'], ocr['concat_input']
     return segmentor([FCN, ocr], type='CascadeEncoderDecoder', num_stages=2)
 
 
 def several_tasks():
+    """Labels of one task, and of another that is nested."""
     marks = dict(type='MultiLabelLinearClsHead', num_classes=3, topk=2)
     return classifier(type='MultiTaskHead', task_heads=dict(
         kind=dict(type='LinearClsHead', num_classes=4),
@@ -79,6 +85,7 @@ def panoptic():
 
 
 def with_channels(cfg, channels):
+    """Take images of 1 or 4 channels."""
     cfg.model.backbone.in_channels = channels
     # Of other numbers than 1 and 3 mmseg and mmdet take no mean for each.
     cfg.model.data_preprocessor.update(mean=[120.0], std=[60.0])
@@ -89,7 +96,7 @@ def with_channels(cfg, channels):
 
 
 def write_images(cfg, folder):
-    """As many channels as the model takes."""
+    """Write two images with as many channels as the model takes, and return their folder."""
     images = write_pictures(folder, 2)
     for file in images.iterdir():
         if cfg.model.backbone.get('in_channels') == 4:

@@ -38,7 +38,7 @@ from pelk_mm.deploy.onnx_ops import BOX_SUMS, translations
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_pictures
 
-from ..helpers.tiny_heads import several_tasks
+from ..helpers.tiny_heads import padded, several_tasks
 from ..helpers.toy_files import write_onnx_stub
 
 META = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
@@ -156,9 +156,7 @@ def padded_sliding():
     cfg = tiny_config('segmentation')
     cfg.model.decode_head.align_corners = True
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(40, 40))
-    cfg.model.data_preprocessor.update(bgr_to_rgb=True, test_cfg=dict(size_divisor=32))
-    cfg.test_dataloader.dataset.pipeline[1].update(scale=(100, 70), keep_ratio=True)
-    return cfg
+    return padded(cfg)
 
 
 # Config, kernel form and names of the outputs.
