@@ -2,7 +2,6 @@
 
 import ast
 import itertools
-import math
 import sys
 from pathlib import Path
 
@@ -181,29 +180,18 @@ class TestDefinitions:
         locations = 1.4 * torch.rand(2, 4, 2, 2, 3, 2, dtype=torch.float64) - 0.2
         weights = torch.rand(2, 4, 2, 2, 3, dtype=torch.float64)
 
-        def sample(level, x, y):
-            """Bilinear, zero outside; pixel centres lie at halves."""
-            height, width = level.shape[:2]
-            x, y = x * width - 0.5, y * height - 0.5
-            total = 0
-            for i, j in itertools.product((0, 1), (0, 1)):
-                column, row = math.floor(x.detach()) + i, math.floor(y.detach()) + j
-                if 0 <= row < height and 0 <= column < width:
-                    total = total + (1 - abs(x - column)) * (1 - abs(y - row)) * level[row, column]
-            return total
-
         def definition(value, locations, weights):
-            rows = []
-            for image, query, head in itertools.product(range(2), range(4), range(2)):
-                total = torch.zeros(3, dtype=torch.float64)
-                for level, point in itertools.product(range(2), range(3)):
-                    height, width = shapes[level].tolist()
-                    start = int(starts[level])
-                    plane = value[image, start:start + height * width, head].view(height, width, 3)
-                    x, y = locations[image, query, head, level, point].unbind()
-                    total = total + weights[image, query, head, level, point] * sample(plane, x, y)
-                rows.append(total)
-            return torch.stack(rows).view(2, 4, 6)
+            """Weighted bilinear samples, zero outside of a level; pixel centres lie at halves."""
+            total = 0
+            for level, (height, width) in enumerate(shapes.tolist()):
+                plane = value[:, starts[level]:starts[level] + height * width].view(2, height, width, 2, 3)
+                x, y = locations[:, :, :, level].unbind(-1)
+                columns = (1 - (x[..., None] * width - 0.5 - torch.arange(width)).abs()).clamp(min=0)
+                rows = (1 - (y[..., None] * height - 0.5 - torch.arange(height)).abs()).clamp(min=0)
+                # Images n, queries q, heads m, points p, channels c.
+                total = total + torch.einsum('nqmp,nqmph,nqmpw,nhwmc->nqmc', weights[:, :, :, level], rows, columns,
+                                             plane)
+            return total.flatten(2)
 
         function = MultiScaleDeformableAttnFunction.apply
         assert_same(lambda x, *more: function(x, shapes, starts, *more, 64), definition, value, locations, weights)

@@ -10,21 +10,17 @@ from pelk_mm.deploy import load_trained
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.tiny_models import tiny_config, write_pictures
 
-from ..test_nets.convnexts import DEPTHS, WIDTHS, logits_of, make_source, relative
+from ..test_nets.convnexts import WIDTHS, logits_of, make_source, relative
 
 GROW = 'model_converters/grow_convnext.py'
 
 
-def grown_config(path, v2, classes=5):
+def grown_config(path, printed):
     """A classifier whose backbone is what the tool prints."""
     cfg = tiny_config('classification')
-    cfg.model.backbone = dict(
-        type='pelk_mm.PeLK',
-        arch=dict(depths=DEPTHS, channels=WIDTHS, kernel_sizes=(15, 13, 11, 9), center=7),
-        conv_ratio=1.0, width_factor=1.0, small_kernel=None, branch_norm_cfg=None, position_embedding=True,
-        use_grn=v2, layer_scale_init_value=0 if v2 else 1e-6)
-    cfg.model.head.update(in_channels=WIDTHS[-1], num_classes=classes)
-    cfg.model.data_preprocessor.num_classes = classes
+    cfg.model.backbone = eval(printed.rpartition('backbone: ')[2])
+    cfg.model.head.update(in_channels=WIDTHS[-1], num_classes=5)
+    cfg.model.data_preprocessor.num_classes = 5
     cfg.dump(path)
     return path
 
@@ -36,7 +32,7 @@ def grown(request, tmp_path, printed_by):
     torch.save(dict(model=source.state_dict(), optimizer={}), tmp_path / 'convnext.pth')
     printed = printed_by(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9,
                          '--position-embedding', '--shape', 96, 64)
-    return source, tmp_path / 'grown.pth', grown_config(tmp_path / 'grown.py', request.param), printed
+    return source, tmp_path / 'grown.pth', grown_config(tmp_path / 'grown.py', printed), printed
 
 
 def test_the_tool_proves_and_its_checkpoint_is_complete(grown, printed_by):
@@ -49,10 +45,7 @@ def test_the_tool_proves_and_its_checkpoint_is_complete(grown, printed_by):
     assert 'stage 1: K = 7 -> 15, 121 parameters a channel' in printed
     assert 'not in the source, and not written: norm0, norm1, norm2' in printed
     assert 'outside the backbone, kept: head.fc.weight' in printed
-    backbone = eval(printed.rpartition('backbone: ')[2])
-    cfg = load_config(str(config))
-    cfg.model.backbone = backbone
-    model, meta = load_trained(cfg, str(checkpoint))
+    model, meta = load_trained(load_config(str(config)), str(checkpoint))
     assert meta['grown_from'] == 'convnext.pth'
     images = torch.rand(2, 3, 64, 52)
     with torch.no_grad():
