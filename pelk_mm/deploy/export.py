@@ -353,6 +353,10 @@ def _literal(node: Any, owner: str) -> str:
     return repr(node)
 
 
+def _no_sizes(_) -> tuple[int, int]:
+    return 0, 0
+
+
 @contextmanager
 def _free_sizes() -> Iterator[None]:
     """Let mmseg's ``resize`` leave sizes open while a model is traced.
@@ -360,5 +364,5 @@ def _free_sizes() -> Iterator[None]:
     With ``align_corners`` it makes numbers of both sizes, only to warn, which would fix them in the graph.
     """
     wrappers = sys.modules.get('mmseg.models.utils.wrappers')
-    with mock.patch.object(wrappers, 'tuple', new=lambda _: (0, 0), create=True) if wrappers else nullcontext():
+    with mock.patch.object(wrappers, 'tuple', new=_no_sizes, create=True) if wrappers else nullcontext():
         yield
