@@ -107,14 +107,12 @@ def save_int8_onnx(source: str | Path, path: str | Path, calibration: EvalImages
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    inputs = (dict(image=calibration.network_input(index)) for index in range(len(calibration)))
+
     class Reader(CalibrationDataReader):
 
-        def __init__(self) -> None:
-            self._inputs = map(calibration.network_input, range(len(calibration)))
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self._inputs, None)
-            return None if image is None else dict(image=image)
+            return next(inputs, None)
 
     with TemporaryDirectory() as folder, quiet(logging.getLogger(), level=logging.ERROR):
         prepared, quantized = f'{folder}/prepared.onnx', f'{folder}/quantized.onnx'

@@ -90,8 +90,7 @@ class ExportedDemo:
     def __init__(self, path: str) -> None:
         self.model = ExportedModel(path)
         meta, self.pipeline = self.model.meta, self.model.pipeline
-        self.task = meta['task']
-        self._draw = None if self.task == 'detection' else Drawer(meta['scope'], meta['classes'], meta['palette'])
+        self._draw = None if meta['task'] == 'detection' else Drawer(meta['scope'], meta['classes'], meta['palette'])
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, str]:
         """As :meth:`ModelDemo.__call__`."""

@@ -342,22 +342,14 @@ def _rules(cfg: Config) -> dict[str, Any]:
 
 def _literal(node: Any, owner: str) -> str:
     """``repr`` of a nest of plain values; errors name the type that an argument belongs to."""
-
-    def check(value: Any, where: str, key: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                check(inner, str(value.get('type', where)), name)
-        elif isinstance(value, (list, tuple)):
-            for inner in value:
-                check(inner, where, key)
-        else:
+    # The innermost first, to name the value itself.
+    for part in reversed(list(nested_dicts(node))):
+        for key, value in part.items():
             try:
                 ast.literal_eval(repr(value))
             except (SyntaxError, ValueError) as error:
                 raise ValueError(f'{owner} must hold plain values to be saved in an ONNX file, got {key}={value!r} of '
-                                 f'{where}') from error
-
-    check(node, owner, '')
+                                 f'{part.get("type", owner)}') from error
     return repr(node)
 
 

@@ -125,6 +125,8 @@ class Predictions:
         score_error (float): Largest difference of scores and of other predicted numbers, as a share of the largest
             value where that is above 1; infinite if one form predicts something that the other does not.
         detections (Detections | None): Boxes, where there are any.
+        has_instances (bool): Whether instances are found, of which ties in NMS decide: these predictions are not to be
+            judged.
     """
 
     images: int = 0
@@ -133,7 +135,7 @@ class Predictions:
     images_equal: int = 0
     score_error: float = 0.0
     detections: Detections | None = None
-    _panoptic: bool = field(default=False, repr=False)
+    has_instances: bool = False
 
     @property
     def differing(self) -> float:
@@ -144,11 +146,6 @@ class Predictions:
     def error(self) -> float:
         """The largest of ``differing`` and ``score_error``."""
         return max(self.differing, self.score_error)
-
-    @property
-    def has_instances(self) -> bool:
-        """Whether instances are found, of which ties in NMS decide: these predictions are not to be judged."""
-        return self.detections is not None or self._panoptic
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers by name."""
@@ -171,7 +168,7 @@ class Predictions:
     def add(self, expected: BaseDataElement, got: BaseDataElement) -> None:
         """Add one image's data samples of both."""
         self.images += 1
-        self._panoptic |= 'pred_panoptic_seg' in expected
+        self.has_instances |= 'pred_instances' in expected or 'pred_panoptic_seg' in expected
         if 'pred_instances' in expected:
             self.detections = self.detections or Detections()
             self.detections.add(expected.pred_instances, got.pred_instances)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from torch import Tensor
+from torch import Tensor, nn
 
 from pelk_mm.analysis.model_building import build_model
 from pelk_mm.checkpoints.convert import CONVNEXT_NAMES, SLAK_NAMES, rename
@@ -111,10 +111,9 @@ def match_config(path: Path, tensors: Mapping[str, Tensor], cfg: Config, key: st
             f'convolutions have a bias in one and none in the other, e.g. {min(biases)}',
             'Use the config that was written beside it when it was deployed, or the checkpoint that training saved.')
         return
-    renaming, fix, renamed = _likely_renaming(path, tensors, own, match, key)
-    grown = _growing(path, tensors, model, key)
-    if grown is not None and len(grown[2].matched) > len(renamed.matched):
-        renaming, fix, renamed = grown
+    # Names of a release also begin alike: a mere prefix, which comes later, must explain more than it.
+    guesses = [('', '', match), *_guess_names(path, tensors, model, match, key)]
+    renaming, fix, renamed = max(guesses, key=lambda guess: len(guess[2].matched))
     if renaming:
         yield error('names', f'{renaming}: with that {_numbers(renamed)}', fix)
         yield from _rest(renamed)
@@ -221,9 +220,9 @@ def _examine_training_state(content: Mapping, tensors: Mapping[str, Tensor]) -> 
             "DynamicSparsityHook(init='zeros') instead of resuming.")
 
 
-def _likely_renaming(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], match: Match,
-                     key: str | None) -> tuple[str, str, Match]:
-    """Guess what the names are; return the guess, '' for none, the fix, and how the renamed tensors would fit."""
+def _guess_names(path: Path, tensors: Mapping[str, Tensor], model: nn.Module, match: Match,
+                 key: str | None) -> Iterator[tuple[str, str, Match]]:
+    """Yield guesses of the code base or prefix, each with its fix and how the renamed tensors would fit."""
     target = path.with_name(f'{path.stem}_renamed.pth')
     option = ['--key', key] if key else []
     candidates = [(f'the names are those of {who}', names,
@@ -237,35 +236,34 @@ def _likely_renaming(path: Path, tensors: Mapping[str, Tensor], own: Mapping[str
     hint = "\nFor a backbone's init_cfg nothing is to do: PretrainedBackbone finds the prefix."
     candidates.append((f'the prefix is {old!r}, the model has {new!r}', names,
                        _convert(path, target, names, key) + (hint if new == 'backbone.' else '')))
-    best = ('', '', match)
+    own = model.state_dict()
     for text, names, fix in candidates:
         with suppress(ValueError):
-            renamed = Match(own, rename(tensors, names)[0])
-            # Names of a release also begin alike; a mere prefix, which is last, must explain more than it.
-            if len(renamed.matched) > len(best[2].matched):
-                best = (text, fix, renamed)
-    return best
-
-
-def _growing(path: Path, tensors: Mapping[str, Tensor], model: Any, key: str | None) -> tuple[str, str, Match] | None:
-    """Return what :func:`_likely_renaming` does for a ConvNeXt that the model's PeLK can be grown from; else None."""
-    grids = getattr(getattr(model, 'backbone', None), 'grids', None)
+            yield text, fix, Match(own, rename(tensors, names)[0])
     with suppress(ValueError):
-        weights = convnext_state_dict(tensors)
-        own = model.state_dict()
-        found = {f'backbone.{name}': value for name, value in weights.backbone.items()}
-        # Kernels grow to those of the model.
-        found.update({name: own[name] for name in found if name.endswith('.large.weight') and name in own})
-        options = ['--key', key] if key else []
-        if any('position_embedding' in name for name in own):
-            options.append('--position-embedding')
-        fix = shlex.join(['python', 'tools/model_converters/grow_convnext.py', str(path),
-                          str(path.with_name(f'{path.stem}_grown.pth')), *options, '--kernel-sizes',
-                          *(str(grid.kernel_size) for grid in grids or ())])
-        match = Match(own, found | weights.head)
-        if grids and not match.unused:
-            return f'the names are those of a ConvNeXt ({weights.naming}), which can be grown', fix, match
-    return None
+        yield from _guess_convnext(path, tensors, model, option)
+
+
+def _guess_convnext(path: Path, tensors: Mapping[str, Tensor], model: nn.Module,
+                    options: list[str]) -> Iterator[tuple[str, str, Match]]:
+    """Yield what :func:`_guess_names` does for a ConvNeXt that the model's PeLK can be grown from.
+
+    Raises:
+        ValueError: If the tensors are not a ConvNeXt's.
+    """
+    grids = getattr(getattr(model, 'backbone', None), 'grids', None)
+    weights, own = convnext_state_dict(tensors), model.state_dict()
+    found = {f'backbone.{name}': value for name, value in weights.backbone.items()}
+    # Kernels grow to those of the model.
+    found.update({name: own[name] for name in found if name.endswith('.large.weight') and name in own})
+    if any('position_embedding' in name for name in own):
+        options = [*options, '--position-embedding']
+    fix = shlex.join(['python', 'tools/model_converters/grow_convnext.py', str(path),
+                      str(path.with_name(f'{path.stem}_grown.pth')), *options, '--kernel-sizes',
+                      *(str(grid.kernel_size) for grid in grids or ())])
+    match = Match(own, found | weights.head)
+    if grids and not match.unused:
+        yield f'the names are those of a ConvNeXt ({weights.naming}), which can be grown', fix, match
 
 
 def _best_prefixes(match: Match) -> tuple[str, str]:

@@ -37,18 +37,13 @@ def has_error(findings: Iterable[Finding]) -> bool:
     return any(finding.level == 'error' for finding in findings)
 
 
-def to_text(findings: Iterable[Finding], width: int = 110) -> str:
-    """Format findings as lines, one after the other; fixes are not broken, so that commands can be copied.
-
-    Args:
-        findings (Iterable[Finding]): In the order in which they are printed.
-        width (int): Where findings are broken. Defaults to 110.
-    """
+def to_text(findings: Iterable[Finding]) -> str:
+    """Format findings as lines, one after the other; fixes are not broken, so that commands can be copied."""
     lines = []
     for finding in findings:
         level = finding.level.upper() if finding.level == 'error' else finding.level
         head = f'{level:<6}{finding.subject:<16}'
         lines += textwrap.wrap(
-            finding.text, width, initial_indent=head, subsequent_indent=' ' * len(head), break_on_hyphens=False)
+            finding.text, 110, initial_indent=head, subsequent_indent=' ' * len(head), break_on_hyphens=False)
         lines += [f'{mark:>11}{line}' for mark, line in zip(chain(['fix: '], repeat('')), finding.fix.splitlines())]
     return '\n'.join(lines)

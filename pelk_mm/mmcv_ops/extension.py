@@ -9,7 +9,8 @@ NMS and RoIAlign equal mmcv's compiled code bit for bit, the others to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -18,9 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .boxes import bbox_overlaps, nms, nms_match, softnms, vision_ops  # noqa: F401
-
-# The distributions that bring the module mmcv.
-_DISTRIBUTIONS = ('onedl-mmcv', 'mmcv')
 
 
 class MissingOperator(RuntimeError):
@@ -39,18 +37,13 @@ def __getattr__(name: str) -> Callable[..., Any]:
     return missing
 
 
+@cache
 def _how_to_compile() -> str:
-    installed = {}
-    for name in _DISTRIBUTIONS:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    name, version = next(iter(installed.items()), (_DISTRIBUTIONS[0], ''))
-    requirement = f'{name}=={version}' if version else name
+    names = metadata.packages_distributions().get('mmcv')
+    requirement = f'{names[0]} {names[0]}=={metadata.version(names[0])}' if names else 'onedl-mmcv onedl-mmcv'
     return ('It needs the compiled operators of mmcv, which build with PyTorch below 2.14 and a C++17 compiler: '
             'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall --no-binary '
-            f'{name} {requirement}')
+            + requirement)
 
 
 def get_compiler_version() -> str:
@@ -185,8 +178,8 @@ def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float,
                                 alpha: float) -> None:
     """Write the derivative of :func:`sigmoid_focal_loss_forward`."""
-    ones = torch.ones_like(input)
-    grad_input.copy_(_gradients(lambda x: _sigmoid_focal_loss(x, target, weight, gamma, alpha), ones, input)[0])
+    _write_gradients([grad_input], lambda x: _sigmoid_focal_loss(x, target, weight, gamma, alpha),
+                     torch.ones_like(input), input)
 
 
 def _sigmoid_focal_loss(logits: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
@@ -206,9 +199,8 @@ def softmax_focal_loss_backward(softmax: Tensor, target: Tensor, weight: Tensor,
                                 gamma: float, alpha: float) -> None:
     """Write the derivative of :func:`softmax_focal_loss_forward` for the logits, shape (N, C)."""
     logits = softmax.clamp(min=torch.finfo(softmax.dtype).tiny).log()
-    gradients = _gradients(lambda x: _softmax_focal_loss(x.softmax(1), target, weight, gamma, alpha),
-                           torch.ones_like(buff), logits)
-    grad_input.copy_(gradients[0])
+    _write_gradients([grad_input], lambda x: _softmax_focal_loss(x.softmax(1), target, weight, gamma, alpha),
+                     torch.ones_like(buff), logits)
 
 
 def _softmax_focal_loss(softmax: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:
@@ -226,11 +218,14 @@ def _weight_of(target: Tensor, weight: Tensor, classes: int) -> Tensor:
     return F.pad(weight, (0, 1), value=1.0)[target.clamp(0, classes)]
 
 
-def _gradients(function: Callable[..., Tensor], grad_output: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of a function for its tensors, also where gradients are off."""
+def _write_gradients(targets: Iterable[Tensor], function: Callable[..., Tensor], grad_output: Tensor,
+                     *tensors: Tensor) -> None:
+    """Write the gradients of a function for its tensors into targets, also where gradients are off."""
     with torch.enable_grad():
-        leaves = tuple(tensor.detach().requires_grad_() for tensor in tensors)
-        return torch.autograd.grad(function(*leaves), leaves, grad_output)
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        gradients = torch.autograd.grad(function(*leaves), leaves, grad_output)
+    for target, gradient in zip(targets, gradients):
+        target.copy_(gradient)
 
 
 # Attention, upsampling, masks
@@ -247,10 +242,9 @@ def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_l
                             grad_value: Tensor, grad_sampling_loc: Tensor, grad_attn_weight: Tensor,
                             im2col_step: int) -> None:
     """Write the gradients of :func:`ms_deform_attn_forward`."""
-    gradients = _gradients(lambda v, locations, weights: _ms_deform_attn(v, value_spatial_shapes, locations, weights),
-                           grad_output, value, sampling_locations, attention_weights)
-    for target, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), gradients):
-        target.copy_(gradient)
+    _write_gradients((grad_value, grad_sampling_loc, grad_attn_weight),
+                     lambda v, locations, weights: _ms_deform_attn(v, value_spatial_shapes, locations, weights),
+                     grad_output, value, sampling_locations, attention_weights)
 
 
 def _ms_deform_attn(value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -286,10 +280,8 @@ def carafe_naive_forward(features: Tensor, masks: Tensor, output: Tensor, kernel
 def carafe_naive_backward(top_grad: Tensor, features: Tensor, masks: Tensor, bottom_grad: Tensor, mask_grad: Tensor,
                           kernel_size: int, group_size: int, scale_factor: int) -> None:
     """Write the gradients of :func:`carafe_naive_forward` for features and masks."""
-    grad_features, grad_masks = _gradients(lambda f, m: _carafe(f, m, kernel_size, group_size, scale_factor), top_grad,
-                                           features, masks)
-    bottom_grad.copy_(grad_features)
-    mask_grad.copy_(grad_masks)
+    _write_gradients((bottom_grad, mask_grad), lambda f, m: _carafe(f, m, kernel_size, group_size, scale_factor),
+                     top_grad, features, masks)
 
 
 def _carafe(features: Tensor, masks: Tensor, kernel_size: int, groups: int, scale: int) -> Tensor:

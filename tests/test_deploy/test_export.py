@@ -25,6 +25,7 @@ from pelk_mm.deploy import (
     describe,
     export,
     prepare_for_export,
+    save_deployment,
     save_onnx,
     save_package,
     task_of,
@@ -37,6 +38,7 @@ from pelk_mm.deploy.onnx_ops import BOX_SUMS, translations
 from pelk_mm.layers import PeripheralConv2d
 from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_pictures
 
+from ..helpers.tiny_heads import padded, several_tasks
 from ..helpers.toy_files import write_onnx_stub
 
 META = dict(dataset_meta=dict(classes=CLASSES, palette=PALETTE))
@@ -149,24 +151,12 @@ def test_models_that_cannot_be_traced_are_named(monkeypatch):
     assert len(str(caught.value)) < 600
 
 
-def several_tasks():
-    """Labels of one task, and of another that is nested."""
-    cfg = tiny_config('classification')
-    marks = dict(type='MultiLabelLinearClsHead', num_classes=3, thr=0.5)
-    cfg.model.head = dict(type='MultiTaskHead', in_channels=16, task_heads=dict(
-        kind=dict(type='LinearClsHead', num_classes=4),
-        more=dict(type='MultiTaskHead', task_heads=dict(marks=marks))))  # yapf: disable
-    return cfg
-
-
 def padded_sliding():
     """Windows that slide; with aligned corners, mmseg's resize() makes numbers of sizes, to warn of them."""
     cfg = tiny_config('segmentation')
     cfg.model.decode_head.align_corners = True
     cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(40, 40))
-    cfg.model.data_preprocessor.update(bgr_to_rgb=True, test_cfg=dict(size_divisor=32))
-    cfg.test_dataloader.dataset.pipeline[1].update(scale=(100, 70), keep_ratio=True)
-    return cfg
+    return padded(cfg)
 
 
 # Config, kernel form and names of the outputs.
@@ -306,34 +296,42 @@ def test_unknown_toolboxes_and_files_are_refused(tmp_path):
 
 @pytest.fixture(scope='module')
 def saves():
-    """How a layer is saved, by the name of the file."""
+    """How a layer, or a deployed model, is saved: functions of the path, by the name of the file."""
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3), ))
+    cfg = tiny_config('classification')
+    deployment = deploy(build_tiny_model(cfg), cfg)
     return {
         'a.onnx': lambda path: save_onnx(program, path, ['y'], {}),
         'a.pt2': lambda path: save_package(program, path),
+        'a.pth': lambda path: save_deployment(deployment, {}, path),
     }
 
 
-@pytest.mark.parametrize('name', ['a.onnx', 'a.pt2'])
-def test_files_are_complete_or_absent_and_never_overwritten(saves, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize('function', ['fsync', 'replace'])
+@pytest.mark.parametrize('files', [['a.onnx'], ['a.pt2'], ['a.pth', 'a.py']], ids=str)
+def test_files_are_complete_or_absent_and_never_overwritten(saves, files, function, tmp_path, monkeypatch):
 
     def fail(*args):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    path = tmp_path / 'new' / name
+    folder, save = tmp_path / 'new', saves[files[0]]
     with monkeypatch.context() as context:
-        context.setattr(os, 'replace', fail)
+        context.setattr(os, function, fail)
         with pytest.raises(OSError, match='No space left on device'):
-            saves[name](path)
-    assert os.listdir(tmp_path / 'new') == []
+            save(folder / files[0])
+    assert os.listdir(folder) == []
     # So that the next try is not refused.
     level = logging.getLogger('torch.onnx').level
-    saves[name](path)
+    save(folder / files[0])
     assert logging.getLogger('torch.onnx').level == level
-    path.write_text('precious')
-    with pytest.raises(FileExistsError, match='exists and is not overwritten'):
-        saves[name](path)
-    assert path.read_text() == 'precious'
+    assert sorted(os.listdir(folder)) == files
+    for file in files:
+        mine = tmp_path / f'{file}.folder' / file
+        mine.parent.mkdir()
+        mine.write_text('precious')
+        with pytest.raises(FileExistsError, match=f'{file} exists and is not overwritten'):
+            save(mine.with_name(files[0]))
+        assert [path.read_text() for path in mine.parent.iterdir()] == ['precious']
 
 
 def test_weights_too_large_for_one_file_are_left_to_pytorch(saves, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Merged models: equal outputs, fewer parts, and files that are complete or absent."""
 
 import copy
-import errno
 import os
 
 import pytest
@@ -163,28 +162,3 @@ def test_a_model_goes_through_files_with_meta_data_and_without(meta, cfg, tmp_pa
     assert saved['meta'].get('epoch') == found.get('epoch')
     assert (tmp_path / 'new' / 'deployed.py').read_text(encoding='utf-8') == saved['meta']['cfg']
     assert all(torch.equal(value, saved['state_dict'][name]) for name, value in deployment.model.state_dict().items())
-
-
-@pytest.mark.parametrize('function', ['fsync', 'replace'])
-def test_after_an_error_nothing_is_left_and_the_next_try_is_not_refused(function, cfg, tmp_path, monkeypatch):
-
-    def fail(*args):
-        raise OSError(errno.ENOSPC, 'No space left on device')
-
-    deployment = deploy(build_tiny_model(cfg), cfg)
-    with monkeypatch.context() as context:
-        context.setattr(os, function, fail)
-        with pytest.raises(OSError, match='No space left on device'):
-            save_deployment(deployment, {}, tmp_path / 'deployed.pth')
-    assert os.listdir(tmp_path) == []
-    save_deployment(deployment, {}, tmp_path / 'deployed.pth')
-    assert sorted(os.listdir(tmp_path)) == ['deployed.pth', 'deployed.py']
-
-
-@pytest.mark.parametrize('name', ['deployed.pth', 'deployed.py'])
-def test_nothing_is_overwritten(name, cfg, tmp_path):
-    (tmp_path / name).write_text('precious')
-    with pytest.raises(FileExistsError, match=f'{name} exists and is not overwritten'):
-        save_deployment(deploy(build_tiny_model(cfg), cfg), {}, tmp_path / 'deployed.pth')
-    assert os.listdir(tmp_path) == [name]
-    assert (tmp_path / name).read_text() == 'precious'

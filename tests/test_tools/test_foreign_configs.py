@@ -29,14 +29,13 @@ def test_the_preprocessor_beside_the_model_belongs_to_it():
     assert preprocessor.to_rgb is True
 
 
-def test_norms_of_heads_are_folded_and_proven(run_tool, tmp_path):
+def test_norms_of_heads_are_folded_and_proven(printed_by, tmp_path):
     images = write_pictures(tmp_path, 1)
     model = build_model(load_config(FCN), 'cpu')
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'fcn.pth')
-    code, printed = run_tool('model_converters/switch_to_deploy.py', FCN, tmp_path / 'fcn.pth', tmp_path / 'out.pth',
-                             '--json', tmp_path / 'errors.json', '--images', images, '--cfg-options',
-                             'test_dataloader.dataset.pipeline.1.scale=(64,32)')
-    assert code == 0, printed
+    printed_by('model_converters/switch_to_deploy.py', FCN, tmp_path / 'fcn.pth', tmp_path / 'out.pth',
+               '--json', tmp_path / 'errors.json', '--images', images, '--cfg-options',
+               'test_dataloader.dataset.pipeline.1.scale=(64,32)')
     numbers = json.loads((tmp_path / 'errors.json').read_text())
     layers = {each['name']: each for each in numbers['differences']}
     assert [name for name, each in layers.items() if each['alone']] == [
@@ -49,7 +48,7 @@ def test_norms_of_heads_are_folded_and_proven(run_tool, tmp_path):
     assert (tmp_path / 'out.py').exists()
 
 
-def test_a_mask2former_of_mmseg_is_deployed_and_proven(run_tool, tmp_path):
+def test_a_mask2former_of_mmseg_is_deployed_and_proven(printed_by, tmp_path):
     """Its ``_forward`` takes no images without data samples; the comparison goes by ``encode_decode``."""
     backbone = dict(_delete_=True, type='pelk_mm.PeLK', arch='atto', out_indices=[0, 1, 2, 3])
     (tmp_path / 'mask2former.py').write_text(f"""
@@ -62,10 +61,9 @@ test_dataloader = dict(dataset=dict(pipeline=[
 """)
     model = build_model(load_config(str(tmp_path / 'mask2former.py')), 'cpu')
     torch.save(dict(state_dict=randomise(model).state_dict()), tmp_path / 'mask2former.pth')
-    code, printed = run_tool('model_converters/switch_to_deploy.py', tmp_path / 'mask2former.py',
-                             tmp_path / 'mask2former.pth', tmp_path / 'out.pth', '--json', tmp_path / 'errors.json',
-                             '--images', write_pictures(tmp_path, 1))
-    assert code == 0, printed
+    printed_by('model_converters/switch_to_deploy.py', tmp_path / 'mask2former.py',
+               tmp_path / 'mask2former.pth', tmp_path / 'out.pth', '--json', tmp_path / 'errors.json',
+               '--images', write_pictures(tmp_path, 1))
     numbers = json.loads((tmp_path / 'errors.json').read_text())
     assert {'backbone', 'output'} <= {each['name'] for each in numbers['differences']}
     assert max(each['relative'] for each in numbers['differences']) < 1e-4

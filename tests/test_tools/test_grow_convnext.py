@@ -10,37 +10,32 @@ from pelk_mm.deploy import load_trained
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.tiny_models import tiny_config, write_pictures
 
-from ..test_nets.convnexts import DEPTHS, WIDTHS, logits_of, make_source, relative
+from ..test_nets.convnexts import WIDTHS, logits_of, make_source, relative
 
 GROW = 'model_converters/grow_convnext.py'
 
 
-def grown_config(path, v2, classes=5):
+def grown_config(path, printed):
     """A classifier whose backbone is what the tool prints."""
     cfg = tiny_config('classification')
-    cfg.model.backbone = dict(
-        type='pelk_mm.PeLK',
-        arch=dict(depths=DEPTHS, channels=WIDTHS, kernel_sizes=(15, 13, 11, 9), center=7),
-        conv_ratio=1.0, width_factor=1.0, small_kernel=None, branch_norm_cfg=None, position_embedding=True,
-        use_grn=v2, layer_scale_init_value=0 if v2 else 1e-6)
-    cfg.model.head.update(in_channels=WIDTHS[-1], num_classes=classes)
-    cfg.model.data_preprocessor.num_classes = classes
+    cfg.model.backbone = eval(printed.rpartition('backbone: ')[2])
+    cfg.model.head.update(in_channels=WIDTHS[-1], num_classes=5)
+    cfg.model.data_preprocessor.num_classes = 5
     cfg.dump(path)
     return path
 
 
 @pytest.fixture(params=[False, True], ids=['V1', 'V2'])
-def grown(request, tmp_path, run_tool):
+def grown(request, tmp_path, printed_by):
     """The source, the file made of it, a config for it, and what the tool printed."""
     source = make_source('facebookresearch', request.param)
     torch.save(dict(model=source.state_dict(), optimizer={}), tmp_path / 'convnext.pth')
-    code, printed = run_tool(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9,
-                             '--position-embedding', '--shape', 96, 64)
-    assert code == 0, printed
-    return source, tmp_path / 'grown.pth', grown_config(tmp_path / 'grown.py', request.param), printed
+    printed = printed_by(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9,
+                         '--position-embedding', '--shape', 96, 64)
+    return source, tmp_path / 'grown.pth', grown_config(tmp_path / 'grown.py', printed), printed
 
 
-def test_the_tool_proves_and_its_checkpoint_is_complete(grown, run_tool):
+def test_the_tool_proves_and_its_checkpoint_is_complete(grown, printed_by):
     source, checkpoint, config, printed = grown
     count = len(source.state_dict())
     assert f'{count} tensors with the names of facebookresearch: {count - 2} of the backbone, 2 outside' in printed
@@ -50,31 +45,25 @@ def test_the_tool_proves_and_its_checkpoint_is_complete(grown, run_tool):
     assert 'stage 1: K = 7 -> 15, 121 parameters a channel' in printed
     assert 'not in the source, and not written: norm0, norm1, norm2' in printed
     assert 'outside the backbone, kept: head.fc.weight' in printed
-    backbone = eval(printed.rpartition('backbone: ')[2])
-    cfg = load_config(str(config))
-    cfg.model.backbone = backbone
-    model, meta = load_trained(cfg, str(checkpoint))
+    model, meta = load_trained(load_config(str(config)), str(checkpoint))
     assert meta['grown_from'] == 'convnext.pth'
     images = torch.rand(2, 3, 64, 52)
     with torch.no_grad():
         assert relative(model(images), logits_of(source, images)) < 1e-5
     before = checkpoint.read_bytes()
-    code, printed = run_tool(GROW, checkpoint.with_name('convnext.pth'), checkpoint)
-    assert (code, checkpoint.read_bytes()) == (2, before)
+    printed = printed_by(GROW, checkpoint.with_name('convnext.pth'), checkpoint, code=2)
+    assert checkpoint.read_bytes() == before
     assert 'exists and is not overwritten' in printed
 
 
-def test_everything_else_knows_the_result(grown, tmp_path, run_tool):
+def test_everything_else_knows_the_result(grown, tmp_path, printed_by):
     _, checkpoint, config, _ = grown
-    code, printed = run_tool('misc/check_checkpoint.py', checkpoint, config)
-    assert code == 0, printed
-    code, printed = run_tool('misc/check_checkpoint.py', tmp_path / 'convnext.pth', config)
-    assert code == 1
+    printed_by('misc/check_checkpoint.py', checkpoint, config)
+    printed = printed_by('misc/check_checkpoint.py', tmp_path / 'convnext.pth', config, code=1)
     assert 'the names are those of a ConvNeXt (facebookresearch), which can be grown: with that' in printed
     fix = next(line.split() for line in printed.splitlines() if 'grow_convnext.py' in line)
     assert fix[-6:] == ['--position-embedding', '--kernel-sizes', '15', '13', '11', '9']
-    code, printed = run_tool(GROW, *fix[fix.index('tools/' + GROW) + 1:])
-    assert code == 0, printed
+    printed_by(GROW, *fix[fix.index('tools/' + GROW) + 1:])
     assert torch.load(tmp_path / 'convnext_grown.pth').keys() == torch.load(checkpoint).keys()
     cfg = load_config(str(config))
     model = build_model(cfg, 'cpu')
@@ -96,13 +85,12 @@ def test_everything_else_knows_the_result(grown, tmp_path, run_tool):
 
 
 @pytest.mark.slow
-def test_deployed_and_exported(grown, tmp_path, run_tool):
+def test_deployed_and_exported(grown, tmp_path, printed_by):
     source, checkpoint, config, _ = grown
     (tmp_path / 'images').mkdir()
     images = ('--images', write_pictures(tmp_path / 'images'))
     switch = ('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'deployed.pth')
-    code, printed = run_tool(*switch, *images)
-    assert code == 0, printed
+    printed_by(*switch, *images)
     assert not any('position_embedding' in name
                    for name in torch.load(tmp_path / 'deployed.pth', weights_only=True)['state_dict'])
     # Without the embedding there is nothing to merge, and that is fine.
@@ -113,17 +101,15 @@ def test_deployed_and_exported(grown, tmp_path, run_tool):
     saved['state_dict'] = {k: v for k, v in saved['state_dict'].items() if 'position_embedding' not in k}
     torch.save(saved, tmp_path / 'plain.pth')
     plain = ('model_converters/switch_to_deploy.py', tmp_path / 'plain.py', tmp_path / 'plain.pth')
-    code, printed = run_tool(*plain, tmp_path / 'plain_deployed.pth', *images)
-    assert code == 0, printed
+    printed_by(*plain, tmp_path / 'plain_deployed.pth', *images)
     if not any('grn' in name for name in source.state_dict()):
         # A block of V1 is exported by test_export_and_demo; only V2 has a part that no other exported model has.
         return
-    code, printed = run_tool('model_converters/export.py', tmp_path / 'deployed.py', tmp_path / 'deployed.pth',
-                             tmp_path / 'grown.onnx', '--timing-seconds', 0, *images)
-    assert code == 0, printed
+    printed_by('model_converters/export.py', tmp_path / 'deployed.py', tmp_path / 'deployed.pth',
+               tmp_path / 'grown.onnx', '--timing-seconds', 0, *images)
 
 
-def test_a_segmentor_and_safetensors(tmp_path, run_tool):
+def test_a_segmentor_and_safetensors(tmp_path, printed_by):
     safetensors = pytest.importorskip('safetensors.torch')
     source = make_source('facebookresearch')
     weights = {f'backbone.{name}': value.clone() for name, value in source.state_dict().items()
@@ -131,8 +117,7 @@ def test_a_segmentor_and_safetensors(tmp_path, run_tool):
     safetensors.save_file({**weights, 'backbone.norm2.weight': torch.rand(16), 'backbone.norm2.bias': torch.rand(16),
                            'decode_head.conv_seg.weight': torch.rand(4, 8, 1, 1)}, tmp_path / 'seg.safetensors')
     files = tmp_path / 'seg.safetensors', tmp_path / 'seg.pth'
-    code, printed = run_tool(GROW, *files, '--kernel-sizes', 15, 13, 11, 9)
-    assert code == 0, printed
+    printed_by(GROW, *files, '--kernel-sizes', 15, 13, 11, 9)
     saved = torch.load(tmp_path / 'seg.pth', weights_only=True)['state_dict']
     assert 'decode_head.conv_seg.weight' in saved
     assert {name for name in saved if '.norm' in name and 'stages' not in name} == {
@@ -140,22 +125,20 @@ def test_a_segmentor_and_safetensors(tmp_path, run_tool):
     assert 'backbone.stages.3.blocks.0.gamma' in saved
 
 
-def test_a_file_without_a_convnext_writes_nothing(tmp_path, run_tool):
+def test_a_file_without_a_convnext_writes_nothing(tmp_path, run_tool, printed_by):
     torch.save(dict(state_dict=dict(weight=torch.ones(1))), tmp_path / 'other.pth')
     with pytest.raises(ValueError, match='no ConvNeXt with the names of facebookresearch, mmpretrain, timm'):
         run_tool(GROW, tmp_path / 'other.pth', tmp_path / 'grown.pth')
     torch.save(make_source('facebookresearch').state_dict(), tmp_path / 'convnext.pth')
-    code, printed = run_tool(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--tolerance', 0)
-    assert code == 1
+    printed = printed_by(GROW, tmp_path / 'convnext.pth', tmp_path / 'grown.pth', '--tolerance', 0, code=1)
     assert 'NOT equal within 0. Nothing is written.' in printed
     assert not (tmp_path / 'grown.pth').exists()
 
 
-def test_a_head_with_a_hidden_layer_is_left_out(tmp_path, run_tool):
+def test_a_head_with_a_hidden_layer_is_left_out(tmp_path, printed_by):
     weights = make_source('facebookresearch').state_dict()
     torch.save({**weights, 'head.pre_logits.fc.weight': torch.rand(20, 20)}, tmp_path / 'mlp.pth')
-    code, printed = run_tool(GROW, tmp_path / 'mlp.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9)
-    assert code == 0, printed
+    printed = printed_by(GROW, tmp_path / 'mlp.pth', tmp_path / 'grown.pth', '--kernel-sizes', 15, 13, 11, 9)
     assert 'left out (the head has a hidden layer): head.fc.weight' in printed
     saved = torch.load(tmp_path / 'grown.pth', weights_only=True)['state_dict']
     assert not any(name.startswith('head') for name in saved)

@@ -1,6 +1,5 @@
 """The benchmark of complete networks: what it counts, from the command to the report, and goals from numbers."""
 
-import importlib.util
 import json
 import sys
 from importlib.util import find_spec
@@ -17,11 +16,8 @@ PUBLISHED = {'ConvNeXt-T': 4.5, 'Swin-T': 4.5, 'CAFormer-S18': 4.1, 'InceptionNe
 
 
 @pytest.fixture
-def tool(root):
-    spec = importlib.util.spec_from_file_location('networks_tool', root / 'tools/benchmarks/networks.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool('benchmarks/networks.py')
 
 
 @pytest.mark.parametrize('name', NETWORKS)

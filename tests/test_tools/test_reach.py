@@ -1,24 +1,17 @@
 """The table of the reach tasks: from the command to the report, and verdicts from numbers."""
 
-import importlib.util
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip('mmseg')
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')
-def tool():
-    spec = importlib.util.spec_from_file_location('reach_tool', ROOT / 'tools/benchmarks/reach.py')
-    sys.modules['reach_tool'] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules['reach_tool']
+def tool(load_tool):
+    return load_tool('benchmarks/reach.py')
 
 
 def test_from_the_command_to_the_report(tool, tmp_path, monkeypatch):
@@ -85,7 +78,7 @@ def test_paired_differences(tool):
     assert found == pytest.approx(dict(difference=2.0, half_interval=4.303 / 3**0.5, p=0.0742), abs=1e-3)
 
 
-def test_the_page_has_the_predictions(tool):
-    page = (ROOT / 'docs/benchmarks/reach.md').read_text(encoding='utf-8')
+def test_the_page_has_the_predictions(tool, root):
+    page = (root / 'docs/benchmarks/reach.md').read_text(encoding='utf-8')
     for number, prediction in enumerate(tool.PREDICTIONS, 1):
         assert f'\n{number}. {prediction.text} ' in page

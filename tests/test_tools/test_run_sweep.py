@@ -1,6 +1,5 @@
 """tools/misc/run_sweep.py: what it runs, skips and leaves out. Trainings and tests only leave their files behind."""
 
-import importlib.util
 import json
 import shlex
 import sys
@@ -10,7 +9,6 @@ import pytest
 
 from pelk_mm.engine.steps import StepFailed
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLE6, TABLE1 = 'configs/ablations/table6_central_region', 'configs/ablations/table1_dense_vs_stripe'
 
 
@@ -44,12 +42,10 @@ class FakeSteps:
 
 
 @pytest.fixture
-def sweep(tmp_path, monkeypatch, capsys):
+def sweep(load_tool, root, tmp_path, monkeypatch, capsys):
     """Runs the tool; what it printed, and the commands that it ran as (tool, config)."""
-    spec = importlib.util.spec_from_file_location('run_sweep', ROOT / 'tools/misc/run_sweep.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.chdir(ROOT)
+    tool = load_tool('misc/run_sweep.py')
+    monkeypatch.chdir(root)
 
     def run(*args, broken='nothing'):
         monkeypatch.setattr(tool, 'STEPS', FakeSteps(broken))

@@ -87,11 +87,10 @@ def test_an_active_environment_comes_before_dot_venv(echo, tmp_path):
     assert Path(run('bash', script, 'c.py', '1', PYTHON=str(active)).stdout.strip()) == active
 
 
-def test_print_config_prints_a_complete_config_and_overwrites_nothing(tmp_path, run_tool):
+def test_print_config_prints_a_complete_config_and_overwrites_nothing(tmp_path, run_tool, printed_by):
     command = ('misc/print_config.py', ROOT / 'configs/digits/pelk-atto_1xb64_digits.py', '--save-path',
                tmp_path / 'out.py')
-    code, printed = run_tool(*command, '--cfg-options', 'train_dataloader.batch_size=7')
-    assert code == 0, printed
+    printed = printed_by(*command, '--cfg-options', 'train_dataloader.batch_size=7')
     assert "type='pelk_mm.PeLK'" in printed
     saved = Config.fromfile(tmp_path / 'out.py')
     assert saved.train_dataloader.batch_size == 7

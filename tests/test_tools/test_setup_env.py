@@ -89,12 +89,21 @@ def test_headers_and_a_compiler_are_for_compiled_operators_only(setup_env, tmp_p
     assert (result.returncode, result.stdout, result.stderr) == (0, f'{python}\n', '')
 
 
-def test_refuses_a_missing_python(setup_env, tmp_path):
-    check_refusal(setup_env(PYTHON='/nowhere/python'), tmp_path, '/nowhere/python does not run')
+NO_PYTHON, NO_COMPILER = dict(PYTHON='/nowhere/python'), dict(CXX='/nowhere/c++', MMCV_OPS='compiled')
+FULL_DISK = dict(MIN_FREE_GB='999999')
 
 
-def test_refuses_a_missing_compiler(setup_env, tmp_path):
-    check_refusal(setup_env(CXX='/nowhere/c++', MMCV_OPS='compiled'), tmp_path, '/nowhere/c++ not found')
+@pytest.mark.parametrize(('variables', 'messages'), [
+    (NO_PYTHON, ['/nowhere/python does not run']),
+    (NO_COMPILER, ['/nowhere/c++ not found']),
+    (FULL_DISK, ['999999 GB asked for', 'GB free at']),
+    (NO_PYTHON | NO_COMPILER | FULL_DISK, ['/nowhere/python', '/nowhere/c++', '999999']),
+    (dict(STACK='mmcv'), ['STACK must be', "got 'mmcv'"]),
+    (dict(MIN_FREE_GB='much'), ['MIN_FREE_GB must be', "got 'much'"]),
+    (dict(MMCV_OPS='none'), ['MMCV_OPS must be', "got 'none'"]),
+], ids=str)
+def test_names_everything_that_is_missing_or_wrong(setup_env, tmp_path, variables, messages):
+    check_refusal(setup_env(**variables), tmp_path, *messages)
 
 
 def test_refuses_a_compiler_without_cxx17(setup_env, tmp_path):
@@ -103,43 +112,21 @@ def test_refuses_a_compiler_without_cxx17(setup_env, tmp_path):
     check_refusal(result, tmp_path, f'{compiler} -O2 does not compile and link C++17')
 
 
-def test_refuses_a_full_disk(setup_env, tmp_path):
-    check_refusal(setup_env(MIN_FREE_GB='999999'), tmp_path, '999999 GB asked for', 'GB free at')
-
-
-def test_names_everything_that_is_in_the_way(setup_env, tmp_path):
-    result = setup_env(PYTHON='/nowhere/python', CXX='/nowhere/c++', MIN_FREE_GB='999999', MMCV_OPS='compiled')
-    check_refusal(result, tmp_path, '/nowhere/python', '/nowhere/c++', '999999')
-
-
-@pytest.mark.parametrize('variables', [dict(STACK='mmcv'), dict(MIN_FREE_GB='much'), dict(MMCV_OPS='none')])
-def test_refuses_wrong_variables(setup_env, tmp_path, variables):
-    name, value = next(iter(variables.items()))
-    check_refusal(setup_env(**variables), tmp_path, f'{name} must be', f"got '{value}'")
-
-
-def test_does_not_change_a_foreign_folder(setup_env, tmp_path):
-    (tmp_path / 'venv').mkdir()
-    (tmp_path / 'venv' / 'mine.txt').write_text('mine')
-    result = setup_env()
-    assert result.returncode == 1
-    assert 'was not made by this script' in result.stderr
-    assert [file.name for file in (tmp_path / 'venv').iterdir()] == ['mine.txt']
-
-
-@pytest.mark.parametrize(('made_for', 'message'), [
-    ('stack=openmmlab\nmmcv_ops=torchvision\n', 'holds STACK=openmmlab MMCV_OPS=torchvision'),
-    ('stack=onedl\nmmcv_ops=compiled\n', 'holds STACK=onedl MMCV_OPS=compiled'),
+@pytest.mark.parametrize(('name', 'content', 'message'), [
+    ('mine.txt', 'mine', 'was not made by this script'),
+    ('pelk_mm_setup', 'stack=openmmlab\nmmcv_ops=torchvision\n', 'holds STACK=openmmlab MMCV_OPS=torchvision'),
+    ('pelk_mm_setup', 'stack=onedl\nmmcv_ops=compiled\n',
+     'holds STACK=onedl MMCV_OPS=compiled, asked for is STACK=onedl MMCV_OPS=torchvision'),
     # As version 0.1.0 wrote it, which always compiled.
-    ('stack=onedl\nfingerprint=1234\nstate=complete\n', 'holds STACK=onedl MMCV_OPS=compiled'),
+    ('pelk_mm_setup', 'stack=onedl\nfingerprint=1234\nstate=complete\n', 'holds STACK=onedl MMCV_OPS=compiled'),
 ])
-def test_does_not_change_an_environment_for_something_else(setup_env, tmp_path, made_for, message):
+def test_does_not_change_what_is_there(setup_env, tmp_path, name, content, message):
     (tmp_path / 'venv').mkdir()
-    (tmp_path / 'venv' / 'pelk_mm_setup').write_text(made_for)
+    (tmp_path / 'venv' / name).write_text(content)
     result = setup_env()
     assert result.returncode == 1
-    assert f'{message}, asked for is STACK=onedl MMCV_OPS=torchvision' in result.stderr
-    assert (tmp_path / 'venv' / 'pelk_mm_setup').read_text() == made_for
+    assert message in result.stderr
+    assert {file.name: file.read_text() for file in (tmp_path / 'venv').iterdir()} == {name: content}
 
 
 def test_is_done_at_once_where_it_was_done(setup_env, tmp_path):
