@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os.path as osp
 from typing import Any
-from unittest import mock
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import put
@@ -63,12 +62,14 @@ class AtomicCheckpointHook(CheckpointHook):
                 self._remove(self.path_of(old))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        # Only recorded at first: the new one is not written yet.
-        outdated: list[str] = []
-        with mock.patch.multiple(self.file_backend, remove=outdated.append, rmtree=outdated.append):
+        backend, later = self.file_backend, _RemovesLater(self.file_backend)
+        self.file_backend = later
+        try:
             super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
         best = {getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()}
-        for path in outdated:
+        for path in later.paths:
             if path not in best:
                 self._remove(path)
 
@@ -91,3 +92,19 @@ class AtomicCheckpointHook(CheckpointHook):
         elif self.file_backend.isdir(path):
             # DeepSpeed's checkpoints are folders.
             self.file_backend.rmtree(path)
+
+
+class _RemovesLater:
+    """A file backend that only records the paths to remove."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.paths: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.paths.append(path)
+
+    rmtree = remove
