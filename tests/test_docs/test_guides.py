@@ -7,7 +7,6 @@ and schedules are the real ones. Only what is for several GPUs or machines is no
 import io
 import json
 import re
-import shlex
 import shutil
 import tarfile
 import zipfile
@@ -17,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
+
+from ..helpers.pages import commands_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,21 +29,6 @@ LOADERS = ' '.join(f'{part}_dataloader.num_workers=0 {part}_dataloader.persisten
                    for part in ('train', 'val', 'test'))
 
 
-def commands(page, **values):
-    """Words of the commands of a guide, with its variables and the given names put in."""
-    found, variables = [], dict(values)
-    for block in re.findall(r'```bash\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL):
-        for line in block.splitlines():
-            line = re.sub(r'\$(\w+)', lambda match: variables[match[1]], line)
-            words = [values.get(word, word) for word in shlex.split(line, comments=True)]
-            if len(words) == 1 and re.match(r'[A-Z]+=', words[0]):
-                name, _, value = words[0].partition('=')
-                variables[name] = value
-            elif words:
-                found.append(words)
-    return found
-
-
 class Guide:
     """Runs what a guide says, in a folder of its own, on one process and without mixed precision."""
 
@@ -51,7 +37,8 @@ class Guide:
         monkeypatch.chdir(folder)
         if not (folder / 'configs').exists():
             (folder / 'configs').symlink_to(root / 'configs')
-        words = commands(root / f'docs/guides/{name}.md', **values)
+        commands = commands_of(root / f'docs/guides/{name}.md')
+        words = [[values.get(word, word) for word in command] for command in commands]
         single = [each for each in words if each[0] == 'python']
         self.prepare, self.check, self.train = single[:3]
         self.test = next(each for each in words if any('test.' in word or 'dist_test' in word for word in each))

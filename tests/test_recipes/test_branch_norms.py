@@ -13,7 +13,6 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import nn
 
-from pelk_mm import compat
 from pelk_mm.analysis.model_building import build_model
 from pelk_mm.engine.launch import load_config
 from pelk_mm.engine.processes import prepare_cpu_processes
@@ -30,7 +29,6 @@ CONFIGS = dict(
 @pytest.mark.parametrize('path', IMAGENET, ids=lambda path: path.stem)
 def test_branches_of_imagenet_models_are_synchronised(path):
     """SLaK's are, and PeLK follows it; RepLKNet's are not, and networks grown from a ConvNeXt have none."""
-    compat.setup()
     cfg = Config.fromfile(path)
     own = cfg.model.backbone.type in ('pelk_mm.PeLK', 'pelk_mm.SLaK') and path.parent.name != 'grown'
     assert cfg.model.backbone.get('branch_norm_cfg', None) == (dict(type='SyncBN') if own else None)

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
-from pelk_mm import compat
 from pelk_mm.analysis import build_model
 from pelk_mm.engine import LayerDecayOptimWrapperConstructor
 from pelk_mm.engine.launch import load_config, run
 from pelk_mm.engine.optimizers.layer_depths import find_layer_depth
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..helpers import config_tree
+from ..helpers.config_tree import ROOT, optimizer_of
+
 MIXES = [('Mixup', 0.8), ('CutMix', 1.0)]
 ZEROS = dict(type='pelk_mm.DynamicSparsityHook', init='zeros')
 
@@ -63,20 +63,13 @@ CASES = pytest.mark.parametrize('name', RECIPES)
 SPARSE = [name for name in RECIPES if 'pelk' in name or 'slak' in name]
 
 
-@cache
 def load(name: str) -> Config:
-    compat.setup()
-    return Config.fromfile(ROOT / f'configs/{name}_in1k-384px.py')
+    return config_tree.load(f'configs/{name}_in1k-384px.py')
 
 
 @cache
 def model_of(name: str) -> nn.Module:
     return build_model(load(name))
-
-
-def optimizer_of(name: str) -> torch.optim.Optimizer:
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        return build_optim_wrapper(model_of(name), copy.deepcopy(load(name).optim_wrapper)).optimizer
 
 
 def test_every_finetuning_config_is_here():
@@ -128,7 +121,7 @@ def test_images(name):
 def test_starts_from_the_config_for_224_px(name):
     """Its model has the same parameters, except the sizes of Swin's tables of positions."""
     folder, recipe = Path(name).parent, RECIPES[name]
-    plain = build_model(Config.fromfile(ROOT / f'configs/{folder}/{recipe.start}_in1k.py')).state_dict()
+    plain = build_model(config_tree.load(f'configs/{folder}/{recipe.start}_in1k.py')).state_dict()
     tuned = model_of(name).state_dict()
     assert plain.keys() == tuned.keys()
     different = [key for key in plain if plain[key].shape != tuned[key].shape]
@@ -140,7 +133,7 @@ def test_starts_from_the_config_for_224_px(name):
 def test_course_of_the_rates(name):
     """By hand, for the first layers and the head: the cosine scaled by the decay, linear before it from 0.001."""
     recipe, steps = RECIPES[name], 4
-    optimizer = optimizer_of(name)
+    optimizer = optimizer_of(load(name), model_of(name))
     schedulers = []
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         for scheduler in copy.deepcopy(load(name).param_scheduler):

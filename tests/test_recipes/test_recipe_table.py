@@ -10,8 +10,6 @@ import pytest
 import yaml
 from mmengine.config import Config
 
-from pelk_mm import compat
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -24,11 +22,6 @@ def load_script():
 
 recipes = load_script()
 DATA = yaml.safe_load(recipes.SOURCES.read_text(encoding='utf-8'))
-
-
-@pytest.fixture(autouse=True, scope='module')
-def setup():
-    compat.setup()
 
 
 def test_the_page_is_that_of_the_configs():
