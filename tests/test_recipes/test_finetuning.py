@@ -6,9 +6,9 @@ ImageNet-1K, with 384x384), swin_base_patch4_window12_384_finetune.yaml and get_
 
 import copy
 import math
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -24,12 +24,10 @@ from pelk_mm.engine.optimizers.layer_depths import find_layer_depth
 from ..helpers import config_tree
 from ..helpers.config_tree import ROOT, optimizer_of
 
-MIXES = [('Mixup', 0.8), ('CutMix', 1.0)]
 ZEROS = dict(type='pelk_mm.DynamicSparsityHook', init='zeros')
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(NamedTuple):
     """Values of a source's command."""
 
     gpus: int
@@ -39,26 +37,25 @@ class Recipe:
     warmup: int
     layer_decay: float | None
     drop_path: float
-    mixes: tuple
+    mixes: list
     averaged: bool
     start: str
 
 
-CONVNEXT = dict(gpus=16, batch_size=32, lr=5e-5, last_lr=1e-6, warmup=0, layer_decay=0.7, drop_path=0.8, mixes=(),
-                averaged=False)  # yapf: disable
+CONVNEXT = Recipe(gpus=16, batch_size=32, lr=5e-5, last_lr=1e-6, warmup=0, layer_decay=0.7, drop_path=0.8, mixes=[],
+                  averaged=False, start='convnext-base_32xb128')
 RECIPES = {
-    'imagenet/pelk-base_16xb32-finetune': Recipe(**CONVNEXT, start='pelk-base_32xb128'),
-    'imagenet/pelk-base-101_16xb32-finetune': Recipe(**CONVNEXT, start='pelk-base-101_32xb128'),
-    'baselines/imagenet/slak-base_16xb32-finetune': Recipe(**CONVNEXT, start='slak-base_32xb128'),
-    'baselines/imagenet/convnext-base_16xb32-finetune': Recipe(**CONVNEXT, start='convnext-base_32xb128'),
-    'baselines/imagenet/replknet-31b_32xb32-finetune': Recipe(
-        gpus=32, batch_size=32, lr=4e-4, last_lr=1e-6, warmup=1, layer_decay=0.7, drop_path=0.8, mixes=(),
-        averaged=True, start='replknet-31b_32xb64'),
+    'imagenet/pelk-base_16xb32-finetune': CONVNEXT._replace(start='pelk-base_32xb128'),
+    'imagenet/pelk-base-101_16xb32-finetune': CONVNEXT._replace(start='pelk-base-101_32xb128'),
+    'baselines/imagenet/slak-base_16xb32-finetune': CONVNEXT._replace(start='slak-base_32xb128'),
+    'baselines/imagenet/convnext-base_16xb32-finetune': CONVNEXT,
+    'baselines/imagenet/replknet-31b_32xb32-finetune': CONVNEXT._replace(
+        gpus=32, lr=4e-4, warmup=1, averaged=True, start='replknet-31b_32xb64'),
     # Its rates are for each 512 images.
-    'baselines/imagenet/swin-base_16xb64-finetune': Recipe(
-        gpus=16, batch_size=64, lr=2 * 2e-5, last_lr=2 * 2e-7, warmup=5, layer_decay=None, drop_path=0.5,
-        mixes=tuple(MIXES), averaged=False, start='swin-base_16xb64'),
-}  # yapf: disable
+    'baselines/imagenet/swin-base_16xb64-finetune': CONVNEXT._replace(
+        batch_size=64, lr=2 * 2e-5, last_lr=2 * 2e-7, warmup=5, layer_decay=None, drop_path=0.5,
+        mixes=[('Mixup', 0.8), ('CutMix', 1.0)], start='swin-base_16xb64'),
+}
 CASES = pytest.mark.parametrize('name', RECIPES)
 SPARSE = [name for name in RECIPES if 'pelk' in name or 'slak' in name]
 
@@ -90,7 +87,7 @@ def test_values(name):
     assert cfg.optim_wrapper.get('clip_grad') == (dict(max_norm=5.0) if 'swin' in name else None)
     assert cfg.model.backbone.drop_path_rate == recipe.drop_path
     augments = (cfg.model.train_cfg or {}).get('augments', [])
-    assert tuple((augment.type, augment.alpha) for augment in augments) == recipe.mixes
+    assert [(augment.type, augment.alpha) for augment in augments] == recipe.mixes
     loss = cfg.model.head.loss
     assert (loss.type, loss.label_smooth_val, cfg.model.head.num_classes) == ('LabelSmoothLoss', 0.1, 1000)
     assert cfg.load_from == f'work_dirs/{recipe.start}_in1k/epoch_300.pth'
