@@ -5,6 +5,7 @@ import copy
 import re
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,11 @@ class TestEveryConfig:
         # Upstream's own recipes need nothing of ours.
         assert cfg.get('runner_type', '').startswith('pelk_mm.') == ('pelk_mm.engine' in str(cfg.get('custom_imports')))
 
+    def test_schedules_follow_one_another(self, name):
+        """The fall begins where the warm-up ends, if both count epochs or both iterations."""
+        for first, second in pairwise(load(name).param_scheduler):
+            assert first.get('by_epoch', True) != second.get('by_epoch', True) or first.end == second.begin
+
     def test_heads_have_the_classes_of_the_data(self, name, scope):
         dataset = load(name).train_dataloader.dataset
         with DATASETS.switch_scope_and_registry(None) as datasets:
@@ -242,7 +248,8 @@ def test_dense_variant(name):
     assert 'sparsity' in str([hook.type for hook in sparse.custom_hooks]).lower()
     assert dense.custom_hooks == sparse.custom_hooks[:-1]
     assert dense.model.backbone == dict(sparse.model.backbone, width_factor=1.0)
-    assert (dense.optim_wrapper, dense.train_cfg) == (sparse.optim_wrapper, sparse.train_cfg)
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
+        assert dense[key] == sparse[key], key
 
 
 @pytest.mark.parametrize('name', [name for name in DENSE if '-fsdp_' in name])
@@ -264,13 +271,6 @@ def test_number_of_learning_rates(name, groups):
 
 
 BASELINES = [name for name in CONFIGS if '/baselines/' in name]
-# Optimizer and drop path of T, S and B where they are not those of PeLK's dense variants; test_recipes has ADE20K's.
-OWN_RECIPES = {
-    'baselines/imagenet/swin': (1e-3, 0.05, (0.2, 0.3, 0.5)),
-    'baselines/coco/cascade-mask-rcnn_swin': (1e-4, 0.05, (0.2, 0.2, 0.3)),
-    'baselines/imagenet/replknet': (4e-3, 0.05, (None, None, 0.5)),
-    'baselines/coco/cascade-mask-rcnn_replknet': (2e-4, 0.05, (None, None, 0.6)),
-}
 
 
 def pelk_beside(name: str) -> str:
@@ -300,20 +300,13 @@ def test_baseline_in_the_place_of_pelk(name):
     assert cfg.model.backbone.drop_path_rate == pelk.model.backbone.drop_path_rate or 'swin' in name or 'repl' in name
 
 
-@pytest.mark.parametrize('name', [
-    name for name in BASELINES if any(own in name for own in OWN_RECIPES) and '-finetune_' not in name
-])
-def test_baseline_with_its_own_recipe(name):
-    lr, weight_decay, drop_paths = next(recipe for own, recipe in OWN_RECIPES.items() if own in name)
-    cfg = load(name)
-    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (lr, weight_decay)
-    assert 'layer_decay_rate' not in cfg.optim_wrapper.paramwise_cfg
-    size = next((index for index, size in enumerate(('tiny', 'small')) if size in name), 2)
-    assert cfg.model.backbone.drop_path_rate == drop_paths[size]
-    if '/imagenet/' in name:
-        gpus = 32 if 'repl' in name else 16
-        assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == gpus * 64
-        assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == (10 if 'repl' in name else 20)
+@pytest.mark.parametrize('name', [name for name in BASELINES if '-384px-scratch' in name])
+def test_baseline_from_scratch_at_384_px(name):
+    """Its recipe is that for 224 px, which docs/recipes.md lists or a test above compares with PeLK's."""
+    cfg, plain = load(name), load(name.replace('-384px-scratch', ''))
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
+        assert cfg[key] == plain[key], key
+    assert cfg.model.backbone.drop_path_rate == plain.model.backbone.drop_path_rate
 
 
 @pytest.mark.parametrize('name', [name for name in BASELINES if 'convnext' in name and '/imagenet/' not in name])

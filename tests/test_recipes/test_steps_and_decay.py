@@ -50,12 +50,10 @@ def test_the_last_batch_can_be_kept():
     assert len(Runner.build_dataloader(loader, seed=0)) == 1281167 // 128 + 1
 
 
-@pytest.mark.parametrize('name', ['pelk-tiny', 'pelk-base-101', 'pelk-tiny_dense', 'slak-tiny', 'convnext-tiny',
-                                  'swin-base', 'replknet-31b'])
-def test_warmup_on_coco(name):
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*-3x_coco.py')), ids=lambda path: path.stem)
+def test_warmup_on_coco(path):
     """MMDetection 2's schedule_1x, which ConvNeXt, SLaK and Swin kept: 500 iterations from 0.001 of the rate."""
-    folder = 'coco' if 'pelk' in name else 'baselines/coco'
-    warmup, fall = load(ROOT / 'configs' / folder / COCO.format(name)).param_scheduler
+    warmup, fall = load(path).param_scheduler
     assert (warmup.type, warmup.start_factor, warmup.by_epoch) == ('LinearLR', 1e-3, False)
     assert (warmup.begin, warmup.end) == (0, 500)
     assert (fall.type, fall.milestones, fall.gamma, fall.end) == ('MultiStepLR', [27, 33], 0.1, 36)
