@@ -100,23 +100,17 @@ def test_look_up_of_entries_that_differ():
     assert recipes.look_up(cfg, 'heads[A].width') == [1, 2]
 
 
-@pytest.mark.parametrize(('name', 'value'), [
-    ('ema_decay', 0.9),
-    ('buffers_averaged', True),
-    ('warmup_start', 3e-7),
-    ('fall_end', 10),
-    ('rate_each_step', False),
-    ('norms_decay', True),
-    ('biases_decay', False),
-    ('embedding_decays', True),
-    ('mixed_precision', False),
-    ('drop_last', False),
-])
-def test_values_that_no_key_holds(name, value):
-    assert recipes.our_value(CONFIG, f'{name}()') == pytest.approx(value)
+def derived(cfg):
+    """Values that no single key holds."""
+    return {name: recipes.our_value(cfg, f'{name}()') for name in recipes.DERIVED if name not in ('batch', 'images')}
 
 
-def test_values_of_other_configs():
+def test_values_that_no_key_holds():
+    values = dict(
+        ema_decay=0.9, buffers_averaged=True, warmup_start=3e-7, fall_end=10, rate_each_step=False, norms_decay=True,
+        biases_decay=False, flat_decay=True, embedding_decays=True, mixed_precision=False, drop_last=False,
+        width_factor=1.1)
+    assert derived(CONFIG) == pytest.approx(values)
     cfg = copy.deepcopy(CONFIG)
     cfg.merge_from_dict(
         dict(
@@ -126,11 +120,9 @@ def test_values_of_other_configs():
                 type='AmpOptimWrapper',
                 paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'.position_embedding': dict(decay_mult=0.0)}))))
     cfg.train_dataloader.drop_last = True
-    values = {name: recipes.our_value(cfg, f'{name}()') for name in recipes.DERIVED if name not in ('batch', 'images')}
-    assert values == dict(
-        ema_decay=None, buffers_averaged=False, fall_end=8, rate_each_step=True, warmup_start=None, norms_decay=False,
-        biases_decay=False, flat_decay=True, embedding_decays=False, mixed_precision=True, drop_last=True,
-        width_factor=1.1)
+    assert derived(cfg) == dict(
+        values, ema_decay=None, buffers_averaged=False, warmup_start=None, fall_end=8, rate_each_step=True,
+        norms_decay=False, embedding_decays=False, mixed_precision=True, drop_last=True)
     cfg.custom_hooks = []
     assert recipes.our_value(cfg, 'buffers_averaged()') is None
 
