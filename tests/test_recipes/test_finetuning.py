@@ -156,10 +156,6 @@ def test_depths_of_other_replknets():
         LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='AdamW', lr=1.0)), options)(model)
 
 
-def test_a_module_without_depths_has_none():
-    assert find_layer_depth(nn.Linear(1, 1)) is None
-
-
 SMALL = {
     'imagenet/pelk-base_16xb32-finetune': (249, dict(arch='atto', kernel_sizes=[7] * 4)),
     'baselines/imagenet/slak-base_16xb32-finetune': (249, dict(arch='atto', kernel_sizes=[7] * 4)),

@@ -5,6 +5,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -54,14 +55,11 @@ def problems_of(item: dict) -> list:
 
 def accepts(tool: Path, arguments: list) -> bool:
     """Whether the parser of a tool takes the arguments."""
-    before = sys.argv
-    sys.argv = [str(tool), *arguments]
-    try:
-        runpy.run_path(str(tool), run_name='asked')['parse_args']()
-    except SystemExit:
-        return False
-    finally:
-        sys.argv = before
+    with patch.object(sys, 'argv', [str(tool), *arguments]):
+        try:
+            runpy.run_path(str(tool), run_name='asked')['parse_args']()
+        except SystemExit:
+            return False
     return True
 
 
