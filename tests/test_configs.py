@@ -4,7 +4,8 @@ import ast
 import copy
 import re
 from collections import Counter
-from functools import cache, lru_cache
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +14,18 @@ import torch
 import yaml
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, HOOKS, LOOPS, DefaultScope
 from PIL import Image
 
-from pelk_mm import compat
-from pelk_mm.analysis.model_building import build_model, quiet
+from pelk_mm.analysis import build_model
 from pelk_mm.engine.hooks.class_count import class_counts
 from pelk_mm.nets import LargeKernelNet
 
-ROOT = Path(__file__).resolve().parents[1]
+from .helpers.config_tree import ROOT, load, metafile_entries, optimizer_of
+
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').glob('[!_]*/**/*.py'))
 ONLY_NORMS_UNDECAYED = ('swin', 'replknet', '8xb4-80k')
 NEVER_DECAYED = ('position_embedding', 'pos_embed', 'relative_position_bias_table', 'cls_token')
-
-
-@cache
-def load(name: str) -> Config:
-    compat.setup()
-    return Config.fromfile(ROOT / name)
 
 
 def model_of(name: str) -> torch.nn.Module:
@@ -64,10 +57,8 @@ def widths_of(name: str, known: dict[str, list] = {}) -> list[int]:  # noqa: B00
     return known[case]
 
 
-def optimizer_of(name: str) -> torch.optim.Optimizer:
-    # MMEngine logs several lines for each parameter.
-    with DefaultScope.overwrite_default_scope(load(name).default_scope), quiet(MMLogger.get_current_instance()):
-        return build_optim_wrapper(model_of(name), copy.deepcopy(load(name).optim_wrapper)).optimizer
+def groups_of(name: str) -> list[dict]:
+    return optimizer_of(load(name), model_of(name)).param_groups
 
 
 @pytest.fixture
@@ -129,7 +120,7 @@ class TestEveryConfig:
         cfg, model = load(name), model_of(name)
         names = {id(param): key for key, param in model.named_parameters()}
         seen = Counter()
-        for group in optimizer_of(name).param_groups:
+        for group in groups_of(name):
             for param in group['params']:
                 key = names[id(param)]
                 seen[key] += 1
@@ -153,6 +144,11 @@ class TestEveryConfig:
         # Upstream's own recipes need nothing of ours.
         assert cfg.get('runner_type', '').startswith('pelk_mm.') == ('pelk_mm.engine' in str(cfg.get('custom_imports')))
 
+    def test_schedules_follow_one_another(self, name):
+        """The fall begins where the warm-up ends, if both count epochs or both iterations."""
+        for first, second in pairwise(load(name).param_scheduler):
+            assert first.get('by_epoch', True) != second.get('by_epoch', True) or first.end == second.begin
+
     def test_heads_have_the_classes_of_the_data(self, name, scope):
         dataset = load(name).train_dataloader.dataset
         with DATASETS.switch_scope_and_registry(None) as datasets:
@@ -172,7 +168,6 @@ def test_inherited_from_elsewhere(name, tmp_path):
     """``_base_ = 'pelk_mm::...'`` gives the same config as the file itself."""
     child = tmp_path / 'child.py'
     child.write_text(f"_base_ = 'pelk_mm::{name.removeprefix('configs/')}'\n")
-    compat.setup()
     assert Config.fromfile(child).to_dict() == load(name).to_dict()
 
 
@@ -206,12 +201,6 @@ def make_sample(cfg: Config, folder: Path) -> dict:
     return dict(
         sample,
         instances=[dict(bbox=[20., 20., 100., 90.], bbox_label=2, mask=[polygon], ignore_flag=0)])
-
-
-@cache
-def metafile_entries() -> list:
-    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
-    return [entry for path in index['Import'] for entry in yaml.safe_load((ROOT / path).read_text())['Models']]
 
 
 def test_metafiles_point_to_what_exists():
@@ -259,7 +248,8 @@ def test_dense_variant(name):
     assert 'sparsity' in str([hook.type for hook in sparse.custom_hooks]).lower()
     assert dense.custom_hooks == sparse.custom_hooks[:-1]
     assert dense.model.backbone == dict(sparse.model.backbone, width_factor=1.0)
-    assert (dense.optim_wrapper, dense.train_cfg) == (sparse.optim_wrapper, sparse.train_cfg)
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
+        assert dense[key] == sparse[key], key
 
 
 @pytest.mark.parametrize('name', [name for name in DENSE if '-fsdp_' in name])
@@ -277,19 +267,10 @@ def test_sharded_variant(name):
                                           (COCO.format('tiny'), 8), (COCO.format('small'), 14)])
 def test_number_of_learning_rates(name, groups):
     """Stage-wise: downsampling, four stages, the rest. Layer-wise: the stem, 6 groups of T and 12 of S, the rest."""
-    assert len({group['lr'] for group in optimizer_of(name).param_groups}) == groups
+    assert len({group['lr'] for group in groups_of(name)}) == groups
 
 
 BASELINES = [name for name in CONFIGS if '/baselines/' in name]
-# Optimizer, drop path and layer-wise decay of T, S and B where they are not those of PeLK's dense variants.
-OWN_RECIPES = {
-    'baselines/imagenet/swin': (1e-3, 0.05, (0.2, 0.3, 0.5)),
-    'baselines/ade20k/swin': (6e-5, 0.01, (0.3, 0.3, 0.3)),
-    'baselines/coco/cascade-mask-rcnn_swin': (1e-4, 0.05, (0.2, 0.2, 0.3)),
-    'baselines/imagenet/replknet': (4e-3, 0.05, (None, None, 0.5)),
-    'baselines/ade20k/replknet': (5e-5, 0.05, (None, None, 0.5)),
-    'baselines/coco/cascade-mask-rcnn_replknet': (2e-4, 0.05, (None, None, 0.6)),
-}
 
 
 def pelk_beside(name: str) -> str:
@@ -319,25 +300,18 @@ def test_baseline_in_the_place_of_pelk(name):
     assert cfg.model.backbone.drop_path_rate == pelk.model.backbone.drop_path_rate or 'swin' in name or 'repl' in name
 
 
-@pytest.mark.parametrize('name', [
-    name for name in BASELINES if any(own in name for own in OWN_RECIPES) and '-finetune_' not in name
-])
-def test_baseline_with_its_own_recipe(name):
-    lr, weight_decay, drop_paths = next(recipe for own, recipe in OWN_RECIPES.items() if own in name)
-    cfg = load(name)
-    assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (lr, weight_decay)
-    assert 'layer_decay_rate' not in cfg.optim_wrapper.paramwise_cfg
-    size = next((index for index, size in enumerate(('tiny', 'small')) if size in name), 2)
-    assert cfg.model.backbone.drop_path_rate == drop_paths[size]
-    if '/imagenet/' in name:
-        gpus = 32 if 'repl' in name else 16
-        assert gpus * cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == gpus * 64
-        assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == (10 if 'repl' in name else 20)
+@pytest.mark.parametrize('name', [name for name in BASELINES if '-384px-scratch' in name])
+def test_baseline_from_scratch_at_384_px(name):
+    """Its recipe is that for 224 px, which docs/recipes.md lists or a test above compares with PeLK's."""
+    cfg, plain = load(name), load(name.replace('-384px-scratch', ''))
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'auto_scale_lr'):
+        assert cfg[key] == plain[key], key
+    assert cfg.model.backbone.drop_path_rate == plain.model.backbone.drop_path_rate
 
 
 @pytest.mark.parametrize('name', [name for name in BASELINES if 'convnext' in name and '/imagenet/' not in name])
 def test_learning_rates_of_convnext(name):
     """They are PeLK's, whoever builds the groups."""
-    rates = [sorted({group['lr'] for group in optimizer_of(config).param_groups})
+    rates = [sorted({group['lr'] for group in groups_of(config)})
              for config in (name, pelk_beside(name))]
     assert rates[0] == pytest.approx(rates[1])

@@ -113,14 +113,7 @@ def expected(inputs: Inputs, grid: SharingGrid) -> Results:
     return run(Inputs(*(tensor.double().cpu().contiguous() for tensor in inputs)), grid, 'reference')
 
 
-def _paper(kernel_size: int, center: int = 5) -> SharingGrid:
-    return SharingGrid.from_kernel_size(kernel_size, center)
-
-
-def _half(*widths: int) -> SharingGrid:
-    return SharingGrid.from_half(widths)
-
-
+_paper, _half = SharingGrid.from_kernel_size, SharingGrid.from_half
 GRIDS = {
     'k1': _paper(1, 1),
     'k3': _paper(3, 3),
@@ -136,15 +129,15 @@ GRIDS = {
     'k69-center7': _paper(69, 7),
     'k101-center7': _paper(101, 7),
     'k151-center7': _paper(151, 7),
-    'k51-base3': SharingGrid.from_kernel_size(51, base=3),
+    'k51-base3': _paper(51, base=3),
     'dense7': SharingGrid.dense(7),
-    'twos': _half(2, 2, 2, 2, 2, 2, 2, 2, 1),
-    'twos-fine-center': _half(2, 2, 2, 2, 2, 2, 2, 1, 1, 1),
-    'fours': _half(4, 4, 4, 2, 1, 1, 1),
-    'k33': _half(8, 4, 2, 1, 1, 1),
-    'reversed': _half(1, 1, 2, 4, 8, 1),
-    'one-wide-cell': _half(7),
-    'odd-widths': _half(6, 5, 3, 7),
+    'twos': _half([2, 2, 2, 2, 2, 2, 2, 2, 1]),
+    'twos-fine-center': _half([2, 2, 2, 2, 2, 2, 2, 1, 1, 1]),
+    'fours': _half([4, 4, 4, 2, 1, 1, 1]),
+    'k33': _half([8, 4, 2, 1, 1, 1]),
+    'reversed': _half([1, 1, 2, 4, 8, 1]),
+    'one-wide-cell': _half([7]),
+    'odd-widths': _half([6, 5, 3, 7]),
 }
 """The paper's grids (its tables 5 to 7 and every stage of its models) and hand-made ones."""
 

@@ -102,19 +102,11 @@ def compile_kernel(kernel: str, tile: tuple[int, int, int, int], dtype: str, cap
         align (int): ALIGN. Defaults to 4.
         wide (bool): WIDE. Defaults to False.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from pelk_mm.ops.peripheral_conv2d import kernels_triton, triton_backend
-    function = getattr(kernels_triton, kernel)
     constants = dict(ALIGN=align, WIDE=wide, G=tile[0], BK=tile[1], BN=tile[2])
     constants |= dict(BIAS=True) if kernel == 'forward_kernel' else dict(MAX_CELLS=triton_backend.MAX_CELLS)
     pointers = dict.fromkeys(('x', 'theta', 'bias', 'out', 'grad'), f'*{dtype}') | dict(partial='*fp32', table='*i32')
-    signature = {name: 'constexpr' if name in constants else pointers.get(name, 'i32') for name in function.arg_names}
-    compiled = triton.compile(
-        ASTSource(function, signature, constants), GPUTarget('cuda', capability, 32), dict(num_warps=tile[3]))
-    return _resources(compiled)
+    return _compile(getattr(kernels_triton, kernel), constants, pointers, capability, tile[3])
 
 
 def compile_concat_layer_norm(parts: tuple[int, int], dtype: str, capability: int) -> Resources:
@@ -125,23 +117,22 @@ def compile_concat_layer_norm(parts: tuple[int, int], dtype: str, capability: in
         dtype (str): As in :func:`compile_kernel`.
         capability (int): As in :func:`compile_kernel`.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from pelk_mm.ops.concat_layer_norm import _WARPS, _kernel, tile_sizes
-    function = _kernel()
+
     # Triton compiles strides of 1 in.
     constants = dict(zip(('BP', 'BA', 'BB'), tile_sizes(*parts)), WEIGHT=True, BIAS=True, a_p=1, b_c=1)
     types = dict.fromkeys(('a', 'b', 'weight', 'bias', 'out'), f'*{dtype}') | dict(eps='fp32')
-    signature = {name: 'constexpr' if name in constants else types.get(name, 'i32') for name in function.arg_names}
-    return _resources(triton.compile(ASTSource(function, signature, constants), GPUTarget('cuda', capability, 32),
-                                     dict(num_warps=_WARPS)))
+    return _compile(_kernel(), constants, types, capability, _WARPS)
 
 
-def _resources(compiled) -> Resources:
-    """Assemble Triton's PTX."""
+def _compile(function, constants: dict, types: dict[str, str], capability: int, warps: int) -> Resources:
+    """Compile a kernel whose other arguments are integers, and assemble its PTX."""
     import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    signature = {name: 'constexpr' if name in constants else types.get(name, 'i32') for name in function.arg_names}
+    compiled = triton.compile(
+        ASTSource(function, signature, constants), GPUTarget('cuda', capability, 32), dict(num_warps=warps))
     ptx = compiled.asm['ptx']
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, 'kernel.ptx')

@@ -135,15 +135,14 @@ def step_parser(description: str | None, name: str, on_cpu: bool = False) -> arg
 
 
 def open_measurements(args: argparse.Namespace, log: Callable[[str], None], seconds: float = 20.0,
-                      min_rounds: int = 5, fastest: bool = True) -> Measurements | None:
+                      fastest: bool = True) -> Measurements | None:
     """Prepare the measurements of a step, with TF32 off.
 
     Args:
         args (argparse.Namespace): Of a parser of :func:`step_parser`. Its ``rounds`` become arguments of
-            :func:`~.benchmark.time_paired`: one round if ``tiny``, else those that the next two arguments say.
+            :func:`~.benchmark.time_paired`: one round if ``tiny``, else at least five if there is time.
         log (Callable[[str], None]): Receives a line for each measurement, or why nothing can be measured.
         seconds (float): After this time no further round begins. Defaults to 20.
-        min_rounds (int): Rounds at least, in this time. Defaults to 5.
         fastest (bool): Whether cuDNN tries which of its algorithms is the fastest. Defaults to True.
 
     Returns:
@@ -154,5 +153,5 @@ def open_measurements(args: argparse.Namespace, log: Callable[[str], None], seco
         return None
     torch.backends.cudnn.benchmark = fastest
     torch.backends.cudnn.allow_tf32 = False
-    args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=min_rounds, limit=seconds)
+    args.rounds = dict(min_rounds=1, max_rounds=1) if args.tiny else dict(min_rounds=5, limit=seconds)
     return Measurements(args.json, args.device, args.limit, log)

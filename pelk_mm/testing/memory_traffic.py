@@ -9,8 +9,8 @@ Typical use, for a block in training::
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -75,14 +75,10 @@ class MemoryTraffic(TorchDispatchMode):
         return out
 
     def _count(self, kind: str, *tensors: Any) -> None:
-        self.bytes[kind] += sum(_bytes(tensor) for tensor in self._counted(tree_leaves(tensors)))
-        if not self.bytes[kind]:
-            del self.bytes[kind]
-
-    def _counted(self, leaves: Iterable) -> Iterable[Tensor]:
-        for leaf in leaves:
-            if isinstance(leaf, Tensor) and leaf.numel() > self.pixels and leaf.numel() % self.pixels == 0:
-                yield leaf
+        leaves = [leaf for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
+        counted = [leaf for leaf in leaves if leaf.numel() > self.pixels and leaf.numel() % self.pixels == 0]
+        if moved := sum(map(_bytes, counted)):
+            self.bytes[kind] += moved
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
@@ -91,10 +87,8 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> int:
     """Bytes in memory: an expanded dimension is there once."""
-    elements = 1
-    for size, stride in zip(tensor.shape, tensor.stride()):
-        elements *= size if stride else 1
-    return elements * tensor.element_size()
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride()) if stride)
+    return math.prod(sizes) * tensor.element_size()
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -6,14 +6,12 @@ Every network is a classifier for 1000 classes with random weights.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..nets import PeLK, SLaK
@@ -195,19 +193,11 @@ def count_multiply_adds(network: Network, size: tuple[int, int], tiny: bool = Fa
         automatic choice on a CPU instead of its dense form, each addition counted like a multiply-add; ``mixers``, of
         the executed ones those in token mixers; and ``parameters`` of the network.
     """
-    from ..analysis.mac_counter import MacCounter
+    from ..analysis import count_complexity
 
     model = build_on_meta(network, size, tiny)
-    counter = MacCounter(model, 'auto')
-    with counter.count():
-        model(torch.empty(1, 3, *size, device='meta'))
-    executed = {name: operations.multiply_adds + operations.additions for name, operations in counter.executed.items()}
-    dense = 0
-    for (name, _), macs in counter.macs.items():
-        dense += macs
-        if name not in counter.executed:
-            executed[name] = executed.get(name, 0) + macs
-    mixer = re.compile(rf'(.*\.)?{network.mixer}(\..*)?')
-    return dict(dense=dense, executed=sum(executed.values()),
-                mixers=sum(macs for name, macs in executed.items() if mixer.fullmatch(name)),
+    # It is deployed already.
+    total, rest = (count_complexity(each, size, deploy=False).total
+                   for each in (model, without_mixers(model, network)))
+    return dict(dense=round(total.macs), executed=total.executed, mixers=total.executed - rest.executed,
                 parameters=sum(parameter.numel() for parameter in model.parameters()))

@@ -1,8 +1,6 @@
 """From archives shaped like the published ones, with a few tiny files, to the folders the toolboxes read."""
 
-import io
 import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 from mmengine.registry import DATASETS, init_default_scope
 from mmseg.datasets import ADE20KDataset
 from PIL import Image
-from scipy.io import savemat
 
 from pelk_mm.datasets import archives, prepare
 from pelk_mm.datasets.prepare import (
@@ -21,28 +18,23 @@ from pelk_mm.datasets.prepare import (
     read_imagenet_devkit,
 )
 
+from ..helpers.archives import encode, tar_of, write_imagenet, write_zip
+
 # The devkit's numbers 1, 2, 3; sorted they become the labels 2, 0, 1. The fourth is an inner node, used by no image.
 WNIDS = ['n03000003', 'n01000001', 'n02000002', 'n00000004']
 TRUTH = [3, 1, 1, 2]
 VAL = [f'ILSVRC2012_val_0000000{number}.JPEG' for number in (1, 2, 3, 4)]
 
 
-def add(opened, name, content):
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    opened.addfile(info, io.BytesIO(content))
-
-
 def jpeg(size=(4, 3)):
-    buffer = io.BytesIO()
-    Image.new('RGB', size).save(buffer, 'JPEG')
-    return buffer.getvalue()
+    return encode(Image.new('RGB', size), 'JPEG')
 
 
-def png(labels):
-    buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, 'PNG')
-    return buffer.getvalue()
+def ade20k_files(part, number, labels):
+    """An image of 5 x 4 and its label map."""
+    name = f'{dict(training="ADE_train", validation="ADE_val")[part]}_{number:08d}'
+    return {f'ADEChallengeData2016/images/{part}/{name}.jpg': jpeg((5, 4)),
+            f'ADEChallengeData2016/annotations/{part}/{name}.png': encode(Image.fromarray(labels), 'PNG')}
 
 
 def content_of(root):
@@ -52,41 +44,25 @@ def content_of(root):
 @pytest.fixture
 def imagenet(tmp_path):
     """Folder with ImageNet's three archives: 3 classes, 2 + 1 + 1 training and 4 validation images."""
-    folder = tmp_path / 'archives'
-    folder.mkdir()
-    with tarfile.open(folder / 'ILSVRC2012_img_train.tar', 'w:') as outer:
-        for wnid, count in zip(WNIDS, (2, 1, 1)):
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode='w:') as inner:
-                for number in range(count):
-                    add(inner, f'{wnid}_{number}.JPEG', jpeg())
-            add(outer, f'{wnid}.tar', buffer.getvalue())
-    with tarfile.open(folder / 'ILSVRC2012_img_val.tar', 'w:') as opened:
-        for index, name in enumerate(VAL):
-            add(opened, name, jpeg((4, 3 + index)))
-    buffer = io.BytesIO()
-    synsets = np.zeros((4, 1), dtype=[('ILSVRC2012_ID', 'O'), ('WNID', 'O'), ('words', 'O'), ('num_children', 'O')])
-    for number, (wnid, children) in enumerate(zip(WNIDS, (0, 0, 0, 3))):
-        synsets[number, 0] = (number + 1, wnid, f'thing {number}', children)
-    savemat(buffer, {'synsets': synsets})
-    with tarfile.open(folder / 'ILSVRC2012_devkit_t12.tar.gz', 'w:gz') as opened:
-        add(opened, 'ILSVRC2012_devkit_t12/data/meta.mat', buffer.getvalue())
-        add(opened, 'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt',
-            '\n'.join(map(str, TRUTH)).encode() + b'\n')
-    return folder
+    return write_imagenet(
+        tmp_path / 'archives',
+        train={wnid: [jpeg()] * count for wnid, count in zip(WNIDS, (2, 1, 1))},
+        val=[jpeg((4, 3 + index)) for index in range(4)],
+        synsets=list(zip(WNIDS, (0, 0, 0, 3))),
+        truth=TRUTH)
+
+
+LABELS = np.arange(20, dtype=np.uint8).reshape(4, 5) + 131
 
 
 @pytest.fixture
 def ade20k(tmp_path):
     """ADE20K's archive with two images in each part."""
-    path = tmp_path / 'ADEChallengeData2016.zip'
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as opened:
-        for part, stem in (('training', 'ADE_train'), ('validation', 'ADE_val')):
-            for number in (1, 2):
-                opened.writestr(f'ADEChallengeData2016/images/{part}/{stem}_0000000{number}.jpg', jpeg((5, 4)))
-                labels = np.arange(20, dtype=np.uint8).reshape(4, 5) + 131
-                opened.writestr(f'ADEChallengeData2016/annotations/{part}/{stem}_0000000{number}.png', png(labels))
-    return path
+    files = {}
+    for part in ('training', 'validation'):
+        for number in (1, 2):
+            files |= ade20k_files(part, number, LABELS)
+    return write_zip(tmp_path / 'ADEChallengeData2016.zip', files)
 
 
 def labels_in_mmpretrain(root, split):
@@ -102,7 +78,7 @@ def test_devkit_gives_wnids_in_the_order_of_the_images(imagenet):
     assert wnid_of == dict(zip(VAL, ['n02000002', 'n03000003', 'n03000003', 'n01000001']))
 
 
-def test_imagenet_labels_by_meta(imagenet, tmp_path):
+def test_imagenet_labels_by_meta_and_by_folders(imagenet, tmp_path):
     root = tmp_path / 'imagenet'
     prepare_imagenet(imagenet, root)
     assert (root / 'meta/val.txt').read_text().splitlines() == [f'{VAL[0]} 1', f'{VAL[1]} 2', f'{VAL[2]} 2',
@@ -114,13 +90,10 @@ def test_imagenet_labels_by_meta(imagenet, tmp_path):
     ]
     assert labels_in_mmpretrain(root, 'val') == dict(zip(VAL, [1, 2, 2, 0]))
     assert sorted(labels_in_mmpretrain(root, 'train').values()) == [0, 1, 2, 2]
-
-
-def test_imagenet_labels_by_folders_agree(imagenet, tmp_path):
-    root = tmp_path / 'imagenet'
-    prepare_imagenet(imagenet, root, val_layout='folders')
-    assert not (root / 'meta').exists()
-    assert labels_in_mmpretrain(root, 'val') == dict(zip(VAL, [1, 2, 2, 0]))
+    folders = tmp_path / 'folders'
+    prepare_imagenet(imagenet, folders, val_layout='folders')
+    assert not (folders / 'meta').exists()
+    assert labels_in_mmpretrain(folders, 'val') == labels_in_mmpretrain(root, 'val')
 
 
 @pytest.mark.parametrize('layout', ['meta', 'folders'])
@@ -192,13 +165,11 @@ def test_imagenet_says_what_is_missing(imagenet, tmp_path):
 
 
 def test_imagenet_names_what_the_archives_lack(imagenet, tmp_path):
-    with tarfile.open(imagenet / 'ILSVRC2012_img_val.tar', 'w:') as opened:
-        for name in VAL[:2]:
-            add(opened, name, jpeg())
+    archive = imagenet / 'ILSVRC2012_img_val.tar'
+    archive.write_bytes(tar_of(dict.fromkeys(VAL[:2], jpeg())))
     with pytest.raises(FileNotFoundError, match=f'2 of 4 validation images are missing .* {VAL[2]}'):
         prepare_imagenet(imagenet, tmp_path / 'imagenet')
-    with tarfile.open(imagenet / 'ILSVRC2012_img_val.tar', 'w:') as opened:
-        add(opened, 'holiday.JPEG', jpeg())
+    archive.write_bytes(tar_of({'holiday.JPEG': jpeg()}))
     with pytest.raises(ValueError, match=r'holds holiday\.JPEG, for which the devkit has no label'):
         prepare_imagenet(imagenet, tmp_path / 'imagenet2')
 
@@ -208,8 +179,7 @@ def test_a_damaged_devkit_is_named(imagenet):
     devkit.write_bytes(devkit.read_bytes()[:200])
     with pytest.raises(ValueError, match='devkit_t12.tar.gz is damaged'):
         read_imagenet_devkit(devkit)
-    with tarfile.open(devkit, 'w:gz') as opened:
-        add(opened, 'README', b'?')
+    devkit.write_bytes(tar_of(dict(README=b'?'), 'w:gz'))
     with pytest.raises(ValueError, match='not the devkit'):
         read_imagenet_devkit(devkit)
 
@@ -241,9 +211,7 @@ def test_ade20k(ade20k, tmp_path):
     (np.zeros((5, 4), dtype=np.uint8), r'\(4, 5\), its image has \(5, 4\)'),
 ])
 def test_ade20k_labels_are_checked(ade20k, tmp_path, labels, message):
-    with zipfile.ZipFile(ade20k, 'a') as opened:
-        opened.writestr('ADEChallengeData2016/images/training/ADE_train_00000003.jpg', jpeg((5, 4)))
-        opened.writestr('ADEChallengeData2016/annotations/training/ADE_train_00000003.png', png(labels))
+    write_zip(ade20k, ade20k_files('training', 1, LABELS) | ade20k_files('training', 3, labels))
     with pytest.raises(ValueError, match=f'(?s)1 label maps are wrong.*ADE_train_00000003.*{message}'):
         prepare_ade20k(ade20k, tmp_path / 'ade')
 
@@ -258,13 +226,10 @@ def test_ade20k_labels_without_image_are_reported(ade20k, tmp_path):
 
 
 def test_coco_extracts_what_is_there(tmp_path):
-    with zipfile.ZipFile(tmp_path / 'val2017.zip', 'w') as opened:
-        opened.writestr('val2017/', '')
-        opened.writestr('val2017/000000000001.jpg', jpeg())
+    write_zip(tmp_path / 'val2017.zip', {'val2017/': '', 'val2017/000000000001.jpg': jpeg()})
     prepare_coco(tmp_path, tmp_path / 'coco')
     assert list(content_of(tmp_path / 'coco')) == ['val2017/000000000001.jpg']
-    with zipfile.ZipFile(tmp_path / 'annotations_trainval2017.zip', 'w') as opened:
-        opened.writestr('annotations/instances_val2017.json', '{}')
+    write_zip(tmp_path / 'annotations_trainval2017.zip', {'annotations/instances_val2017.json': '{}'})
     prepare_coco(tmp_path, tmp_path / 'coco')
     assert list(content_of(tmp_path / 'coco')) == ['annotations/instances_val2017.json', 'val2017/000000000001.jpg']
     with pytest.raises(FileNotFoundError, match='none of train2017.zip, val2017.zip, annotations_trainval2017.zip'):
@@ -291,12 +256,10 @@ def test_nothing_is_overwritten(ade20k, imagenet, tmp_path):
 
 @pytest.mark.parametrize('name', ['../escape.jpg', '/escape.jpg', 'a/../../escape.jpg'])
 def test_archives_cannot_write_elsewhere(tmp_path, name):
-    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as opened:
-        opened.writestr(name, b'x')
+    write_zip(tmp_path / 'a.zip', {name: b'x'})
     with pytest.raises(ValueError, match='leaves the folder'):
         archives.extract_zip(tmp_path / 'a.zip', tmp_path / 'out')
-    with tarfile.open(tmp_path / 'a.tar', 'w:') as opened:
-        add(opened, name, b'x')
+    (tmp_path / 'a.tar').write_bytes(tar_of({name: b'x'}))
     with pytest.raises(ValueError, match='leaves the folder'):
         archives.extract_tar(tmp_path / 'a.tar', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
@@ -312,9 +275,7 @@ def test_links_in_archives_are_refused(tmp_path):
 
 
 def test_damaged_archives_are_named_and_leave_no_halves(imagenet, tmp_path):
-    content = np.random.RandomState(0).bytes(5000)
-    with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as opened:
-        opened.writestr('one.jpg', content)
+    write_zip(tmp_path / 'a.zip', {'one.jpg': np.random.RandomState(0).bytes(5000)})
     damaged = bytearray((tmp_path / 'a.zip').read_bytes())
     damaged[2000] ^= 255
     (tmp_path / 'a.zip').write_bytes(damaged)
@@ -339,8 +300,7 @@ def test_damaged_archives_are_named_and_leave_no_halves(imagenet, tmp_path):
 
 
 def test_only_tars_are_expected_in_a_tar_of_tars(tmp_path):
-    with tarfile.open(tmp_path / 'a.tar', 'w:') as opened:
-        add(opened, 'cat.JPEG', jpeg())
+    (tmp_path / 'a.tar').write_bytes(tar_of({'cat.JPEG': jpeg()}))
     with pytest.raises(ValueError, match=r'nothing but \.tar archives, but holds cat\.JPEG'):
         archives.extract_tar_of_tars(tmp_path / 'a.tar', tmp_path / 'out')
 
@@ -359,13 +319,6 @@ def test_number_of_ade20k_classes_is_mmsegs():
     assert len(ADE20KDataset.METAINFO['classes']) == prepare.ADE20K_NUM_CLASSES
 
 
-def zipped(path, *names):
-    with zipfile.ZipFile(path, 'w') as opened:
-        for name in names:
-            opened.writestr(name, b'x')
-    return path
-
-
 def test_ade20k_takes_the_folder_of_its_archive(ade20k, tmp_path):
     prepare_ade20k(ade20k.parent, tmp_path / 'ade')
     assert len(content_of(tmp_path / 'ade')) == 8
@@ -379,11 +332,12 @@ def test_ade20k_takes_the_folder_of_its_archive(ade20k, tmp_path):
 
 
 def test_coco_takes_one_archive(tmp_path):
-    [zipped(tmp_path / f'{split}2017.zip', f'{split}2017/1.jpg', f'{split}2017/2.jpg') for split in ('train', 'val')]
+    for split in ('train', 'val'):
+        write_zip(tmp_path / f'{split}2017.zip', {f'{split}2017/1.jpg': b'x', f'{split}2017/2.jpg': b'x'})
     prepare_coco(tmp_path / 'train2017.zip', tmp_path / 'coco')
     assert set(content_of(tmp_path / 'coco')) == {'train2017/1.jpg', 'train2017/2.jpg'}
     with pytest.raises(ValueError, match=r'train\.zip must be a folder with train2017\.zip, .*, or one of these files'):
-        prepare_coco(zipped(tmp_path / 'train.zip', 'train2017/1.jpg'), tmp_path / 'coco')
+        prepare_coco(write_zip(tmp_path / 'train.zip', {}), tmp_path / 'coco')
     with pytest.raises(FileNotFoundError, match='There is no folder .*nowhere, so it holds none of train2017'):
         prepare_coco(tmp_path / 'nowhere', tmp_path / 'coco')
     (tmp_path / 'coco/annotations').mkdir()

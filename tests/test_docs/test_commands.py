@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
+
+from ..helpers.pages import commands_of
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL = ('bash', 'shell', 'console')
 # What the documentation's own build makes.
 MADE = (ROOT / 'docs' / '_build', ROOT / 'docs' / 'repository')
 PAGES = [
@@ -27,24 +27,6 @@ ADD_OPTIONS = {
 }
 # A shell script hands its further arguments to a tool.
 HANDS_ON = dict(dist_train='train', slurm_train='train', dist_test='test', slurm_test='test')
-
-
-def commands_of(page: Path) -> list:
-    """The words of each command, with the variables that the page sets put in."""
-    commands, variables = [], {}
-    for token in MarkdownIt('commonmark').parse(page.read_text(encoding='utf-8')):
-        if token.type != 'fence' or token.info.strip() not in SHELL:
-            continue
-        for line in token.content.replace('\\\n', ' ').splitlines():
-            line = re.sub(r'\$\(basename \$CONFIG \.py\)', 'NAME', line)
-            for part in re.split(r'&&|;', re.sub(r'\$(\w+)', lambda match: variables.get(match[1], match[0]), line)):
-                words = shlex.split(part, comments=True)
-                assigned = [word.partition('=') for word in words if re.match(r'\w+=', word)]
-                if words and len(assigned) == len(words):
-                    variables.update({name: value for name, _, value in assigned})
-                elif words:
-                    commands.append(words)
-    return commands
 
 
 @cache

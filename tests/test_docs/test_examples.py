@@ -12,10 +12,11 @@ import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401
 import mmseg.datasets  # noqa: F401
 import pytest
-from markdown_it import MarkdownIt
 from mmengine.config import Config
 
 from pelk_mm.analysis import build_model
+
+from ..helpers.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')), *sorted((ROOT / 'pelk_mm').rglob('*.md'))]
@@ -23,14 +24,13 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')), *sorted((RO
 
 def python_blocks(page: Path) -> list:
     """Of each block the line, the source, and what it prints: the block ``text`` right behind it, '' for none."""
-    blocks, previous = [], ''
-    for token in MarkdownIt('commonmark').parse(page.read_text(encoding='utf-8')):
-        kind = token.info.strip() if token.type == 'fence' else ''
-        if kind == 'python':
-            blocks.append([token.map[0] + 1, token.content, ''])
-        elif (previous, kind) == ('python', 'text'):
-            blocks[-1][2] = token.content
-        previous = kind
+    blocks, end = [], -2
+    for block in blocks_of(page):
+        if block.language == 'python':
+            blocks.append([block.start + 1, block.text, ''])
+            end = block.end
+        elif block.language == 'text' and block.start - end <= 1:
+            blocks[-1][2] = block.text
     return blocks
 
 

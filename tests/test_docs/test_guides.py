@@ -4,19 +4,17 @@ The data are small and have odd files in them, the backbones are narrow; archive
 and schedules are the real ones. Only what is for several GPUs or machines is not run.
 """
 
-import io
 import json
 import re
-import shlex
 import shutil
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.io import savemat
+
+from ..helpers.archives import encode, write_imagenet, write_zip
+from ..helpers.pages import commands_of
 
 pytestmark = pytest.mark.slow
 
@@ -28,21 +26,6 @@ LOADERS = ' '.join(f'{part}_dataloader.num_workers=0 {part}_dataloader.persisten
                    for part in ('train', 'val', 'test'))
 
 
-def commands(page, **values):
-    """Words of the commands of a guide, with its variables and the given names put in."""
-    found, variables = [], dict(values)
-    for block in re.findall(r'```bash\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL):
-        for line in block.splitlines():
-            line = re.sub(r'\$(\w+)', lambda match: variables[match[1]], line)
-            words = [values.get(word, word) for word in shlex.split(line, comments=True)]
-            if len(words) == 1 and re.match(r'[A-Z]+=', words[0]):
-                name, _, value = words[0].partition('=')
-                variables[name] = value
-            elif words:
-                found.append(words)
-    return found
-
-
 class Guide:
     """Runs what a guide says, in a folder of its own, on one process and without mixed precision."""
 
@@ -51,7 +34,8 @@ class Guide:
         monkeypatch.chdir(folder)
         if not (folder / 'configs').exists():
             (folder / 'configs').symlink_to(root / 'configs')
-        words = commands(root / f'docs/guides/{name}.md', **values)
+        commands = commands_of(root / f'docs/guides/{name}.md')
+        words = [[values.get(word, word) for word in command] for command in commands]
         single = [each for each in words if each[0] == 'python']
         self.prepare, self.check, self.train = single[:3]
         self.test = next(each for each in words if any('test.' in word or 'dist_test' in word for word in each))
@@ -101,10 +85,8 @@ def score(printed, name) -> float:
 
 
 def image(size=(60, 44), mode='RGB', kind='JPEG', **options) -> bytes:
-    buffer = io.BytesIO()
     array = RNG.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(array).convert(mode).save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encode(Image.fromarray(array).convert(mode), kind, **options)
 
 
 def rotated() -> bytes:
@@ -118,48 +100,26 @@ def rotated() -> bytes:
 ODD = [image(mode='CMYK'), image(mode='L'), image(kind='PNG'), image() + bytes(9)]
 
 
-def add(opened, name, content):
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    opened.addfile(info, io.BytesIO(content))
-
-
 def imagenet_archives(folder):
     """1000 classes with an image each, the first with four odd ones; 4 images to validate."""
-    folder.mkdir()
-    wnids = [f'n{number:08d}' for number in range(1000)]
-    plain = image()
-    with tarfile.open(folder / 'ILSVRC2012_img_train.tar', 'w:') as outer:
-        for number, wnid in enumerate(wnids):
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode='w:') as inner:
-                for index, content in enumerate(ODD if number == 0 else [plain]):
-                    add(inner, f'{wnid}_{index}.JPEG', content)
-            add(outer, f'{wnid}.tar', buffer.getvalue())
-    with tarfile.open(folder / 'ILSVRC2012_img_val.tar', 'w:') as opened:
-        for number, content in enumerate([*ODD[:3], rotated()], 1):
-            add(opened, f'ILSVRC2012_val_{number:08d}.JPEG', content)
-    synsets = np.zeros((1000, 1), dtype=[('ILSVRC2012_ID', 'O'), ('WNID', 'O'), ('words', 'O'), ('num_children', 'O')])
-    for number, wnid in enumerate(reversed(wnids)):
-        synsets[number, 0] = (number + 1, wnid, 'thing', 0)
-    buffer = io.BytesIO()
-    savemat(buffer, dict(synsets=synsets))
-    with tarfile.open(folder / 'ILSVRC2012_devkit_t12.tar.gz', 'w:gz') as opened:
-        add(opened, 'ILSVRC2012_devkit_t12/data/meta.mat', buffer.getvalue())
-        add(opened, 'ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt', b'1\n2\n3\n1000\n')
-    return folder
+    wnids, plain = [f'n{number:08d}' for number in range(1000)], image()
+    return write_imagenet(
+        folder,
+        train={wnid: [plain] if number else ODD for number, wnid in enumerate(wnids)},
+        val=[*ODD[:3], rotated()],
+        synsets=[(wnid, 0) for wnid in reversed(wnids)],
+        truth=(1, 2, 3, 1000))
 
 
 def ade20k_archive(path):
     """Four images to train, one to validate, with labels 0 .. 150."""
-    with zipfile.ZipFile(path, 'w') as opened:
-        for part, stem, contents in (('training', 'ADE_train', ODD), ('validation', 'ADE_val', ODD[:1])):
-            for number, content in enumerate(contents, 1):
-                labels = io.BytesIO()
-                Image.fromarray(RNG.integers(0, 151, (44, 60), dtype=np.uint8)).save(labels, 'PNG')
-                opened.writestr(f'ADEChallengeData2016/images/{part}/{stem}_{number:08d}.jpg', content)
-                opened.writestr(f'ADEChallengeData2016/annotations/{part}/{stem}_{number:08d}.png', labels.getvalue())
-        opened.writestr('ADEChallengeData2016/objectInfo150.txt', 'Idx Ratio Train Val Stuff Name')
+    files = {'ADEChallengeData2016/objectInfo150.txt': 'Idx Ratio Train Val Stuff Name'}
+    for part, stem, contents in (('training', 'ADE_train', ODD), ('validation', 'ADE_val', ODD[:1])):
+        for number, content in enumerate(contents, 1):
+            labels = Image.fromarray(RNG.integers(0, 151, (44, 60), dtype=np.uint8))
+            files[f'ADEChallengeData2016/images/{part}/{stem}_{number:08d}.jpg'] = content
+            files[f'ADEChallengeData2016/annotations/{part}/{stem}_{number:08d}.png'] = encode(labels, 'PNG')
+    write_zip(path, files)
 
 
 def coco_archives(folder):
@@ -169,21 +129,20 @@ def coco_archives(folder):
     # The ids of COCO go to 90.
     categories = [dict(id=i + 1 + i // 8, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'])]
     crowd = dict(size=[44, 60], counts=[100, 500, 44 * 60 - 600])
-    with zipfile.ZipFile(folder / 'annotations_trainval2017.zip', 'w') as annotations:
-        for split, contents in (('train2017', [*ODD, image()]), ('val2017', [rotated(), ODD[0], image()])):
-            with zipfile.ZipFile(folder / f'{split}.zip', 'w') as opened:
-                for number, content in enumerate(contents):
-                    opened.writestr(f'{split}/{number:012d}.jpg', content)
-            images = [dict(id=i, file_name=f'{i:012d}.jpg', height=44, width=60) for i in range(len(contents))]
-            # The last one has none.
-            boxes = [
-                dict(id=10 + i, image_id=i, category_id=categories[i]['id'], bbox=[4, 4, 40, 30], area=1200, iscrowd=0,
-                     segmentation=[[4, 4, 44, 4, 44, 34, 4, 34]]) for i in range(len(contents) - 1)
-            ]
-            boxes.append(dict(boxes[0], id=99, iscrowd=1, segmentation=crowd, bbox=[2, 0, 12, 44], area=500))
-            content = dict(info={}, licenses=[], images=images, annotations=boxes, categories=categories)
-            annotations.writestr(f'annotations/instances_{split}.json', json.dumps(content))
-            annotations.writestr(f'annotations/captions_{split}.json', '{}')
+    annotations = {}
+    for split, contents in (('train2017', [*ODD, image()]), ('val2017', [rotated(), ODD[0], image()])):
+        write_zip(folder / f'{split}.zip', {f'{split}/{i:012d}.jpg': content for i, content in enumerate(contents)})
+        images = [dict(id=i, file_name=f'{i:012d}.jpg', height=44, width=60) for i in range(len(contents))]
+        # The last one has none.
+        boxes = [
+            dict(id=10 + i, image_id=i, category_id=categories[i]['id'], bbox=[4, 4, 40, 30], area=1200, iscrowd=0,
+                 segmentation=[[4, 4, 44, 4, 44, 34, 4, 34]]) for i in range(len(contents) - 1)
+        ]
+        boxes.append(dict(boxes[0], id=99, iscrowd=1, segmentation=crowd, bbox=[2, 0, 12, 44], area=500))
+        content = dict(info={}, licenses=[], images=images, annotations=boxes, categories=categories)
+        annotations[f'annotations/instances_{split}.json'] = json.dumps(content)
+        annotations[f'annotations/captions_{split}.json'] = '{}'
+    write_zip(folder / 'annotations_trainval2017.zip', annotations)
     return folder
 
 

@@ -3,23 +3,19 @@
 from pathlib import Path
 
 import pytest
-from markdown_it import MarkdownIt
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from pelk_mm.analysis import build_model
 
+from ..helpers.pages import blocks_of
+
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def blocks(page: str) -> list:
-    tokens = MarkdownIt('commonmark').parse((ROOT / page).read_text(encoding='utf-8'))
-    return [token.content for token in tokens if token.type == 'fence' and token.info.strip() == 'python']
-
-
-CONFIGS = [block for block in blocks('docs/guides/your_project.md') if block.startswith('_base_')]
-OPTIMIZER, = [block for block in blocks('docs/guides/your_project.md') if block.startswith('optim_wrapper')]
-README, = [block for block in blocks('README.md') if block.startswith('_base_')]
+GUIDE, PAGE = ([block.text for block in blocks_of(ROOT / page) if block.language == 'python']
+               for page in ('docs/guides/your_project.md', 'README.md'))
+CONFIGS = [block for block in GUIDE if block.startswith('_base_')]
+OPTIMIZER, = [block for block in GUIDE if block.startswith('optim_wrapper')]
+README, = [block for block in PAGE if block.startswith('_base_')]
 
 
 def optimizer_of(source, tmp_path):

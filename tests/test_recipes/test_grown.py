@@ -4,24 +4,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 from torch import nn
 
-from pelk_mm import compat
 from pelk_mm.analysis.model_building import build_model
 from pelk_mm.nets import convnext_state_dict, grown_state_dict
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..helpers.config_tree import ROOT, load
+
 GROWN = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs/grown').glob('*.py'))
 # What a net must be to hold a ConvNeXt.
 OF_A_CONVNEXT = dict(center=7, conv_ratio=1.0, width_factor=1.0, small_kernel=None, branch_norm_cfg=None,
                      position_embedding=False)
-
-
-@cache
-def load(name: str) -> Config:
-    compat.setup()
-    return Config.fromfile(ROOT / name)
 
 
 @cache

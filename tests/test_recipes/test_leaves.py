@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from pelk_mm import compat
+from ..helpers.config_tree import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LEAVES = [path for path in sorted((ROOT / 'configs').rglob('*.py')) if '_base_ =' in path.read_text()]
 
 
@@ -31,7 +30,6 @@ def repeated(own: dict, inherited: dict, place: str = '') -> Iterator[str]:
 @pytest.fixture(scope='module')
 def inherit(tmp_path_factory):
     """Return the config that a list of bases makes; many leaves have the same ones."""
-    compat.setup()
     file = tmp_path_factory.mktemp('bases') / 'bases.py'
 
     @cache

@@ -4,17 +4,16 @@ import re
 import runpy
 import shlex
 import sys
-from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-import yaml
-from mmengine.config import Config
 
-from pelk_mm import compat
 from pelk_mm.analysis import load_paper_tables
+from pelk_mm.reports import METRICS
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..helpers.config_tree import ROOT, load, metafile_entries
+
 PAPER = load_paper_tables()
 # How many rows the paper prints, by table; and what they are of.
 ROWS = {1: 4, 2: 14, 3: 12, 4: 25, 5: 6, 6: 4, 7: 5, 8: 3}
@@ -28,12 +27,6 @@ ITEMS = {
     },
     **FIGURES
 }
-
-
-@cache
-def load(path: str) -> Config:
-    compat.setup()
-    return Config.fromfile(ROOT / path)
 
 
 def problems_of(item: dict) -> list:
@@ -62,14 +55,11 @@ def problems_of(item: dict) -> list:
 
 def accepts(tool: Path, arguments: list) -> bool:
     """Whether the parser of a tool takes the arguments."""
-    before = sys.argv
-    sys.argv = [str(tool), *arguments]
-    try:
-        runpy.run_path(str(tool), run_name='asked')['parse_args']()
-    except SystemExit:
-        return False
-    finally:
-        sys.argv = before
+    with patch.object(sys, 'argv', [str(tool), *arguments]):
+        try:
+            runpy.run_path(str(tool), run_name='asked')['parse_args']()
+        except SystemExit:
+            return False
     return True
 
 
@@ -100,6 +90,40 @@ def test_configs_are_of_the_benchmark(name):
         assert {load(path).default_scope for path in ITEMS[name]['configs']} == {'mmpretrain', 'mmseg'}
 
 
+def words(values) -> str:
+    return values if isinstance(values, str) else ' '.join(map(str, values))
+
+
+# The row of a table of ablations, as the metafile of its config has it.
+LABELS = {
+    1: lambda row: dict(
+        Method=row['method'],
+        Kernel=row['kernel'].replace('+', ' + '),
+        Sparsity='yes' if row['sparsity'] else 'no'),
+    5: lambda row: {'Half grid': words(row['grid']), 'Parameters': f'{row["param_ratio"]:.2f}x'},
+    6: lambda row: {'Half grid': words(row['grid']), 'Centre': f'{row["centre"]}x{row["centre"]}'},
+    7: lambda row: dict(Model=row['model'], Size=row['size'], Kernels=words(row['kernels'])),
+}
+
+
+@pytest.mark.parametrize('name', [name for name in ITEMS if name.startswith('table') and 'configs' in ITEMS[name]])
+def test_metafiles_say_what_the_row_says(name):
+    row, number, stated = ITEMS[name], int(name[5]), {}
+    entries = [entry for entry in metafile_entries() if entry['Config'] in row['configs']]
+    assert len(entries) == len(SCOPES[number]), [entry['Name'] for entry in entries]
+    for entry in entries:
+        metadata = entry['Metadata']
+        for part in entry.get('Results', []):
+            assert part['Source'] == f'the paper, Table {number}'
+            stated.update(part['Metrics'])
+        if number in LABELS:
+            assert metadata['Ablation'] == LABELS[number](row)
+        else:
+            assert (metadata['Row'], metadata['Parameters']) == (row['method'], row['params'] * 10**6)
+            assert metadata['FLOPs'] == round(row['flops'] * 10**9)
+    assert stated == {METRICS[key].metafile_key: value for key, value in row.items() if key in METRICS}
+
+
 @pytest.mark.parametrize(('item', 'problem'), [
     (dict(method='a', top1=80.0), 'needs configs, a command, or a reason'),
     (dict(configs=[]), 'needs configs, a command, or a reason'),
@@ -122,12 +146,11 @@ def test_items_that_cannot_be_reproduced_are_found(item, problem, place):
 def test_figures_in_metafiles_are_those_of_the_copy():
     """No config has figures of a table that does not name it."""
     stated = {}
-    for path in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']:
-        for entry in yaml.safe_load((ROOT / path).read_text())['Models']:
-            for result in entry.get('Results') or ():
-                table = re.fullmatch(r'the paper, Table (\d)', result.get('Source', ''))
-                if table:
-                    stated.setdefault(int(table[1]), set()).add(entry['Config'])
+    for entry in metafile_entries():
+        for result in entry.get('Results') or ():
+            table = re.fullmatch(r'the paper, Table (\d)', result.get('Source', ''))
+            if table:
+                stated.setdefault(int(table[1]), set()).add(entry['Config'])
     named = {
         number: {path
                  for row in rows for path in row.get('configs', ())}

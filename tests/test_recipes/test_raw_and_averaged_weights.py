@@ -17,7 +17,6 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from pelk_mm import compat
 from pelk_mm.checkpoints.convert import BACKBONE_NAMES, convert_file
 from pelk_mm.checkpoints.entries import find_weights
 from pelk_mm.checkpoints.publish import publish_file
@@ -70,7 +69,6 @@ class MeanScore(BaseMetric):
 
 
 def imagenet_ema_hook(**changes):
-    compat.setup()
     hook = Config.fromfile(ROOT / 'configs/imagenet/pelk-tiny_32xb128_in1k.py').custom_hooks[0].to_dict()
     assert (hook['type'], hook['momentum']) == ('EMAHook', 1e-4)
     return dict(hook, momentum=0.3, **changes)
@@ -117,7 +115,6 @@ class WatchModel(Hook):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """A training of three iterations with the hook of the ImageNet configs: states of the model, values, and file."""
-    compat.setup()
     folder = tmp_path_factory.mktemp('trained')
     cfg = toy_config(folder, [imagenet_ema_hook(), dict(type='mmengine.WatchModel')])
     run(cfg, 'train')

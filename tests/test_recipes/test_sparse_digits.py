@@ -1,6 +1,5 @@
 """The configs for the built-in data: train sparse, then fine-tune at a larger size, with every zero where it was."""
 
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -10,10 +9,6 @@ from mmengine.registry import HOOKS
 
 from pelk_mm.datasets import make_digit_scenes
 from pelk_mm.engine.launch import configure_training, load_config, run
-
-DIGITS = Path(__file__).resolve().parents[2] / 'configs/digits'
-SPARSE = DIGITS / 'pelk-atto_sparse_1xb64_digits.py'
-FINE_TUNING = DIGITS / 'pelk-atto_sparse-finetune_1xb64-5e_digits-96px.py'
 
 
 @HOOKS.register_module()
@@ -25,6 +20,7 @@ class SizesSeen(Hook):
 
 
 def train(config, data, work_dir, epochs, **options):
+    """Return the last checkpoint and the sizes of the images."""
     SizesSeen.sizes.clear()
     options |= {f'{part}_dataloader.{key}': value for part in ('train', 'val') for key, value in (
         ('batch_size', 10), ('num_workers', 0), ('persistent_workers', False), ('dataset.data_root', str(data)))}
@@ -33,21 +29,7 @@ def train(config, data, work_dir, epochs, **options):
     cfg.log_level = 'ERROR'
     configure_training(cfg)
     run(cfg, 'train')
-    return load(work_dir / f'epoch_{epochs}.pth'), set(SizesSeen.sizes)
-
-
-def load(path):
-    return torch.load(path, weights_only=False)
-
-
-@pytest.fixture(scope='module')
-def sparse(tmp_path_factory):
-    """Data, and a training of eight steps with two updates of the masks: its folder."""
-    folder = tmp_path_factory.mktemp('sparse')
-    make_digit_scenes(folder / 'data', num_cls_train=40, num_cls_val=10, num_scenes_train=1, num_scenes_val=1)
-    _, sizes = train(SPARSE, folder / 'data', folder / 'sparse', 2, **{'custom_hooks.0.update_interval': 3})
-    assert sizes == {(64, 64)}
-    return folder
+    return torch.load(work_dir / f'epoch_{epochs}.pth', weights_only=False), set(SizesSeen.sizes)
 
 
 def density(weights):
@@ -59,9 +41,15 @@ def weights_of(content):
     return {name: value for name, value in content['state_dict'].items() if value.ndim in (2, 4)}
 
 
-def test_fine_tuning_at_a_larger_size_keeps_every_zero(sparse, tmp_path):
-    before = load(sparse / 'sparse/epoch_2.pth')
-    after, sizes = train(FINE_TUNING, sparse / 'data', tmp_path, 1, load_from=str(sparse / 'sparse/epoch_2.pth'))
+def test_fine_tuning_at_a_larger_size_keeps_every_zero(root, tmp_path):
+    """Eight steps with two updates of the masks, then an epoch at 96 pixels."""
+    digits, data = root / 'configs/digits', tmp_path / 'data'
+    make_digit_scenes(data, num_cls_train=40, num_cls_val=10, num_scenes_train=1, num_scenes_val=1)
+    before, sizes = train(digits / 'pelk-atto_sparse_1xb64_digits.py', data, tmp_path / 'sparse', 2,
+                          **{'custom_hooks.0.update_interval': 3})
+    assert sizes == {(64, 64)}
+    after, sizes = train(digits / 'pelk-atto_sparse-finetune_1xb64-5e_digits-96px.py', data, tmp_path / 'tuned', 1,
+                         load_from=str(tmp_path / 'sparse/epoch_2.pth'))
     assert sizes == {(96, 96)}
     old, new = weights_of(before), weights_of(after)
     assert density(old.values()) == pytest.approx(0.6, abs=0.01)
@@ -73,17 +61,3 @@ def test_fine_tuning_at_a_larger_size_keeps_every_zero(sparse, tmp_path):
     # Nearly all live weights are trained.
     assert changed > 0.99 * sum(int(value.count_nonzero()) for value in old.values())
     assert after['dynamic_sparsity']['masks'].keys() == before['dynamic_sparsity']['masks'].keys()
-
-
-def test_fine_tuning_with_the_hook_of_training_is_refused(sparse, tmp_path):
-    """As README's command for 384 pixels did on a model of 224."""
-    options = {'load_from': str(sparse / 'sparse/epoch_2.pth'), 'optim_wrapper.optimizer.lr': 5e-5}
-    with pytest.raises(ValueError, match=r"init='snip' would draw masks .* density of 0\..*Use init='zeros'"):
-        train(SPARSE, sparse / 'data', tmp_path / 'refused', 1, **options)
-    assert not list(tmp_path.rglob('epoch_*.pth'))
-    # The same on purpose: 0.6 of 0.6 are live before the first step.
-    content, _ = train(SPARSE, sparse / 'data', tmp_path / 'redrawn', 1, **options, **{
-        'custom_hooks.0.redraw': True, 'custom_hooks.0.init': 'uniform'})
-    old = weights_of(load(sparse / 'sparse/epoch_2.pth'))
-    kept = {name: (value != 0) & (old[name] != 0) for name, value in weights_of(content).items()}
-    assert density(kept.values()) < 0.42

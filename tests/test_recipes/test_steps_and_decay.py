@@ -1,21 +1,15 @@
 """How long an epoch and a warm-up are, and what decays, as the sources have it."""
 
 import copy
-from functools import cache
-from pathlib import Path
 
 import pytest
-from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from pelk_mm import compat
-from pelk_mm.analysis import build_model
 from pelk_mm.engine.launch import load_config
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..helpers.config_tree import ROOT, decays_of, load
+
 IMAGENET = ROOT / 'configs/imagenet'
 BASELINES = ROOT / 'configs/baselines/imagenet'
 COCO = 'cascade-mask-rcnn_{}_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py'
@@ -33,21 +27,6 @@ class Blank(Dataset):
 
     def __getitem__(self, index):
         return index
-
-
-@cache
-def load(path: Path) -> Config:
-    compat.setup()
-    return Config.fromfile(path)
-
-
-def decays_of(cfg: Config) -> dict:
-    """Weight decay of every parameter by its name."""
-    model = build_model(cfg)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper)).optimizer
-    names = {id(param): name for name, param in model.named_parameters()}
-    return {names[id(param)]: group['weight_decay'] for group in optimizer.param_groups for param in group['params']}
 
 
 @pytest.mark.parametrize(
@@ -71,12 +50,10 @@ def test_the_last_batch_can_be_kept():
     assert len(Runner.build_dataloader(loader, seed=0)) == 1281167 // 128 + 1
 
 
-@pytest.mark.parametrize('name', ['pelk-tiny', 'pelk-base-101', 'pelk-tiny_dense', 'slak-tiny', 'convnext-tiny',
-                                  'swin-base', 'replknet-31b'])
-def test_warmup_on_coco(name):
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*-3x_coco.py')), ids=lambda path: path.stem)
+def test_warmup_on_coco(path):
     """MMDetection 2's schedule_1x, which ConvNeXt, SLaK and Swin kept: 500 iterations from 0.001 of the rate."""
-    folder = 'coco' if 'pelk' in name else 'baselines/coco'
-    warmup, fall = load(ROOT / 'configs' / folder / COCO.format(name)).param_scheduler
+    warmup, fall = load(path).param_scheduler
     assert (warmup.type, warmup.start_factor, warmup.by_epoch) == ('LinearLR', 1e-3, False)
     assert (warmup.begin, warmup.end) == (0, 500)
     assert (fall.type, fall.milestones, fall.gamma, fall.end) == ('MultiStepLR', [27, 33], 0.1, 36)

@@ -69,14 +69,6 @@ def test_backbones_are_of_what_is_named(trained, sets, tmp_path, run_tool, optio
         assert torch.equal(value, sets[kind][f'backbone.{name}']), name
 
 
-def test_key_and_weights_together_are_refused(trained, tmp_path, run_tool):
-    code, output = run_tool('model_converters/classifier_to_backbone.py', trained[1], tmp_path / 'backbone.pth',
-                            '--key', 'state_dict', '--weights', 'raw')
-    assert code == 2
-    assert "give one of them, got 'state_dict' and 'raw'" in output
-    assert not (tmp_path / 'backbone.pth').exists()
-
-
 @pytest.mark.parametrize('weights', ['raw', 'averaged'])
 def test_deployed_form_is_of_what_is_named(trained, sets, tmp_path, run_tool, weights):
     code, output = run_tool('model_converters/switch_to_deploy.py', *trained, tmp_path / 'out.pth', '--num-images', 2,

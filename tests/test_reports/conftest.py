@@ -1,4 +1,4 @@
-"""A headless Chromium for tests of pages, driven by Playwright."""
+"""A config as runs hold it, and a headless Chromium for tests of pages, driven by Playwright."""
 
 import os
 import shutil
@@ -6,8 +6,16 @@ from importlib.util import find_spec
 
 import pytest
 
+from pelk_mm.engine.launch import load_config
+
 PROGRAMS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 FIXES = {'playwright': 'pip install -r requirements/dev.txt', 'Chromium': 'apt-get install chromium'}
+
+
+@pytest.fixture(scope='session')
+def digits(root):
+    """The config of the classifier of digits, which tests copy before they change it."""
+    return load_config(str(root / 'configs/digits/pelk-atto_1xb64_digits.py')).to_dict()
 
 
 @pytest.fixture(scope='module')

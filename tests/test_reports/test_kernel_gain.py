@@ -43,8 +43,6 @@ def test_multiples_of_the_paper():
     multiples = parameter_multiples([7, 31, 51])
     assert [round(multiple, 1) for multiple in multiples['dense']] == [1.0, 19.6, 53.1]
     assert [round(multiple, 1) for multiple in multiples['stripe']] == [1.0, 4.4, 7.3]
-
-
     for width in (1, 3, 7):
         assert parameter_multiples([7, 51], width)['stripe'] == [1, 51 / 7]
     with pytest.raises(ValueError, match='stripe_width must be odd and at most kernel_size, 3, got 5'):

@@ -29,11 +29,6 @@ SWEPT = 'pelk-33-tiny_8-4-2-1-1-1_32xb128-120e_in1k'
 
 
 @pytest.fixture(scope='module')
-def digits(root):
-    return load_config(str(root / f'configs/digits/{ATTO}.py')).to_dict()
-
-
-@pytest.fixture(scope='module')
 def entries(root):
     entries, problems = read_catalogue(root)
     assert problems == []

@@ -16,12 +16,6 @@ from .run_writer import epochs, write_start
 DIGITS = 'configs/digits/pelk-atto_1xb64_digits.py'
 
 
-@pytest.fixture(scope='module')
-def digits(root):
-    """The config of the digits, as a run holds it."""
-    return load_config(str(root / DIGITS)).to_dict()
-
-
 @pytest.fixture
 def config(digits):
     return dict(digits, train_cfg=dict(digits['train_cfg'], max_epochs=3))
