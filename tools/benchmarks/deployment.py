@@ -132,7 +132,8 @@ def evaluate(model: nn.Module, cfg: Config, networks: dict[str, ExportedModel], 
                 agreements[name].add(expected[0], got[0])
                 evaluators[name].process(got, batch)
             evaluators[PYTORCH].process(expected, batch)
-        metrics = {name: evaluator.evaluate(len(indices)) for name, evaluator in evaluators.items()}
+        metrics = {name: {key: float(value) for key, value in evaluator.evaluate(len(indices)).items()}
+                   for name, evaluator in evaluators.items()}
     found = {name: dict(metrics=metrics[name], **agreement.to_dict(), agreement=share_of_equal(agreement, task))
              for name, agreement in agreements.items()}
     return {PYTORCH: dict(metrics=metrics[PYTORCH], images=len(indices)), **found}
