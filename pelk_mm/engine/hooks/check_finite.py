@@ -177,8 +177,11 @@ class CheckFiniteHook(Hook):
         if weights:
             finite = torch.isfinite(tensor_norms(weights)).all()[None]
             self._flags.append((self._iteration, 'weight', ['weights'], finite))
-        for iteration, kind, _, finite in self._flags:
-            if not finite.all():
+        flags = [finite.all() for *_, finite in self._flags]
+        # Together, to wait for the device once.
+        good = torch.stack([flag.to(flags[-1].device) for flag in flags]).tolist() if flags else []
+        for (iteration, kind, *_), is_good in zip(self._flags, good):
+            if not is_good:
                 return len(KINDS) * iteration + KINDS.index(kind)
         return NEVER
 
