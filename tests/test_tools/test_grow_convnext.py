@@ -10,7 +10,7 @@ from pelk_mm.deploy import load_trained
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.tiny_models import tiny_config, write_pictures
 
-from ..test_nets.convnexts import WIDTHS, logits_of, make_source, relative
+from ..test_nets.convnexts import DEPTHS, WIDTHS, logits_of, make_source, relative
 
 GROW = 'model_converters/grow_convnext.py'
 
@@ -45,7 +45,14 @@ def test_the_tool_proves_and_its_checkpoint_is_complete(grown, printed_by):
     assert 'stage 1: K = 7 -> 15, 121 parameters a channel' in printed
     assert 'not in the source, and not written: norm0, norm1, norm2' in printed
     assert 'outside the backbone, kept: head.fc.weight' in printed
-    model, meta = load_trained(load_config(str(config)), str(checkpoint))
+    cfg = load_config(str(config))
+    arch = dict(depths=DEPTHS, channels=WIDTHS, kernel_sizes=(15, 13, 11, 9), center=7)
+    assert {key: tuple(value) if key != 'center' else value for key, value in cfg.model.backbone.arch.items()} == arch
+    settings = dict(type='pelk_mm.PeLK', conv_ratio=1.0, width_factor=1.0, small_kernel=None, branch_norm_cfg=None,
+                    position_embedding=True)
+    assert {key: cfg.model.backbone[key] for key in settings} == settings
+    assert cfg.model.backbone.get('use_grn', False) == any('grn' in name for name in source.state_dict())
+    model, meta = load_trained(cfg, str(checkpoint))
     assert meta['grown_from'] == 'convnext.pth'
     images = torch.rand(2, 3, 64, 52)
     with torch.no_grad():

@@ -114,11 +114,13 @@ def test_refuses_a_compiler_without_cxx17(setup_env, tmp_path):
 
 @pytest.mark.parametrize(('name', 'content', 'message'), [
     ('mine.txt', 'mine', 'was not made by this script'),
-    ('pelk_mm_setup', 'stack=openmmlab\nmmcv_ops=torchvision\n', 'holds STACK=openmmlab MMCV_OPS=torchvision'),
+    ('pelk_mm_setup', 'stack=openmmlab\nmmcv_ops=torchvision\n',
+     'holds STACK=openmmlab MMCV_OPS=torchvision, asked for is STACK=onedl MMCV_OPS=torchvision'),
     ('pelk_mm_setup', 'stack=onedl\nmmcv_ops=compiled\n',
      'holds STACK=onedl MMCV_OPS=compiled, asked for is STACK=onedl MMCV_OPS=torchvision'),
     # As version 0.1.0 wrote it, which always compiled.
-    ('pelk_mm_setup', 'stack=onedl\nfingerprint=1234\nstate=complete\n', 'holds STACK=onedl MMCV_OPS=compiled'),
+    ('pelk_mm_setup', 'stack=onedl\nfingerprint=1234\nstate=complete\n',
+     'holds STACK=onedl MMCV_OPS=compiled, asked for is STACK=onedl MMCV_OPS=torchvision'),
 ])
 def test_does_not_change_what_is_there(setup_env, tmp_path, name, content, message):
     (tmp_path / 'venv').mkdir()
