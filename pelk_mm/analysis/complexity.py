@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -244,39 +244,51 @@ def count_complexity(model: nn.Module,
     costs.update((name, defaultdict(Cost)) for name, _ in model.named_children())
 
     stored = list(_parameters(model))
-    for name, embedding, users in _embeddings(model):
-        executed = Operations() if deploy else _embedding_operations(embedding, users)
-        # The constant of Eq. 3, computed plainly.
-        _add(costs[_component(name)], 'embedding', users * embedding.weight.numel(), executed)
+    _count_embeddings(model, costs, deploy)
     switch_to_deploy = getattr(model.backbone, 'switch_to_deploy', None)
     if deploy and switch_to_deploy is not None:
         with WeightsOnMeta() if stored[0][1].is_meta else nullcontext():
             switch_to_deploy()
 
-    def factor(component: str, has_weights: bool) -> float:
-        is_sparse = component == 'backbone' or result.task == 'classification'
-        return density if has_weights and is_sparse else 1
-
     counter = count_macs(model, shape, rois, backend)
     for (name, part), macs in counter.macs.items():
         component = _component(name)
-        counted = macs * factor(component, part != 'attention')
+        counted = macs * _share_counted(result, component, part != 'attention')
         _add(costs[component], part, counted, counter.executed.get(name, Operations(macs)))
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Linear) and layer.in_features % 16 == layer.out_features % 16 == 0:
             result.macs_for_2_4 += macs
     # Weights of modules that are no standard layers are for what these were seen to run.
     seen = {name: part for name, part in counter.macs if part != 'attention'}
-    for name, parameter, standard_part in stored:
-        part = standard_part or seen.get(_owner(name), 'other')
-        costs[_component(name)][part].params_stored += parameter.numel()
-    for name, parameter, standard_part in _parameters(model):
-        part, component = standard_part or seen.get(_owner(name), 'other'), _component(name)
-        if part != 'embedding':
-            costs[component][part].params_counted += parameter.numel() * factor(component, parameter.ndim in (2, 4))
+    _count_parameters(result, costs, stored, _parameters(model), seen)
     result.costs = {name: {part: parts[part] for part in PARTS if part in parts}
                     for name, parts in costs.items() if parts}
     return result
+
+
+def _count_embeddings(model: nn.Module, costs: Mapping[str, dict[str, Cost]], deploy: bool) -> None:
+    for name, embedding, users in _embeddings(model):
+        executed = Operations() if deploy else _embedding_operations(embedding, users)
+        # The constant of Eq. 3, computed plainly.
+        _add(costs[_component(name)], 'embedding', users * embedding.weight.numel(), executed)
+
+
+def _count_parameters(result: Complexity, costs: Mapping[str, dict[str, Cost]], stored: Iterable, counted: Iterable,
+                      seen: Mapping[str, str]) -> None:
+    """Add the parameters of the trained form, stored, and of the one that is run, counted."""
+    for name, parameter, standard_part in stored:
+        part = standard_part or seen.get(_owner(name), 'other')
+        costs[_component(name)][part].params_stored += parameter.numel()
+    for name, parameter, standard_part in counted:
+        part, component = standard_part or seen.get(_owner(name), 'other'), _component(name)
+        if part != 'embedding':
+            share = _share_counted(result, component, parameter.ndim in (2, 4))
+            costs[component][part].params_counted += parameter.numel() * share
+
+
+def _share_counted(result: Complexity, component: str, has_weights: bool) -> float:
+    is_sparse = component == 'backbone' or result.task == 'classification'
+    return result.density if has_weights and is_sparse else 1
 
 
 def _add(parts: dict[str, Cost], part: str, macs: float, executed: Operations) -> None:

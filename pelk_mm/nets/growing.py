@@ -99,11 +99,23 @@ def grow_convnext(source: nn.Module | Mapping | str | Path,
     if decided:
         raise ValueError(f'the source decides {", ".join(decided)}: leave out what grow_convnext cannot choose')
     weights = convnext_state_dict(source, prefix)
-    arch, model = weights.arch, _Model(source, prefix) if isinstance(source, nn.Module) else None
+    model = _Model(source, prefix) if isinstance(source, nn.Module) else None
+    net = _pelk_like(weights.arch, model, kernel_sizes, center, base=base, position_embedding=position_embedding,
+                     **kwargs)
+    _load_grown(net, weights.backbone)
+    if model is not None:
+        if 'norm_layer' not in kwargs:
+            model.copy_eps(net)
+        net.to(next(source.parameters()))
+    return net
+
+
+def _pelk_like(arch: Mapping[str, Any], model: _Model | None, kernel_sizes: Sequence[int | Sequence[int]],
+               center: int | None, **kwargs: Any) -> PeLK:
+    """Return a PeLK of the source's sizes with larger kernels and new weights."""
     if kwargs.setdefault('in_channels', arch['in_channels']) != arch['in_channels']:
         raise ValueError(f'in_channels must be that of the stem of the source, {arch["in_channels"]}, got '
                          f'{kwargs["in_channels"]}')
-    given_norm = 'norm_layer' in kwargs
     kwargs.setdefault('norm_layer', partial(LayerNorm2d, eps=_NORM_EPS.get(arch['depths'], 1e-6)))
     if model is not None:
         model.check_convolutions(len(arch['depths']))
@@ -116,22 +128,20 @@ def grow_convnext(source: nn.Module | Mapping | str | Path,
     net = PeLK(
         dict(depths=arch['depths'], channels=arch['channels'], kernel_sizes=sizes,
              center=max(7 if center is None else center, *arch['kernel_sizes'])),
-        base=base, conv_ratio=1, width_factor=1, small_kernel=None, position_embedding=position_embedding,
-        ffn_ratio=arch['ffn_ratio'], branch_norm_layer=None, use_grn=arch['use_grn'],
-        layer_scale_init_value=arch['layer_scale_init_value'], **kwargs)
+        conv_ratio=1, width_factor=1, small_kernel=None, ffn_ratio=arch['ffn_ratio'], branch_norm_layer=None,
+        use_grn=arch['use_grn'], layer_scale_init_value=arch['layer_scale_init_value'], **kwargs)
     if arch['norm_before_pooling'] and net.gap_before_final_norm and net.out_indices[-1] == net.num_stages - 1:
         raise ValueError('the classifier of the source norms before it averages the pixels (timm: head_norm_first), '
                          'which gap_before_final_norm=True does not: pass False and average the output')
-    state, fresh = grown_state_dict(net, weights.backbone)
+    return net
+
+
+def _load_grown(net: PeLK, backbone: Mapping[str, Tensor]) -> None:
+    state, fresh = grown_state_dict(net, backbone)
     net.load_state_dict(state)
     if fresh:
         warnings.warn(f'the source has no {", ".join(fresh)}: such norms of outputs start as weight 1 and bias 0',
-                      stacklevel=2)
-    if model is not None:
-        if not given_norm:
-            model.copy_eps(net)
-        net.to(next(source.parameters()))
-    return net
+                      stacklevel=3)
 
 
 def convnext_state_dict(source: nn.Module | Mapping | str | Path, prefix: str | None = None) -> ConvNeXtWeights:

@@ -114,15 +114,8 @@ def plan_sweep(table: Path,
         ValueError: If there are no entries, an entry has no row, or a segmentor no classifier before it.
     """
     metafile = table / 'metafile.yml'
-    if not metafile.is_file():
-        raise FileNotFoundError(f'{table} is not a table of configs: it has no metafile.yml')
+    entries = _read_entries(metafile)
     compat.setup()
-    try:
-        entries = read_metafile(metafile)
-    except ValueError as error:
-        raise ValueError(f'{metafile} {error}') from error
-    if not entries:
-        raise ValueError(f'{metafile} must list models, got none')
     trials: list[Trial] = []
     digests: dict[str, str] = {}
     folders: dict[str, Path] = {}
@@ -150,6 +143,18 @@ def plan_sweep(table: Path,
                          if f'max_{unit}s' in cfg.train_cfg)
         trials.append(Trial(entry, SWEPT[scope], config, words, folders[key] / f'{unit}_{end}.pth', start))
     return trials
+
+
+def _read_entries(metafile: Path) -> list[Entry]:
+    if not metafile.is_file():
+        raise FileNotFoundError(f'{metafile.parent} is not a table of configs: it has no metafile.yml')
+    try:
+        entries = read_metafile(metafile)
+    except ValueError as error:
+        raise ValueError(f'{metafile} {error}') from error
+    if not entries:
+        raise ValueError(f'{metafile} must list models, got none')
+    return entries
 
 
 def _start_of(entry: Entry, scope: str | None, trials: Sequence[Trial], metafile: Path) -> Trial | None:

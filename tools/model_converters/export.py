@@ -93,6 +93,12 @@ def parse_args() -> argparse.Namespace:
     add_weights_option(parser, 'the averaged ones')
     add_trust_option(parser)
     args = parser.parse_args()
+    check_args(parser, args)
+    return args
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what cannot be done, and add ``files``: form -> file."""
     if args.out.suffix not in ('.onnx', '.xml'):
         parser.error(f'out must end with .onnx or .xml, got {args.out}')
     if args.int8 is not None and args.int8 < 1:
@@ -109,7 +115,6 @@ def parse_args() -> argparse.Namespace:
         parser.error(str(error))
     if args.shape and min(args.shape) < 64:
         parser.error(f'--shape: sides must be at least 64, got {args.shape[0]} x {args.shape[1]}')
-    return args
 
 
 def suffixes(file: Path) -> tuple[str, str]:
