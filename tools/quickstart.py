@@ -78,12 +78,12 @@ def draw_segmentation(figure: Figure, cfg: Config, predictions: Path) -> None:
     # The first colour is for the value 0, which is ignored.
     palette = np.array([(0, 0, 0), *dataset.metainfo.palette], dtype=np.uint8)
     folder = Path(dataset.data_root)
-    images = sorted((folder / dataset.data_prefix.img_path).iterdir())[:NUM_SCENES]
-    for row, image in zip(figure.subplots(len(images), 3), images):
-        truth = Image.open(folder / dataset.data_prefix.seg_map_path / image.name)
-        for axis, picture in zip(row, (Image.open(image), palette[np.array(truth)],
-                                       palette[np.array(Image.open(predictions / image.name))])):
-            axis.imshow(picture)
+    files = sorted((folder / dataset.data_prefix.img_path).iterdir())[:NUM_SCENES]
+    for row, file in zip(figure.subplots(len(files), 3), files):
+        truth = Image.open(folder / dataset.data_prefix.seg_map_path / file.name)
+        for axis, image in zip(row, (Image.open(file), palette[np.array(truth)],
+                                     palette[np.array(Image.open(predictions / file.name))])):
+            axis.imshow(image)
     _title_columns(figure, 'image', 'ground truth', 'prediction')
 
 
@@ -203,8 +203,8 @@ def main() -> None:
     print(to_columns([('step', 'metric', '%', 'at least', 'minutes'), *rows], num_text=2))
     print('(minutes: of training + of the test, those of the last two tasks side by side; steps that were finished\n'
           'before show what they took then)')
-    pictures = [work_dir / f'{task.name}.png' for task in TASKS]
-    print('Predictions on validation images:', *pictures, sep='\n  ')
+    images = [work_dir / f'{task.name}.png' for task in TASKS]
+    print('Predictions on validation images:', *images, sep='\n  ')
     if failed:
         sys.exit('A metric is lower than it should be.')
 

@@ -3,7 +3,7 @@
 Typical use, in a benchmark on a device that is there for minutes::
 
     measurements = Measurements(file, device, limit=450, log=print)
-    measurements.once('copy 1 GB', time_copy, 2**30)
+    measurements.run_once('copy 1 GB', time_copy, 2**30)
     measurements.finish()
 """
 
@@ -46,7 +46,7 @@ class Measurements:
         with suppress(FileNotFoundError):
             self._resume(self.file.read_text('utf-8'))
 
-    def once(self, name: str, measure: Callable[..., Any], *args: Any, needs: float = 0.0) -> Any:
+    def run_once(self, name: str, measure: Callable[..., Any], *args: Any, needs: float = 0.0) -> Any:
         """Return the result of a name: from the file, or by a call that is written at once; None if no time is left.
 
         The result of a call that raises is ``{"failed": reason}``. One that ends the process, or does not end, has

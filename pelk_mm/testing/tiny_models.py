@@ -156,7 +156,7 @@ def write_tiny_model(task: str, folder: Path, cfg: Config | None = None) -> tupl
     return config, checkpoint
 
 
-def write_pictures(folder: Path, count: int = 3) -> Path:
+def write_images(folder: Path, count: int = 3) -> Path:
     """Write ``0.png``, ``1.png``, ... of 64 x 80 (H x W) into a folder, and return it."""
     rng = np.random.default_rng(0)
     for i in range(count):

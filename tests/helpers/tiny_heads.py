@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from pelk_mm.testing.tiny_models import tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import tiny_config, write_images
 
 FCN = dict(type='FCNHead', channels=8, num_convs=1, concat_input=False, in_channels=16, in_index=3, num_classes=4)
 # As mmsegmentation's FAQ has it.
@@ -95,9 +95,9 @@ def with_channels(cfg, channels):
     return cfg
 
 
-def write_images(cfg, folder):
+def write_images_for(cfg, folder):
     """Write two images with as many channels as the model takes, and return their folder."""
-    images = write_pictures(folder, 2)
+    images = write_images(folder, 2)
     for file in images.iterdir():
         if cfg.model.backbone.get('in_channels') == 4:
             image = cv2.imread(str(file))

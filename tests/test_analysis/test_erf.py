@@ -21,7 +21,7 @@ from pelk_mm.analysis.erf import (
     measure_receptive_field,
 )
 from pelk_mm.models import PeLK
-from pelk_mm.testing.tiny_models import tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import tiny_config, write_images
 
 TOOL = 'analysis_tools/visualize_erf.py'
 
@@ -227,7 +227,7 @@ def test_squares_of_the_figure_are_the_regions():
 def test_tool(tmp_path, run_tool):
     images, out, checkpoint, config = (tmp_path / name for name in ('images', 'out', 'checkpoint.pth', 'tiny.py'))
     images.mkdir()
-    write_pictures(images, 2)
+    write_images(images, 2)
     tiny_config('classification').dump(str(config))
     trained = build_with_weights(Config.fromfile(config), seed=7)
     torch.save(dict(state_dict=trained.state_dict()), checkpoint)

@@ -12,7 +12,7 @@ from pelk_mm.analysis import build_model, count_complexity
 from pelk_mm.analysis.erf import load_images
 from pelk_mm.analysis.inputs import count_channels, displayable, fit_channels, normalisation
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.tiny_models import tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import tiny_config, write_images
 
 
 def with_channels(task, channels):
@@ -71,7 +71,7 @@ def test_costs(task, channels):
 def test_receptive_fields(channels, tmp_path, run_tool):
     with_channels('classification', channels).dump(str(tmp_path / 'config.py'))
     (tmp_path / 'images').mkdir()
-    images = write_pictures(tmp_path / 'images', 1)
+    images = write_images(tmp_path / 'images', 1)
     code, printed = run_tool('analysis_tools/visualize_erf.py', tmp_path / 'config.py', '--images', images, '--sizes',
                              64, '--num-images', 1, '--device', 'cpu', '--out', tmp_path / 'out')
     assert code == 0, printed
@@ -81,11 +81,11 @@ def test_receptive_fields(channels, tmp_path, run_tool):
 
 
 def test_images_for_other_channels(tmp_path):
-    file = write_pictures(tmp_path, 1) / '0.png'
-    picture = cv2.imread(str(file))
+    file = write_images(tmp_path, 1) / '0.png'
+    image = cv2.imread(str(file))
     six = build_model(with_channels('classification', 6), 'cpu')
-    tensor, = load_images([file], picture.shape[:2], six)
-    expected = (torch.from_numpy(picture).permute(2, 0, 1).float() - 120) / 60
+    tensor, = load_images([file], image.shape[:2], six)
+    expected = (torch.from_numpy(image).permute(2, 0, 1).float() - 120) / 60
     torch.testing.assert_close(tensor[0], torch.cat([expected, expected]))
     grey, = load_images([file], (8, 8), build_model(with_channels('classification', 1), 'cpu'))
     assert grey.shape == (1, 1, 8, 8)

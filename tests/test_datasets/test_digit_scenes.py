@@ -25,16 +25,16 @@ def annotations_of(root, split):
 def scenes_of(root, split):
     """Return image, label map and annotations of each scene, masks decoded by COCO's own code."""
     coco = annotations_of(root, split)
-    for image in coco['images']:
-        picture = np.asarray(Image.open(root / 'scenes/images' / split / image['file_name']))
-        labels = Image.open(root / 'scenes/annotations' / split / image['file_name'])
+    for entry in coco['images']:
+        image = np.asarray(Image.open(root / 'scenes/images' / split / entry['file_name']))
+        labels = Image.open(root / 'scenes/annotations' / split / entry['file_name'])
         assert labels.mode == 'L'
-        instances = [annotation for annotation in coco['annotations'] if annotation['image_id'] == image['id']]
+        instances = [annotation for annotation in coco['annotations'] if annotation['image_id'] == entry['id']]
         masks = []
         for instance in instances:
-            rle = coco_mask.frPyObjects(instance['segmentation'], image['height'], image['width'])
+            rle = coco_mask.frPyObjects(instance['segmentation'], entry['height'], entry['width'])
             masks.append(coco_mask.decode(rle).astype(bool))
-        yield picture, np.asarray(labels), instances, masks
+        yield image, np.asarray(labels), instances, masks
 
 
 def test_same_seed_same_bytes(digit_scenes, tmp_path, small):
@@ -52,9 +52,9 @@ def test_another_seed_gives_other_images(digit_scenes, tmp_path, small):
 def test_a_larger_set_begins_with_the_smaller(digit_scenes, tmp_path, small):
     make_digit_scenes(tmp_path / 'larger', **{**small, 'num_cls_train': 60, 'num_scenes_val': 8})
     small, larger = content_of(digit_scenes), content_of(tmp_path / 'larger')
-    pictures = [name for name in small if name.endswith('.png')]
-    assert len(pictures) == 40 + 20 + 2 * (12 + 6)
-    assert {name: larger[name] for name in pictures} == {name: small[name] for name in pictures}
+    images = [name for name in small if name.endswith('.png')]
+    assert len(images) == 40 + 20 + 2 * (12 + 6)
+    assert {name: larger[name] for name in images} == {name: small[name] for name in images}
 
 
 def test_layout_and_counts(digit_scenes):
@@ -121,11 +121,11 @@ def test_boxes_and_areas_fit_the_masks_whose_union_are_the_label_maps(digit_scen
 def test_masks_show_what_the_image_shows(digit_scenes):
     """Inside a mask the image has one colour: where digits overlap, the mask belongs to the upper one."""
     uniform, touching = [], 0
-    for picture, _, _, masks in scenes_of(digit_scenes, 'train'):
+    for image, _, _, masks in scenes_of(digit_scenes, 'train'):
         for mask in masks:
             inner = ndimage.binary_erosion(mask, iterations=2)
             if inner.any():
-                pixels = picture[inner].astype(int)
+                pixels = image[inner].astype(int)
                 uniform.append((np.abs(pixels - np.median(pixels, axis=0)).max(axis=1) <= 8).mean())
         grown = np.sum([ndimage.binary_dilation(mask) for mask in masks], axis=0)
         touching += grown.max() > 1

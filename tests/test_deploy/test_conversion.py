@@ -11,7 +11,7 @@ from onnx.numpy_helper import to_array
 
 from pelk_mm.deploy import EvalImages, ExportedModel, calibration_images, save_int8_onnx, save_openvino
 from pelk_mm.deploy.onnx_ops import BOX_SUMS
-from pelk_mm.testing.tiny_models import tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import tiny_config, write_images
 
 needs_openvino = pytest.mark.skipif(
     not (find_spec('openvino') and find_spec('nncf')), reason='openvino or nncf is not installed')
@@ -34,7 +34,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    folder = write_pictures(tmp_path_factory.mktemp('images'), 4)
+    folder = write_images(tmp_path_factory.mktemp('images'), 4)
     return EvalImages(tiny_config('segmentation'), 4, str(folder))
 
 
@@ -96,7 +96,7 @@ def test_openvino_is_equal_and_near_in_int8(source, images, tmp_path):
 def test_calibration_is_on_training_images_in_the_test_pipeline(tmp_path):
     """Within wrappers of data sets; the random transforms of training do not count."""
     (tmp_path / 'ant').mkdir()
-    write_pictures(tmp_path / 'ant', 3)
+    write_images(tmp_path / 'ant', 3)
     cfg = tiny_config('classification')
     with pytest.raises(ValueError, match=r'train_dataloader\.dataset'):
         calibration_images(cfg, 2)

@@ -36,7 +36,7 @@ from pelk_mm.deploy.export import AveragePoolByProducts
 from pelk_mm.deploy.inference import predict
 from pelk_mm.deploy.onnx_ops import BOX_SUMS, translations
 from pelk_mm.layers import PeripheralConv2d
-from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import CLASSES, PALETTE, build_tiny_model, tiny_config, write_images
 
 from ..helpers.tiny_heads import padded, several_tasks
 from ..helpers.toy_files import write_onnx_stub
@@ -198,7 +198,7 @@ def test_files_compute_the_outputs_of_pytorch(exported):
 
 def test_files_predict_as_the_model(exported, tmp_path):
     cfg, model, _, path = exported
-    folder = write_pictures(tmp_path, 2)
+    folder = write_images(tmp_path, 2)
     for file in (path, path.with_suffix('.pt2')):
         found = verify_predictions(model, task_of(cfg), file, EvalImages(cfg, 2, str(folder)).batches())
         assert (found.images, found.equal) == (2, found.decisions)

@@ -23,7 +23,7 @@ from pelk_mm.testing.tiny_models import (
     PALETTE,
     build_tiny_model,
     tiny_config,
-    write_pictures,
+    write_images,
     write_tiny_model,
 )
 
@@ -37,7 +37,7 @@ from ..helpers.tiny_heads import (
     several_tasks,
     sliding,
     with_channels,
-    write_images,
+    write_images_for,
 )
 from ..helpers.toy_files import write_onnx_stub
 
@@ -77,7 +77,7 @@ def test_the_head_in_a_files_metadata_decides_as_the_model(case, tmp_path):
         Config(dict(model=ast.literal_eval(description['model']), default_scope=description['scope'])))
     assert not list(rules.backbone.parameters())
     found = Predictions()
-    for batch in EvalImages(cfg, 2, str(write_images(cfg, tmp_path))).batches():
+    for batch in EvalImages(cfg, 2, str(write_images_for(cfg, tmp_path))).batches():
         expected = predict(model, batch)[0]
         with torch.no_grad(), exported_network(rules, task, network, network.channels):
             found.add(expected, predict(rules, batch)[0])
@@ -96,7 +96,7 @@ def test_the_head_in_a_files_metadata_decides_as_the_model(case, tmp_path):
 def test_every_head_is_drawn(case, tmp_path):
     build, expected = CASES[case]
     cfg = build()
-    file = write_images(cfg, tmp_path) / '0.png'
+    file = write_images_for(cfg, tmp_path) / '0.png'
     demo = ModelDemo(cfg, str(write_tiny_model(task_of(cfg), tmp_path, cfg)[1]), 'cpu', score_thr=0)
     drawn, found = demo(demo.pipeline.load(file))
     assert re.fullmatch(expected, found), found
@@ -184,7 +184,7 @@ def test_models_without_the_part_to_export_are_refused(cfg, task, message):
 
 
 def test_images_of_a_folder_are_sorted_and_counted(tmp_path):
-    cfg, images = tiny_config('segmentation'), write_pictures(tmp_path)
+    cfg, images = tiny_config('segmentation'), write_images(tmp_path)
     assert len(EvalImages(cfg, 8, images)) == 3
     batch = next(EvalImages(cfg, 1, images).batches())
     assert batch['inputs'][0].shape == (3, 64, 64)
@@ -201,7 +201,7 @@ def test_images_of_a_folder_are_sorted_and_counted(tmp_path):
 
 def test_pipelines_without_a_loader_load_plain_files(tmp_path):
     """A config's loader, and that of an exported file, as its data set may load images by itself."""
-    cfg, images = tiny_config('classification'), write_pictures(tmp_path, 1)
+    cfg, images = tiny_config('classification'), write_images(tmp_path, 1)
     del cfg.test_dataloader.dataset.pipeline[0]
     model = OnnxModel(write_onnx_stub(tmp_path / 'stub.onnx', dict(pelk_mm=json.dumps(describe(cfg, META)))))
     assert model.pipeline.plain_files

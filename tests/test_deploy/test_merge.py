@@ -14,7 +14,7 @@ from pelk_mm.checkpoints.entries import load_weights_and_meta
 from pelk_mm.checkpoints.publish import publish_file
 from pelk_mm.deploy import EvalImages, compare, deploy, load_trained, save_deployment
 from pelk_mm.layers import KernelPositionEmbedding, ReparamDepthwiseConv
-from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import build_tiny_model, tiny_config, write_images
 
 # Merged layers of the backbone's four blocks, and convolutions with a BatchNorm in the other parts.
 LAYERS = dict(
@@ -26,7 +26,7 @@ ONE = torch.ones(1)
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp('images'))
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.mark.parametrize('task', LAYERS)

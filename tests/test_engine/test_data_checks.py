@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from pelk_mm.deploy import EvalImages
 from pelk_mm.engine.data_checks import ImageFileError
 from pelk_mm.engine.launch import load_config, run
-from pelk_mm.testing.tiny_models import CLASSES, PALETTE, write_pictures, write_tiny_model
+from pelk_mm.testing.tiny_models import CLASSES, PALETTE, write_images, write_tiny_model
 
 from .small_data import rows, task_config, write
 
@@ -65,7 +65,7 @@ def test_a_check_is_switched_off_by_the_name_in_its_message(tmp_path, name, labe
 
 def test_image_demo_and_test_images(tmp_path, run_tool):
     (tmp_path / 'images').mkdir()
-    write_pictures(tmp_path / 'images', 2)
+    write_images(tmp_path / 'images', 2)
     file = tmp_path / 'images/1.png'
     file.write_bytes(file.read_bytes()[:-300])
     config, checkpoint = write_tiny_model('classification', tmp_path)

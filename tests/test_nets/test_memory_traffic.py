@@ -54,9 +54,9 @@ def inference(stage, x):
 
 def training(stage, x):
     x.requires_grad_()
-    cell_sums = stage.position_embedding().detach().requires_grad_()
+    position_cell_sums = stage.position_embedding().detach().requires_grad_()
     with MemoryTraffic(SIDE * SIDE) as forward:
-        out = stage.blocks[1](x, cell_sums)
+        out = stage.blocks[1](x, position_cell_sums)
     grad = torch.ones_like(out)
     with MemoryTraffic(SIDE * SIDE) as backward:
         out.backward(grad)

@@ -22,9 +22,9 @@ from pelk_mm.engine import image_files
 from pelk_mm.engine.launch import configure_testing, load_config
 from pelk_mm.engine.launch import run as run_mmengine
 from pelk_mm.testing import benchmark
-from pelk_mm.testing.tiny_models import CLASSES, build_tiny_model, tiny_config, write_pictures, write_tiny_model
+from pelk_mm.testing.tiny_models import CLASSES, build_tiny_model, tiny_config, write_images, write_tiny_model
 
-from ..helpers.tiny_heads import BINARY, sliding, with_channels, write_images
+from ..helpers.tiny_heads import BINARY, sliding, with_channels, write_images_for
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ TASKS = ('classification', 'segmentation', 'detection')
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp('images'))
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture(scope='module')
@@ -238,7 +238,7 @@ def test_a_binary_segmentor_that_slides_is_exported_as_it_predicts(tmp_path, pri
     """One channel of logits, a sigmoid and a threshold; windows of 64 on images of 96 x 144, in four channels."""
     cfg, folder = with_channels(sliding(**BINARY), 4), tmp_path / 'four'
     folder.mkdir()
-    write_images(cfg, folder)
+    write_images_for(cfg, folder)
     batch = next(EvalImages(cfg, 1, str(folder)).batches())
     # Half of the pixels are above it.
     cfg.model.decode_head.threshold = predict(build_tiny_model(cfg), batch)[0].seg_logits.data.median().item()

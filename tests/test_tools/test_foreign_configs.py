@@ -8,7 +8,7 @@ import torch
 from pelk_mm.analysis import build_model
 from pelk_mm.engine.launch import load_config
 from pelk_mm.testing.random_weights import randomise
-from pelk_mm.testing.tiny_models import write_pictures
+from pelk_mm.testing.tiny_models import write_images
 
 RESNET = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 FCN = 'mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py'
@@ -30,7 +30,7 @@ def test_the_preprocessor_beside_the_model_belongs_to_it():
 
 
 def test_norms_of_heads_are_folded_and_proven(printed_by, tmp_path):
-    images = write_pictures(tmp_path, 1)
+    images = write_images(tmp_path, 1)
     model = build_model(load_config(FCN), 'cpu')
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'fcn.pth')
     printed_by('model_converters/switch_to_deploy.py', FCN, tmp_path / 'fcn.pth', tmp_path / 'out.pth',
@@ -63,7 +63,7 @@ test_dataloader = dict(dataset=dict(pipeline=[
     torch.save(dict(state_dict=randomise(model).state_dict()), tmp_path / 'mask2former.pth')
     printed_by('model_converters/switch_to_deploy.py', tmp_path / 'mask2former.py',
                tmp_path / 'mask2former.pth', tmp_path / 'out.pth', '--json', tmp_path / 'errors.json',
-               '--images', write_pictures(tmp_path, 1))
+               '--images', write_images(tmp_path, 1))
     numbers = json.loads((tmp_path / 'errors.json').read_text())
     assert {'backbone', 'output'} <= {each['name'] for each in numbers['differences']}
     assert max(each['relative'] for each in numbers['differences']) < 1e-4

@@ -63,21 +63,21 @@ def test_measurements_go_on_where_they_stopped(tmp_path):
         return dict(seconds=1.5)
 
     first = Measurements(file, 'cpu', 60, lines.append)
-    assert first.once('a', measure, 'a') == dict(seconds=1.5)
-    assert first.once('b', measure, 'b', ValueError('no kernel')) == dict(failed='ValueError: no kernel')
+    assert first.run_once('a', measure, 'a') == dict(seconds=1.5)
+    assert first.run_once('b', measure, 'b', ValueError('no kernel')) == dict(failed='ValueError: no kernel')
     # As a process that is killed meanwhile leaves it.
     with pytest.raises(KeyboardInterrupt):
-        first.once('c', measure, 'c', KeyboardInterrupt())
-    assert first.once('long', measure, 'long', needs=61) is None
+        first.run_once('c', measure, 'c', KeyboardInterrupt())
+    assert first.run_once('long', measure, 'long', needs=61) is None
     second = Measurements(file, 'cpu', 60, lines.append)
-    assert second.once('a', measure, 'a') == dict(seconds=1.5)
-    assert second.once('c', measure, 'c') == dict(failed='it did not end: the process was killed')
-    assert second.once('long', measure, 'long', needs=59) == dict(seconds=1.5)
+    assert second.run_once('a', measure, 'a') == dict(seconds=1.5)
+    assert second.run_once('c', measure, 'c') == dict(failed='it did not end: the process was killed')
+    assert second.run_once('long', measure, 'long', needs=59) == dict(seconds=1.5)
     assert calls == ['a', 'b', 'c', 'long']
     second.finish()
     assert lines[-1].endswith('4 results in ' + str(file) + ', 2 failed: b, c')
     late = Measurements(file, 'cpu', -1, lines.append)
-    assert late.once('d', measure, 'd') is None
+    assert late.run_once('d', measure, 'd') is None
     late.finish()
     assert lines[-1] == '1 are left: run the same command again'
 
@@ -87,6 +87,6 @@ def test_results_of_another_device_are_kept_apart(tmp_path, content):
     file = tmp_path / 'step.json'
     file.write_text(content)
     measurements = Measurements(file, 'cpu', 60, lambda line: None)
-    assert measurements.once('a', lambda: 2) == 2
+    assert measurements.run_once('a', lambda: 2) == 2
     assert (tmp_path / 'step.json.old').read_text() == content
     assert json.loads(file.read_text())['results'] == dict(a=2)

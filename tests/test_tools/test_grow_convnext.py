@@ -8,7 +8,7 @@ from pelk_mm.analysis import build_model
 from pelk_mm.checkpoints.pretrained import PretrainedBackbone
 from pelk_mm.deploy import load_trained
 from pelk_mm.engine.launch import load_config
-from pelk_mm.testing.tiny_models import tiny_config, write_pictures
+from pelk_mm.testing.tiny_models import tiny_config, write_images
 
 from ..test_nets.convnexts import DEPTHS, WIDTHS, logits_of, make_source, relative
 
@@ -95,7 +95,7 @@ def test_everything_else_knows_the_result(grown, tmp_path, printed_by):
 def test_deployed_and_exported(grown, tmp_path, printed_by):
     source, checkpoint, config, _ = grown
     (tmp_path / 'images').mkdir()
-    images = ('--images', write_pictures(tmp_path / 'images'))
+    images = ('--images', write_images(tmp_path / 'images'))
     switch = ('model_converters/switch_to_deploy.py', config, checkpoint, tmp_path / 'deployed.pth')
     printed_by(*switch, *images)
     assert not any('position_embedding' in name

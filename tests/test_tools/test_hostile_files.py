@@ -21,7 +21,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from pelk_mm import compat
 from pelk_mm.checkpoints import loading
 from pelk_mm.deploy import OnnxModel
-from pelk_mm.testing.tiny_models import tiny_config, write_pictures, write_tiny_model
+from pelk_mm.testing.tiny_models import tiny_config, write_images, write_tiny_model
 
 from ..helpers.toy_files import write_onnx_stub, write_toy_module
 
@@ -79,7 +79,7 @@ def template(tmp_path_factory):
     toy = write_toy_module(folder / 'toys', 'hostile_toys')
     toy['custom_imports']['imports'] += ['pelk_mm.models', 'pelk_mm.engine']
     toy['train_cfg'] = dict(by_epoch=True, max_epochs=2)
-    write_pictures(folder / 'images', 1)
+    write_images(folder / 'images', 1)
     for file, name in zip(write_tiny_model('classification', folder), ('tiny.py', 'tiny.pth')):
         file.rename(folder / name)
     test = dict(

@@ -76,8 +76,8 @@ def size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     args = parse_args()
-    picture, numbers = args.out / 'erf.png', args.out / 'erf.json'
-    refuse_existing(picture, numbers)
+    figure_file, numbers = args.out / 'erf.png', args.out / 'erf.json'
+    refuse_existing(figure_file, numbers)
     paths = find_images(args.images, args.num_images, args.first_images)
     if len(paths) < args.num_images:
         print(f'{args.images} has {len(paths)} images: all of them are used')
@@ -104,9 +104,9 @@ def main() -> None:
     settings = {name: getattr(args, name) for name in ('first_images', 'before_norm', 'seed')}
     save_json(dict(num_images=len(paths), images=str(args.images), **settings, options=args.cfg_options,
                    models=results), numbers)
-    save_figure(draw_receptive_fields(list(zip(*columns)), args.names), picture)
+    save_figure(draw_receptive_fields(list(zip(*columns)), args.names), figure_file)
     print(to_columns(lines))
-    print(f'written: {picture}, {numbers}')
+    print(f'written: {figure_file}, {numbers}')
 
 
 if __name__ == '__main__':

@@ -34,17 +34,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    pictures = {name: args.out / f'{name}.png' for name in ('kernels', 'grids')}
+    figure_files = {name: args.out / f'{name}.png' for name in ('kernels', 'grids')}
     numbers = args.out / 'kernels.json'
-    refuse_existing(*pictures.values(), numbers)
+    refuse_existing(*figure_files.values(), numbers)
     model = build_with_weights(load_config(args.config, args.cfg_options), args.checkpoint, seed=args.seed)
     stages = collect_kernels(model)
     summaries = [stage.summary() for stage in stages]
     save_json(dict(config=args.config, checkpoint=args.checkpoint, stages=summaries), numbers)
-    save_figure(draw_kernels(stages, args.channels), pictures['kernels'])
+    save_figure(draw_kernels(stages, args.channels), figure_files['kernels'])
     grids = dict.fromkeys(stage.layers[0].grid for stage in stages if stage.layers[0].grid is not None)
     if grids:
-        save_figure(draw_sharing_grids(list(grids)), pictures['grids'])
+        save_figure(draw_sharing_grids(list(grids)), figure_files['grids'])
     for summary in summaries:
         height, width = summary['kernel_size']
         rings = summary['rms_by_distance']

@@ -185,26 +185,27 @@ def main() -> None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
     for backend in able:
         for dtype in dtypes:
-            measurements.once(f'small, {backend}, {dtype}', check_cases, small, dtype, backend, device, 'cpu')
+            measurements.run_once(f'small, {backend}, {dtype}', check_cases, small, dtype, backend, device, 'cpu')
         if backend == 'reference':
             continue
         for dtype, case in product(dtypes, large):
-            measurements.once(f'{case.id}, {backend}, {dtype}', check_cases, [case], dtype, backend, device, 'device')
-        measurements.once(f'NaN, {backend}', check_poison, backend, device)
-        measurements.once(f'precision, {backend}', check_cases, precise, torch.float32, backend, device, 'device')
+            name = f'{case.id}, {backend}, {dtype}'
+            measurements.run_once(name, check_cases, [case], dtype, backend, device, 'device')
+        measurements.run_once(f'NaN, {backend}', check_poison, backend, device)
+        measurements.run_once(f'precision, {backend}', check_cases, precise, torch.float32, backend, device, 'device')
     for dtype, (channels, side) in product(dtypes, list(zip(CHANNELS, MAPS[224]))[3 if args.tiny else 0:]):
-        measurements.once(f'LayerNorm, {channels}, {dtype}', check_layer_norm, channels, side, dtype, device)
+        measurements.run_once(f'LayerNorm, {channels}, {dtype}', check_layer_norm, channels, side, dtype, device)
     for backend in (name for name in able if name != 'reference'):
-        measurements.once(f'first use, {backend}', check_first_use, backend, device)
+        measurements.run_once(f'first use, {backend}', check_first_use, backend, device)
         if not args.tiny:
-            measurements.once(f'same bits, {backend}', check_repeatable, backend, device)
+            measurements.run_once(f'same bits, {backend}', check_repeatable, backend, device)
         if backend != 'box_sums':
             for tool in ('memcheck', 'racecheck'):
-                measurements.once(f'{tool}, {backend}', sanitize, tool, backend, device, needs=100)
+                measurements.run_once(f'{tool}, {backend}', sanitize, tool, backend, device, needs=100)
     for backend in (name for name in (*able, 'auto') if on_gpu and name not in ('reference', 'box_sums')):
         for mode in ('default', 'reduce-overhead'):
-            measurements.once(f'compiled, {mode}, {backend}', check_compiled, backend, device, mode, needs=60)
-        measurements.once(f'CUDA graph, {backend}', check_cuda_graph, backend, device)
+            measurements.run_once(f'compiled, {mode}, {backend}', check_compiled, backend, device, mode, needs=60)
+        measurements.run_once(f'CUDA graph, {backend}', check_cuda_graph, backend, device)
     measurements.finish()
 
 

@@ -212,11 +212,11 @@ def main() -> None:
         name = '{}x{}x{}x{}, K {}, '.format(*shape[:3], *shape[2:4]) + f'{dtype}, {"ours" if ours else "others"}'
         if dtype == 'tf32' and args.tiny:
             continue
-        measurements.once(f'{name}, forward', measure, shape, dtype, ours, False, args, needs=20)
+        measurements.run_once(f'{name}, forward', measure, shape, dtype, ours, False, args, needs=20)
         if dtype != 'tf32':
-            measurements.once(f'{name}, forward and backward', measure, shape, dtype, ours, True, args, needs=20)
+            measurements.run_once(f'{name}, forward and backward', measure, shape, dtype, ours, True, args, needs=20)
         if dtype != 'tf32' and ours:
-            measurements.once(f'{name}, dtheta', measure_theta_grad, shape, dtype, args, needs=10)
+            measurements.run_once(f'{name}, dtheta', measure_theta_grad, shape, dtype, args, needs=10)
     measurements.finish()
 
 

@@ -129,11 +129,11 @@ def main() -> None:
         args.batch, args.size, names, dtypes, stages = 1, 64, names[1:], dtypes[:1], range(2, 3)
     for stage in stages:
         for dtype in dtypes:
-            measurements.once(f'layouts, stage {stage + 1}, {dtype}', layouts, stage, dtype, args, needs=10)
+            measurements.run_once(f'layouts, stage {stage + 1}, {dtype}', layouts, stage, dtype, args, needs=10)
     for name in names:
         for dtype in dtypes:
             for use, train in (('inference', False), ('training', True)):
-                measurements.once(f'{use}, {name}, {dtype}', partial(network, name, dtype, train, args), needs=20)
+                measurements.run_once(f'{use}, {name}, {dtype}', partial(network, name, dtype, train, args), needs=20)
     measurements.finish()
 
 

@@ -301,13 +301,13 @@ def main() -> None:
         if reason := find_network(name).missing:
             print(f'{name}: {reason}')
     args.models = [name for name in args.models if not find_network(name).missing]
-    known = measurements.once('models', list, args.models)
+    known = measurements.run_once('models', list, args.models)
     if known not in (None, args.models):
         raise SystemExit(f'{args.json} is of the models {", ".join(known)}: give another file, --json FILE')
 
     @cache
     def faster(use: str, dtype: str) -> dict | None:
-        found = measurements.once(f'memory formats, {use}, {dtype}', formats, use, dtype, args, needs=100)
+        found = measurements.run_once(f'memory formats, {use}, {dtype}', formats, use, dtype, args, needs=100)
         return None if found is None or 'failed' in found else found
 
     def measure(calls: Iterable[Call]) -> None:
@@ -315,7 +315,7 @@ def main() -> None:
             if found := faster(use, dtype):
                 some = names if names != args.models else []
                 label = ', '.join((use, dtype, 'x'.join(map(str, shape)), mode, *some))
-                measurements.once(label, in_turn, use, dtype, shape, mode, names, found, args,
+                measurements.run_once(label, in_turn, use, dtype, shape, mode, names, found, args,
                                   needs=100 if mode == 'eager' else 90 * len(names))
             if mode == 'compiled':
                 # Compiled code keeps its model.
@@ -323,10 +323,10 @@ def main() -> None:
 
     if 'counts' in args.parts and find_spec('mmengine'):
         for size in dict.fromkeys(shape[1:] for shape in (*args.inference, *args.training)):
-            measurements.once(f'multiply-adds, {size[0]}x{size[1]}', counts, size, args, needs=20)
+            measurements.run_once(f'multiply-adds, {size[0]}x{size[1]}', counts, size, args, needs=20)
     measure(eager_calls(args))
     if 'mixers' in args.parts and (found := faster('inference', args.dtypes[0])):
-        measurements.once(f'mixers, {args.dtypes[0]}', mixers, args.dtypes[0], found, args, needs=60)
+        measurements.run_once(f'mixers, {args.dtypes[0]}', mixers, args.dtypes[0], found, args, needs=60)
     if 'compiled' in args.parts and not args.tiny:
         measure(compiled_calls(args))
     if measurements.report['results']:
