@@ -81,9 +81,6 @@ def score(printed, name) -> float:
     return float(re.findall(rf'{name}: +(-?[\d.]+|nan)', printed)[-1])
 
 
-# --- data as they are downloaded
-
-
 def image(size=(60, 44), mode='RGB', kind='JPEG', **options) -> bytes:
     array = RNG.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return encode(Image.fromarray(array).convert(mode), kind, **options)
@@ -144,9 +141,6 @@ def coco_archives(folder):
         annotations[f'annotations/captions_{split}.json'] = '{}'
     write_zip(folder / 'annotations_trainval2017.zip', annotations)
     return folder
-
-
-# --- the guides
 
 
 @pytest.fixture(scope='module')

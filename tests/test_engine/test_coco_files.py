@@ -255,8 +255,6 @@ def test_classes_that_read_files_in_their_own_way_are_not_checked(tmp_path):
     check_annotation_files(cfg, ('train', ))
 
 
-# --- mutated JSON: an error with the file's name and a fix, or success; nothing else
-
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.just(10**400)),
     lambda inner: st.one_of(

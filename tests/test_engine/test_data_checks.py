@@ -80,8 +80,6 @@ def test_image_demo_and_test_images(tmp_path, run_tool):
     assert torch.is_tensor(next(images.batches())['inputs'][0])
 
 
-# --- data that are not there: the command is named under which check_dataset.py knows them
-
 MISSING = dict(
     imagenet=('imagenet/pelk-tiny_32xb128_in1k.py', {'model.head.in_channels': 249}),
     ade20k=('ade20k/pelk-tiny_upernet_8xb2-160k_ade20k-512x512.py', {

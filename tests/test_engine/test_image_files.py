@@ -82,9 +82,6 @@ def test_opencv_still_decodes_half_a_jpeg_without_a_word(tmp_path):
     assert cv2.imread(str(tmp_path / 'a.jpg')) is not None
 
 
-# --- in pipelines
-
-
 def pipeline(*steps):
     with DefaultScope.overwrite_default_scope('mmseg'):
         composed = Compose([TRANSFORMS.build(step) for step in steps])
@@ -197,9 +194,6 @@ def test_label_maps_beyond_the_limit_say_how_to_lift_it(folder, monkeypatch):
     assert ids_of(checked_samples(folder, [LOAD[0], dict(LOAD[1], imdecode_backend='cv2'), PACK])[0]) == {0, 1, 2, 3}
 
 
-# --- files behind other clients
-
-
 class ZipBackend(BaseStorageBackend):
     """Files in a zip archive, as many write it for clusters."""
 
@@ -251,9 +245,6 @@ def test_files_in_a_zip_archive(tmp_path):
 ])
 def test_which_files_are_on_this_machine(path, args, local):
     assert is_local(path, args) is local
-
-
-# --- when a run starts
 
 
 class Listed(BaseDataset):

@@ -31,8 +31,6 @@ def load(folder, maps, *args, **options):
     return checked_samples(folder, *args, **options)
 
 
-# --- ids and forms
-
 SOME_OF_ADE20K = dict(type='ADE20KDataset', metainfo=dict(classes=('wall', 'sky')))
 
 
@@ -98,9 +96,6 @@ def test_label_maps_of_another_size(tmp_path, resize, fits):
             load(tmp_path, [IDS[:20]], steps)
 
 
-# --- transforms of somebody's own
-
-
 @TRANSFORMS.register_module(force=True)
 class WideIdsOfTests(LoadAnnotations):
     """Ids of 16 bits, 1000 times the class."""
@@ -136,9 +131,6 @@ def test_grey_values_that_a_later_transform_turns_into_classes(tmp_path):
     # What it leaves wrong is found where the sample is packed.
     with pytest.raises(ImageFileError, match=r'labels/0\.png has the ids 1, which are of no class'):
         load(tmp_path, [IDS + 200], steps, classes=1)
-
-
-# --- something to learn
 
 
 @pytest.mark.parametrize(('maps', 'options', 'words'), [

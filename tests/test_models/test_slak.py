@@ -65,8 +65,6 @@ def test_wrong_values_are_refused(arguments, message):
         SLaK(**arguments)
 
 
-# ---- dense kernels: RepLK-51 of Table 1, K from 7 to 51 of Fig. 2
-
 def test_dense_kernels_share_nothing():
     model = PeLK('atto', kernel_sizes=(13, 11, 9, 7), grids='dense', conv_ratio=1, position_embedding=False,
                  width_factor=1.0, gap_before_final_norm=False).double()

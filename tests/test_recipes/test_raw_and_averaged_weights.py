@@ -234,9 +234,6 @@ def test_resuming_with_nothing_to_resume_starts_from_load_from(tmp_path, trained
     assert (first['meta']['iter'], second['meta']['iter']) == (3, 6)
 
 
-# ---- backbones, converters, published and deployed files
-
-
 def loaded_backbone(checkpoint, **arguments):
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     PretrainedBackbone(checkpoint, **arguments)(module)
@@ -307,9 +304,6 @@ def test_wrong_values_are_refused(arguments, message):
             PretrainedBackbone(None, **arguments)
     with pytest.raises(ValueError, match="give one of them, got 'model' and 'raw'"):
         PretrainedBackbone(None, key='model', weights='raw')
-
-
-# ---- SIGTERM in a validation of both
 
 
 @HOOKS.register_module()
