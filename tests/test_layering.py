@@ -74,7 +74,7 @@ def broken_rules(source: str, file: Path) -> list:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'print':
             broken.append(f'line {node.lineno}: the library does not print')
         if isinstance(node, ast.Attribute) and ast.unparse(node) == 'sys.path':
-            broken.append(f'line {node.lineno}: the library leaves sys.path alone')
+            broken.append(f'line {node.lineno}: the library does not change sys.path')
     for node in ast.parse(source).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, 'target', None)]
         if any(isinstance(target, ast.Attribute) for target in targets):

@@ -258,7 +258,7 @@ def count_complexity(model: nn.Module,
         layer = model.get_submodule(name)
         if isinstance(layer, nn.Linear) and layer.in_features % 16 == layer.out_features % 16 == 0:
             result.macs_for_2_4 += macs
-    # Weights of modules that are no standard layers are for what these were seen to run.
+    # Classify a custom module's weights by the operator it ran.
     seen = {name: part for name, part in counter.macs if part != 'attention'}
     _count_parameters(result, costs, stored, _parameters(model), seen)
     result.costs = {name: {part: parts[part] for part in PARTS if part in parts}

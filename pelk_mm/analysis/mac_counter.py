@@ -1,4 +1,4 @@
-"""Counting multiply-adds while a model runs, and what a backend executes, on the meta device and on real ones."""
+"""Count a model's dense multiply-adds and the operations a backend executes, on the meta device and on real ones."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ def _devices(devices: Mapping[str, Any], ops: Mapping[str, Any], versions: Mappi
         yield ok('CUDA', 'GPUs are hidden by CUDA_VISIBLE_DEVICES')
     elif devices['driver'] and built_for:
         yield error('CUDA', f'a driver is there, but PyTorch for CUDA {built_for} sees no GPU',
-                    'Look at nvidia-smi: the driver may be too old for this CUDA.')
+                    'Run nvidia-smi: the driver may be too old for this CUDA.')
     elif devices['driver']:
         yield error('CUDA', 'a driver is there, but this PyTorch is built for the CPU only', _REINSTALL_TORCH)
     else:

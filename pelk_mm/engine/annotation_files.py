@@ -256,7 +256,7 @@ class CocoFile:
                               'file from 1, not those of each image')
 
     def _why_left_out(self, item: Mapping, with_mask: bool = False, measured: bool = False) -> str:
-        """Why an annotation is not learned from, or not measured; '' if it is."""
+        """Return why an annotation is not learned from, or not measured; '' if it is."""
         image = self.images.get(item['image_id'])
         if image is None:
             return UNKNOWN_IMAGE

@@ -1,9 +1,9 @@
 """Check image files and label maps as they are loaded, and include their path in every error.
 
 OpenCV decodes half a JPEG without a word, and what else goes wrong deep in a data worker does not say in which file. So
-the pipelines of a built data set are made to look at every file that they read from this machine, for the price of
-reading its first and last bytes, and at every label map for that of one comparison. Files behind another file client
-and loaders that are not the toolboxes' own are left to these; :mod:`pelk_mm.engine.data_checks` has the switches.
+the pipelines of a built data set check every file that they read from this machine, for the price of reading its first
+and last bytes, and every label map for that of one comparison. Files behind another file client and loaders that are
+not the toolboxes' own are left to these; :mod:`pelk_mm.engine.data_checks` has the switches.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class CheckedLoading:
 
 
 def _failure(step: Any, path: str, error: Exception, local: bool) -> str:
-    """Why a loader failed, with a remedy."""
+    """Describe why a loader failed, and the fix."""
     if damage := image_file_error(path) if local else None:
         return f'{damage}. {_fix(path)}'
     failure = f'cannot be loaded by {type(step).__name__} ({type(error).__name__}: {error})'

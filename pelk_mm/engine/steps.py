@@ -31,7 +31,7 @@ class StepFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Steps:
-    """Runs steps as logged, resumable commands of this repository.
+    """Run steps as logged, resumable commands of this repository.
 
     Attributes:
         root (Path): The repository, where the commands run.

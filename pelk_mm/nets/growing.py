@@ -264,7 +264,7 @@ class _Model:
 
     @property
     def activation(self) -> Callable[[], nn.Module]:
-        """Makes an activation like that of the first block."""
+        """Factory of an activation like that of the first block."""
         act = self.modules[f'{fill(self.naming.block, 0)}.{self.naming.act}']
         exact = type(act).__name__ in ('GELU', 'GELUActivation') and getattr(act, 'approximate', 'none') == 'none'
         return nn.GELU if exact else partial(copy.deepcopy, act)

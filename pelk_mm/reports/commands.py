@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = re.compile(r'((.*\.)?(data_root|num_workers|init_cfg\.checkpoi
 
 @dataclass(frozen=True)
 class Launcher:
-    """How commands start their processes.
+    """Launcher of the commands.
 
     Attributes:
         gpus (int, optional): Number of processes on this machine, by torchrun. None: one process, without it.

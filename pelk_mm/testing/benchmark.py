@@ -206,7 +206,7 @@ def save_report(report: Mapping[str, Any], path: Path) -> None:
 
 
 def why_no_device(device: str | torch.device) -> str | None:
-    """Why nothing can be measured on ``device``, for the result's place; None if it can."""
+    """Return why nothing can be measured on ``device``, for the result's place; None if it can."""
     if torch.device(device).type == 'cuda' and not torch.cuda.is_available():
         return 'not measured: no CUDA device'
     return None

@@ -45,7 +45,7 @@ class Network:
 
     @property
     def missing(self) -> str | None:
-        """Why the network cannot be built here; None if it can."""
+        """Return why the network cannot be built here; None if it can."""
         if self.package and find_spec(self.package) is None:
             return f'not measured: {self.package} is not installed'
         return None

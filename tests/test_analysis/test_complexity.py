@@ -217,14 +217,14 @@ def test_wrong_arguments(arguments, message):
         count_complexity(nn.Conv2d(3, 3, 1), **arguments)
 
 
-def test_model_that_looks_at_values():
+def test_model_that_reads_values():
 
-    class Looks(nn.Conv2d):
+    class ReadsValues(nn.Conv2d):
 
         def forward(self, x):
             return super().forward(x)[..., :int(x.sum().item()) + 1]
 
-    model = Looks(3, 8, 1)
+    model = ReadsValues(3, 8, 1)
     assert count_complexity(model, (4, 4)).total.macs == 16 * 24
     with pytest.raises(RuntimeError, match='does not run on the meta device.*count it on the CPU'):
         count_complexity(model.to('meta'), (4, 4))

@@ -1,4 +1,4 @@
-"""How many channels a model takes, and tools that ask for it."""
+"""Number of channels that a model takes, and the tools that ask for it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""How digits and backgrounds are drawn, on cases worked out by hand."""
+"""Drawing of digits and backgrounds, on cases worked out by hand."""
 
 import numpy as np
 import pytest

@@ -296,7 +296,7 @@ def test_unknown_toolboxes_and_files_are_refused(tmp_path):
 
 @pytest.fixture(scope='module')
 def saves():
-    """How a layer, or a deployed model, is saved: functions of the path, by the name of the file."""
+    """Return the functions that save a layer or a deployed model to a path, by the name of the file."""
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3), ))
     cfg = tiny_config('classification')
     deployment = deploy(build_tiny_model(cfg), cfg)

@@ -77,7 +77,7 @@ def test_bytes_behind_the_end_and_more_pixels_than_pillow_allows_do_no_harm(tmp_
 
 
 def test_opencv_still_decodes_half_a_jpeg_without_a_word(tmp_path):
-    """Why files are checked before."""
+    """The decoder raises nothing, so files are checked before."""
     (tmp_path / 'a.jpg').write_bytes(encoded(kind='jpeg', share=0.6))
     assert cv2.imread(str(tmp_path / 'a.jpg')) is not None
 

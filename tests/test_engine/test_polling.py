@@ -1,4 +1,4 @@
-"""When processes ask each other: the same decision in each, from iterations and the slowest one's pace."""
+"""Time at which processes ask each other: the same in each, from iterations and the slowest one's pace."""
 
 from types import SimpleNamespace
 

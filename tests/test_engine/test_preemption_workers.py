@@ -34,7 +34,7 @@ if __name__ == '__main__':
 '''
 
 
-@pytest.mark.skipif(not hasattr(signal, 'sigtimedwait'), reason='the system does not tell who sent a signal')
+@pytest.mark.skipif(not hasattr(signal, 'sigtimedwait'), reason='the system does not report who sent a signal')
 @pytest.mark.parametrize(('end', 'code'), [('pass', 0), ('raise ValueError', 1)])
 @pytest.mark.parametrize('at_start', [False, True])
 def test_workers(tmp_path, end, code, at_start):

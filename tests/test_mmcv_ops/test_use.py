@@ -1,4 +1,4 @@
-"""How the stand-in gets to where mmcv looks for operators: in one process, or for every program of an environment."""
+"""The stand-in where mmcv looks for operators: put in one process, or for every program of an environment."""
 
 import json
 import re

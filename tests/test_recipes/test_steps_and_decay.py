@@ -1,4 +1,4 @@
-"""How long an epoch and a warm-up are, and what decays, as the sources have it."""
+"""Lengths of an epoch and a warm-up, and the weights that decay, as the sources have them."""
 
 import copy
 

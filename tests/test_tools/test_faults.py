@@ -25,7 +25,7 @@ KILLS, KILLS_WHILE_WRITING = 20, 5
 # Seconds in which a training must have come to what is waited for; it takes about ten.
 LIMIT = 900
 
-pytestmark = [pytest.mark.skipif(get_device() != 'cpu', reason='bit for bit on the CPU alone'), pytest.mark.slow]
+pytestmark = [pytest.mark.skipif(get_device() != 'cpu', reason='bit for bit on the CPU only'), pytest.mark.slow]
 
 
 class Training:

@@ -43,7 +43,7 @@ def save_with(**entries):
 
 
 def variants(code) -> dict:
-    """How a hostile file is made: name -> function of a good content and the file."""
+    """Return the functions that make hostile files, of a good content and the file, by name."""
 
     def plain_pickle(content, file):
         file.write_bytes(pickle.dumps(dict(content, extra=code), protocol=2))

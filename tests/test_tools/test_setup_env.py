@@ -43,7 +43,7 @@ def check_refusal(result, tmp_path, *messages: str):
 
 def stub_python(tmp_path, version: str, more: str = 'pass') -> str:
     """This Python under the name and version number of another, after running ``more``."""
-    # sysconfig looks at the version when it is imported; the headers are those of the Python that is there.
+    # sysconfig reads the version when it is imported; the headers are those of the Python that is there.
     change = f'sys.version_info = ({version.replace(".", ", ")}, 1)'
     code = f'import sys, sysconfig; {change}; {more}; exec(sys.stdin.read())'
     return stub(tmp_path, f'python{version}', f'exec {sys.executable} -c "{code}"')

@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--training-form', action='store_true', help='count all parallel branches instead of merging them first')
     parser.add_argument(
-        '--device', default='meta', help='where to run; cpu for models that look at values and so cannot run on meta')
+        '--device', default='meta', help='where to run; cpu for models that read values and so cannot run on meta')
     parser.add_argument(
         '--backend',
         default='auto',

@@ -94,7 +94,7 @@ def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.
 
 
 def measure_scaling(args: argparse.Namespace) -> list[dict]:
-    """How the time of the automatic choice grows with the kernel, on the map of the curve, all kernels in one run."""
+    """Measure how the time of the automatic choice grows with the kernel, on one map, all kernels in one run."""
     runs = {}
     for kernel in (kernel for pair in SCALING for kernel in pair):
         grid = SharingGrid.from_kernel_size(*kernel)
@@ -140,7 +140,7 @@ def _layout(name: str, x: Tensor) -> Tensor:
 
 
 def ratio(row: dict, name: str) -> float | None:
-    """How many times slower than the automatic choice on the same layout."""
+    """Return how many times slower than the automatic choice on the same layout."""
     ours = row['times'][OURS[0] if _is_channels_last(name) else OURS[1]]
     return row['times'][name]['median'] / ours['median'] if row['times'].get(name) else None
 

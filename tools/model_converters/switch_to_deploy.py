@@ -88,7 +88,7 @@ def print_differences(differences: Sequence[Difference], tolerance: float) -> No
 
 def object_to(differences: Sequence[Difference], layers: Iterable[str], predictions: Predictions,
               tolerance: float) -> str:
-    """Why the deployed form must not be written, '' if nothing speaks against it."""
+    """Return why the deployed form must not be written, '' if nothing speaks against it."""
     worst = worst_of(differences)
     if not worst.relative <= tolerance:
         return (f'NOT equal: {worst.name} differs by {worst.relative:.2e} of its largest value, more than '

@@ -1,6 +1,6 @@
 # Semantic segmentation of the scenes, made by tools/dataset_converters/digit_scenes.py.
 # Label maps follow ADE20K: 0 is ignored, the values 1 .. 11 become the classes 0 .. 10. No flips: a mirrored digit is
-# none.
+# not a digit.
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digit_scenes'
 metainfo = dict(
