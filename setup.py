@@ -24,7 +24,7 @@ class BuildWithConfigs(build_py):
 
 
 def read_requirements(name: str) -> list:
-    """The requirements of a file, of the files it names, without comments."""
+    """Read the requirements of a file and of the files it names, without comments."""
     requirements = []
     for line in (ROOT / 'requirements' / f'{name}.txt').read_text(encoding='utf-8').splitlines():
         line = line.partition('#')[0].strip()

@@ -62,7 +62,7 @@ def copy_shown(app) -> None:
 
 
 def point_links_at_pages(app, page: str, source: list[str]) -> None:
-    """Links lead from file to file of the repository: lead them to the pages that show these files."""
+    """Lead links from file to file of the repository to the pages that show these files."""
     folder = (ROOT / SHOWN[page]).parent if page in SHOWN else (DOCS / page).parent
     pages = {ROOT / file: DOCS / f'{name}.md' for name, file in SHOWN.items()}
 

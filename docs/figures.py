@@ -15,19 +15,19 @@ SIZE = 51
 
 
 def smooth_kernel() -> torch.Tensor:
-    """(1, K, K), a function of position that is detailed in the centre and fades outwards."""
+    """Return a function of position, (1, K, K), that is detailed in the centre and fades outwards."""
     axis = torch.arange(SIZE, dtype=torch.float64) - SIZE // 2
     y, x = axis[:, None], axis[None, :]
     return (torch.exp(-(x**2 + y**2) / 300) * torch.cos((0.8 * x + 0.5 * y) / 4))[None]
 
 
 def cell_means(kernel: torch.Tensor, grid: SharingGrid) -> torch.Tensor:
-    """(1, k', k'), the mean of a kernel over each cell."""
+    """Return the mean of a kernel over each cell, (1, k', k')."""
     return sum_over_cells(kernel, grid) / sum_over_cells(torch.ones_like(kernel), grid)
 
 
 def draw_map(axis, values: np.ndarray, title: str, grid: SharingGrid | None = None) -> None:
-    """A map of numbers between -1 and 1, with the grid's cells over it."""
+    """Draw a map of numbers between -1 and 1, with the grid's cells over it."""
     axis.imshow(values, cmap='RdBu_r', vmin=-1, vmax=1, interpolation='nearest')
     if grid is not None:
         for border in np.cumsum((0, *grid.widths)) - 0.5:
@@ -83,7 +83,7 @@ def expanded_kernels() -> Figure:
 
 
 def three_steps() -> Figure:
-    """The answer to a single bright pixel, whose column is all that the first two steps touch."""
+    """Draw the answer to a single bright pixel, whose column is all that the first two steps touch."""
     grid = SharingGrid.from_kernel_size(SIZE)
     theta = cell_means(smooth_kernel(), grid)[0].numpy()
     # Turned round, as the answer at p comes from the pixel at p + i.

@@ -87,7 +87,7 @@ def _values(node: Any, steps: list[str]) -> list:
 
 
 def _default(type_name: str | None, argument: str) -> Any:
-    """The default of an argument of a registered class or of the classes that it inherits from."""
+    """Return the default of an argument of a registered class or of the classes that it inherits from."""
     for registry in REGISTRIES if type_name else ():
         with registry.switch_scope_and_registry(None) as scoped:
             built = scoped.get(type_name)
@@ -99,7 +99,7 @@ def _default(type_name: str | None, argument: str) -> Any:
 
 
 def batch(cfg: Config) -> int:
-    """Images of one optimiser step: GPUs of the file name times images of each, as ``auto_scale_lr`` has to say too."""
+    """Return the images of an optimiser step: GPUs of the file name times images of each, as in ``auto_scale_lr``."""
     gpus = re.search(r'_(\d+)xb\d+', Path(cfg.filename).stem)
     per_step = look_up(cfg, 'optim_wrapper.accumulative_counts') or 1
     images = int(gpus[1]) * cfg.train_dataloader.batch_size * per_step if gpus else None
@@ -124,12 +124,12 @@ def last_schedule(cfg: Config) -> Mapping:
 
 
 def fall_end(cfg: Config) -> int:
-    """The epoch or iteration with which the last schedule ends; by default the last of the training, as in MMEngine."""
+    """Return the epoch or iteration at which the last schedule ends, by default the training's last as in MMEngine."""
     return last_schedule(cfg).get('end') or cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters
 
 
 def warmup_start(cfg: Config) -> float | None:
-    """Learning rate of the first step of the warm-up."""
+    """Return the learning rate of the first step of the warm-up."""
     factor = look_up(cfg, 'param_scheduler[LinearLR].start_factor')
     return None if factor is None else factor * cfg.optim_wrapper.optimizer.lr
 
@@ -144,7 +144,7 @@ def embedding_decays(cfg: Config) -> bool:
 
 
 def width_factor(cfg: Config) -> float:
-    """The width factor of PeLK or SLaK: what is set, else the arch's."""
+    """Return the width factor of PeLK or SLaK: the one that is set, else the arch's."""
     backbone = cfg.model.backbone
     return backbone.get('width_factor') or MODELS.get(backbone.type).arch_settings[backbone.arch]['width_factor']
 
@@ -178,7 +178,7 @@ def our_value(cfg: Config, at: str) -> Any:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether two values are equal, tuples and lists alike, and floats to rounding."""
+    """Return whether two values are equal, tuples and lists alike, and floats to rounding."""
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     if isinstance(ours, bool) or isinstance(theirs, bool) or not all(
@@ -188,7 +188,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 
 def show(values: list) -> str:
-    """A cell of the table: one value, or those of all models with slashes between them."""
+    """Return a cell of the table: one value, or those of all models with slashes between them."""
     if all(same(value, values[0]) for value in values):
         values = values[:1]
     return ' / '.join(map(_text, values))
@@ -205,7 +205,7 @@ def _text(value: Any) -> str:
 
 
 def rows_of(recipes: Mapping, key: str) -> list[Row]:
-    """The rows of a recipe: those of the one that it is ``like``, except what it is ``without``, and its own.
+    """Return the rows of a recipe: those of the one that it is ``like``, except what it is ``without``, and its own.
 
     Its own take the place of those of the same name. Rows that name no source have the recipe's; ``instead`` replaces
     sources of the rows of the other.

@@ -37,7 +37,7 @@ class SuggestingRegistry(Registry):
     """
 
     def get(self, key: str):
-        """As upstream's, but raise an error instead of returning None if a name is almost one of ours."""
+        """Get as upstream does, but raise an error instead of returning None if a name is almost one of ours."""
         found = super().get(key)
         if found is None:
             hint = _suggest(key.removeprefix(f'{self.scope}.'), self.module_dict)

@@ -50,7 +50,7 @@ class Agent(LocalElasticAgent):
                 self._store.set(FAILED, '1')
 
     def _watch_other_nodes(self, ended):
-        """Processes that fail before they have met the others leave these waiting."""
+        """Kill the processes of this node after another has failed: those that have not met it would wait."""
         while not ended.wait(1):
             if not self._pcontext or self._worker_group.group_world_size < 2:
                 continue
@@ -68,7 +68,7 @@ class Agent(LocalElasticAgent):
 
 
 def asked_to_end(codes):
-    """Whether all processes have saved a checkpoint, and one that was still ending was asked once more."""
+    """Return whether all processes have saved a checkpoint, and one that was still ending was asked once more."""
     return EXIT_CODE in codes and not set(codes) - {EXIT_CODE, -signal.SIGTERM}
 
 

@@ -73,7 +73,7 @@ def draw_classification(figure: Figure, cfg: Config, predictions: Path) -> None:
 
 
 def draw_segmentation(figure: Figure, cfg: Config, predictions: Path) -> None:
-    """Rows of image, ground truth and prediction."""
+    """Draw rows of image, ground truth and prediction."""
     dataset = cfg.test_dataloader.dataset
     # The first colour is for the value 0, which is ignored.
     palette = np.array([(0, 0, 0), *dataset.metainfo.palette], dtype=np.uint8)
@@ -88,7 +88,7 @@ def draw_segmentation(figure: Figure, cfg: Config, predictions: Path) -> None:
 
 
 def draw_detection(figure: Figure, cfg: Config, predictions: Path) -> None:
-    """Rows of image, ground truth and predictions with a score of at least 0.5: boxes, masks and classes."""
+    """Draw rows of image, ground truth and predictions with a score of at least 0.5: boxes, masks and classes."""
     dataset = cfg.test_dataloader.dataset
     coco = COCO(os.path.join(dataset.data_root, dataset.ann_file))
     labels = {category: label for label, category in enumerate(coco.getCatIds())}
@@ -163,7 +163,7 @@ def run(steps: Steps, task: Task, work_dir: Path, environment: str, options: lis
 
 
 def run_named(work_dir: Path, environment: str, options: list[str], steps: Steps, task: Task) -> tuple[dict, dict]:
-    """As :func:`run`, beside other tasks: each line starts with the name of the task."""
+    """Run as :func:`run`, beside other tasks: each line starts with the name of the task."""
     named = replace(steps, report=lambda line: print(f'{task.name} | {line.strip()}', flush=True))
     return run(named, task, work_dir, environment, options)
 

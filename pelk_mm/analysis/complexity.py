@@ -125,7 +125,7 @@ class Complexity:
         return sum(parts['embedding'].params_stored for parts in self.costs.values() if 'embedding' in parts)
 
     def component(self, name: str) -> Cost:
-        """One child of the model."""
+        """Return the cost of one child of the model."""
         return _sum(self.costs[name].values())
 
     def share(self, component: str, part: str | None = None, of: str | None = None) -> float:
@@ -144,7 +144,7 @@ class Complexity:
         return self.component(component) if part is None else self.costs[component].get(part, Cost())
 
     def to_dict(self) -> dict:
-        """Plain numbers: parameters and multiply-adds as such, ``mparams`` and ``gmacs`` in millions and billions."""
+        """Return plain numbers: parameters and multiply-adds, ``mparams`` and ``gmacs`` in millions and billions."""
         parts: dict[str, dict] = {}
         for name, kinds in self.costs.items():
             parts[name] = self._row(name)
@@ -171,7 +171,7 @@ class Complexity:
         return row
 
     def to_table(self) -> str:
-        """A table to read."""
+        """Return a table to read."""
         shares = ('% model', '% backbone')
         rows: list[tuple[str, ...]] = [('', 'stored M', 'counted M', 'GMACs', *shares, 'executed G', *shares)]
         for name in self.costs:
@@ -296,7 +296,7 @@ def _add(parts: dict[str, Cost], part: str, macs: float, executed: Operations) -
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width at which papers give the cost of a model.
+    """Return the height and width at which papers give the cost of a model.
 
     Args:
         cfg (Config): A config of mmseg (512 x 2048), mmdet (800 x 1280), or one whose pipeline for testing, or else for
@@ -347,7 +347,7 @@ def _sum(costs: Iterable[Cost]) -> Cost:
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str | None]]:
-    """Every parameter, its name, and the kind of part that its module is, None if that is no standard layer."""
+    """Yield every parameter, its name, and the kind of part that its module is, None if that is no standard layer."""
     for name, parameter in model.named_parameters():
         yield name, parameter, _part_of_module(model.get_submodule(_owner(name)))
 
@@ -365,7 +365,7 @@ def _part_of_module(module: nn.Module) -> str | None:
 
 
 def _embeddings(model: nn.Module) -> Iterator[tuple[str, KernelPositionEmbedding, int]]:
-    """Every positional embedding, its name, and how many peripheral convolutions it serves."""
+    """Yield every positional embedding, its name, and how many peripheral convolutions it serves."""
     for name, module in model.named_modules():
         if isinstance(module, KernelPositionEmbedding):
             stage = model.get_submodule(_owner(name))
@@ -373,7 +373,7 @@ def _embeddings(model: nn.Module) -> Iterator[tuple[str, KernelPositionEmbedding
 
 
 def _embedding_operations(embedding: KernelPositionEmbedding, users: int) -> Operations:
-    """Sums over the cells, first of rows and then of columns, and a product with theta for each convolution."""
+    """Count the sums over the cells, first of rows, then of columns, and a product with theta for each convolution."""
     channels, size, _ = embedding.weight.shape
     cells = embedding.grid.num_cells
     return Operations(users * channels * cells * cells, channels * size * (size + cells))

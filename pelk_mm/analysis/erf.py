@@ -64,11 +64,11 @@ class ReceptiveField:
         return scores / scores.max()
 
     def regions(self, thresholds: Sequence[float] = THRESHOLDS) -> list[Region]:
-        """The high-contribution areas of the scores, as published."""
+        """Return the high-contribution areas of the scores, as published."""
         return high_contribution_regions(self.scores, thresholds)
 
     def linear_regions(self, thresholds: Sequence[float] = THRESHOLDS) -> list[Region]:
-        """The same of the contributions themselves, which do not depend on the scale of the features."""
+        """Return the same of the contributions themselves, which do not depend on the scale of the features."""
         return high_contribution_regions(self.contributions, thresholds)
 
 
@@ -159,7 +159,7 @@ def measure_receptive_field(model: nn.Module,
 
 
 def find_images(folder: Path, count: int, first: bool = False) -> list[Path]:
-    """Images of a folder and its subfolders, evenly spaced over all in the order of their names.
+    """Find the images of a folder and its subfolders, evenly spaced over all in the order of their names.
 
     Args:
         folder (Path): Searched for files that are named like images.

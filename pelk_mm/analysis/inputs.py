@@ -29,7 +29,7 @@ def count_channels(model: nn.Module) -> int:
 
 
 def swaps_colours(preprocessor: Any, channels: int) -> bool:
-    """Whether a data preprocessor turns BGR, as pipelines load images, into RGB, which needs three channels."""
+    """Return whether a data preprocessor turns BGR, as pipelines load images, into RGB, which needs three channels."""
     # mmpretrain, then MMEngine, mmseg and mmdet.
     names = ('to_rgb', '_channel_conversion', 'channel_conversion')
     return channels == 3 and any(getattr(preprocessor, name, False) for name in names)

@@ -51,11 +51,11 @@ class StageKernels:
     embedding: np.ndarray | None
 
     def magnitude(self) -> np.ndarray:
-        """Root mean square over channels and layers for each tap, (kh, kw)."""
+        """Return the root mean square over channels and layers for each tap, (kh, kw)."""
         return _root_mean_square(np.concatenate([layer.kernel for layer in self.layers]))
 
     def summary(self) -> dict:
-        """Plain numbers: sizes, parameters, and root mean squares by distance from the kernel's centre."""
+        """Return plain numbers: sizes, parameters, and root mean squares by distance from the kernel's centre."""
         first = self.layers[0]
         channels, height, width = first.kernel.shape
         numbers = dict(
@@ -208,7 +208,7 @@ def _draw(axis: Axes, values: np.ndarray, title: str, **options) -> None:
 
 
 def _stage(name: str) -> str:
-    """``stages.2`` of ``backbone.stages.2.blocks.0.conv``, ``layer1`` of ``backbone.layer1.0.conv2``."""
+    """Return ``stages.2`` for ``backbone.stages.2.blocks.0.conv``, ``layer1`` for ``backbone.layer1.0.conv2``."""
     name = name.removeprefix('backbone.')
     match = re.match(r'(?:.*?\d+)(?=\.|$)', name)
     return match.group() if match else name.partition('.')[0]
@@ -219,12 +219,12 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _root_mean_square(kernels: np.ndarray) -> np.ndarray:
-    """Over the first axis."""
+    """Return the root mean square over the first axis."""
     return np.sqrt(np.mean(kernels.astype(np.float64)**2, axis=0))
 
 
 def _by_distance(magnitude: np.ndarray) -> list[float]:
-    """Root mean square of the taps at each distance, the larger of the two along the axes, from the centre on."""
+    """Return the root mean square of the taps at each distance from the centre, the larger of those along the axes."""
     rows, cols = (np.abs(np.arange(size) - size // 2) for size in magnitude.shape)
     rings = np.maximum(rows[:, None], cols[None, :]).ravel()
     squares = np.bincount(rings, weights=magnitude.ravel()**2) / np.bincount(rings)

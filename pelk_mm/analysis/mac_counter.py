@@ -150,7 +150,7 @@ def peripheral_conv2d_flops(inputs: Sequence[Any], outputs: Sequence[Any]) -> in
 
 
 def part_of_convolution(kernel_size: Sequence[int], stride: Sequence[int], groups: int, in_channels: int) -> str:
-    """The kind of part, a key of ``pelk_mm.analysis.complexity.PARTS``, that a convolution is."""
+    """Return the kind of part, a key of ``pelk_mm.analysis.complexity.PARTS``, that a convolution is."""
     if groups > 1 and groups == in_channels:
         return 'large_kernel' if max(kernel_size) > 7 else 'small_kernel'
     if max(stride) > 1:

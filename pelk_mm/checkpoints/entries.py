@@ -103,7 +103,7 @@ def named_tensors(content: Mapping) -> dict[str, Tensor]:
 
 
 def saved_by_ema_hook(content: Mapping) -> bool:
-    """Whether a checkpoint has the weights of MMEngine's EMAHook: averaged in ``state_dict``, raw beside it."""
+    """Return whether a checkpoint has the weights of MMEngine's EMAHook: averaged in ``state_dict``, raw beside it."""
     raw = content.get('ema_state_dict')
     return isinstance(raw, Mapping) and 'steps' in raw and isinstance(content.get('state_dict'), Mapping)
 

@@ -108,7 +108,7 @@ def safe_load(source: str | Path | BinaryIO, map_location: Any = 'cpu') -> Any:
 
 
 def load_checked(name: str, load: Callable[..., Any]) -> Any:
-    """As :func:`safe_load`, by ``load(weights_only=True)``; trusted files with code by ``load(weights_only=False)``."""
+    """Load as :func:`safe_load`, by ``load(weights_only=True)``; trusted files with code by ``weights_only=False``."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(checkpoint_globals())

@@ -69,7 +69,7 @@ def _extract(members: Iterable[Member], target: Path, archive: Path, nested: boo
 
 
 def is_extracted(path: Path, size: int) -> bool:
-    """Whether a file is there already.
+    """Return whether a file is there already.
 
     Raises:
         FileExistsError: If it has another size, in bytes.

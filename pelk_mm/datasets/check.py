@@ -180,7 +180,7 @@ def _check_number(path: Path, number: int, expected: int, what: str, advice: str
 
 
 def _list_stems(folder: Path, suffix: str) -> set[str]:
-    """Names without suffix of the files with this suffix directly in a folder, none where it is missing."""
+    """Return the names without suffix of the files with this suffix in a folder itself, none where it is missing."""
     if not folder.is_dir():
         return set()
     return {entry.name[:-len(suffix)] for entry in os.scandir(folder) if entry.name.endswith(suffix)}

@@ -145,7 +145,7 @@ def to_image(canvas: np.ndarray) -> Image.Image:
 
 
 def _noise(rng: np.random.RandomState, size: int) -> np.ndarray:
-    """Clouds: the sum of noise at several scales, stretched to [0, 1]."""
+    """Draw clouds: the sum of noise at several scales, stretched to [0, 1]."""
     clouds = np.zeros((size, size))
     for octave in range(4):
         sigma = size / 2**(octave + 3)
@@ -155,7 +155,7 @@ def _noise(rng: np.random.RandomState, size: int) -> np.ndarray:
 
 
 def _waves(rng: np.random.RandomState, size: int, angle: float) -> np.ndarray:
-    """A sine across the image in the direction ``angle`` (radians), with values in [-1, 1]."""
+    """Draw a sine across the image in the direction ``angle`` (radians), with values in [-1, 1]."""
     rows, cols = np.indices((size, size))
     period = size * rng.uniform(0.06, 0.3)
     along = cols * math.cos(angle) + rows * math.sin(angle)

@@ -326,7 +326,7 @@ def _draw(rng: np.random.RandomState, canvas: np.ndarray, opacity: np.ndarray, t
 
 
 def _describe(mask: np.ndarray) -> dict[str, Any]:
-    """Area, tight box (x, y, width, height) and run lengths of a mask, as COCO has them."""
+    """Return area, tight box (x, y, width, height) and run lengths of a mask, as COCO has them."""
     rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = [cols[0], rows[0], cols[-1] - cols[0] + 1, rows[-1] - rows[0] + 1]
     return dict(bbox=[int(value) for value in box], area=int(mask.sum()), segmentation=encode_rle(mask))

@@ -24,7 +24,7 @@ from .onnx_ops import BOX_SUMS
 
 
 def calibration_images(cfg: Config, count: int, folder: str | None = None) -> EvalImages:
-    """At most ``count`` images of the config's training data, or of a folder, as its test pipeline prepares them.
+    """Return at most ``count`` images of the training data, or of a folder, as the test pipeline prepares them.
 
     Raises:
         ValueError: If the config has no training data and there is no folder.

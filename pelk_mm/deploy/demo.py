@@ -66,7 +66,7 @@ class ModelDemo:
         return self._draw(displayable(image), sample.cpu())
 
     def _build(self, cfg: Config, checkpoint: str, device: str) -> tuple[Any, Any, Any]:
-        """The model, the names of its classes and their colours, from upstream's inferencers."""
+        """Return the model, the names of its classes and their colours, from upstream's inferencers."""
         if self.task == 'classification':
             from mmpretrain.apis import ImageClassificationInferencer
             inferencer = ImageClassificationInferencer(cfg, pretrained=checkpoint, device=device)
@@ -81,7 +81,7 @@ class ModelDemo:
 
 
 class ExportedDemo:
-    """Predicts with an exported file of ours, ``.onnx`` or ``.xml``; draws, of a detector's backbone the feature maps.
+    """Predict with an exported file ``.onnx`` or ``.xml``, and draw, of a detector's backbone the feature maps.
 
     Attributes:
         pipeline (ImagePipeline): The test pipeline, which loads the images.
@@ -93,7 +93,7 @@ class ExportedDemo:
         self._draw = None if meta['task'] == 'detection' else Drawer(meta['scope'], meta['classes'], meta['palette'])
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, str]:
-        """As :meth:`ModelDemo.__call__`."""
+        """Predict and draw as :meth:`ModelDemo.__call__`."""
         if self._draw is not None:
             return self._draw(displayable(image), self.model.predict(image))
         features = self.model.features(image)

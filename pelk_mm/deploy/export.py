@@ -46,7 +46,7 @@ class AveragePoolByProducts(nn.AdaptiveAvgPool2d):
 
     @staticmethod
     def _shares(count: int, size: int, like: Tensor) -> Tensor:
-        """(count, size): bin i averages the positions floor(i size / count) ... ceil((i + 1) size / count) - 1."""
+        """Return (count, size): bin i averages positions floor(i size / count) ... ceil((i + 1) size / count) - 1."""
         bins = torch.arange(count, device=like.device)[:, None]
         start, end = bins * size // count, ((bins + 1) * size + count - 1) // count
         positions = torch.arange(size, device=like.device)
@@ -172,7 +172,7 @@ class ImageModel(nn.Module):
         return outputs
 
     def output_names(self) -> list[str]:
-        """Names of the outputs of :meth:`forward`."""
+        """Return the names of the outputs of :meth:`forward`."""
         return list(self._outputs)
 
     def _name_outputs(self, model: Any) -> list[str]:
@@ -186,7 +186,7 @@ class ImageModel(nn.Module):
 
 
 def task_of(cfg: Config) -> str:
-    """The task of a config's model, by its toolbox.
+    """Return the task of a config's model, by its toolbox.
 
     Raises:
         ValueError: If its ``default_scope`` is of no known toolbox.
@@ -341,7 +341,7 @@ def _rules(cfg: Config) -> dict[str, Any]:
 
 
 def _literal(node: Any, owner: str) -> str:
-    """``repr`` of a nest of plain values; errors name the type that an argument belongs to."""
+    """Return the ``repr`` of a nest of plain values; errors name the type that an argument belongs to."""
     # The innermost first, to name the value itself.
     for part in reversed(list(nested_dicts(node))):
         for key, value in part.items():

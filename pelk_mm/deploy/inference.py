@@ -98,7 +98,7 @@ def image_loader(cfg: Config, check: bool = True) -> Callable[[str | Path], np.n
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Image files of a folder, sorted by name.
+    """List the image files of a folder, sorted by name.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
@@ -140,19 +140,19 @@ class EvalImages:
         return len(self._items)
 
     def batches(self) -> Iterator[dict]:
-        """One image each, as data preprocessors take it."""
+        """Yield batches of one image each, as data preprocessors take them."""
         for item in self._items:
             with DefaultScope.overwrite_default_scope(self.scope):
                 batch = pseudo_collate([self._get(item)])
             yield batch
 
     def network_input(self, index: int) -> np.ndarray:
-        """An image as exported models take it: (1, C, H, W), float32, three channels as RGB."""
+        """Return an image as exported models take it: (1, C, H, W), float32, three channels as RGB."""
         with DefaultScope.overwrite_default_scope(self.scope):
             return _network_input(self._get(self._items[index])['inputs'])
 
     def arrays(self) -> Iterator[np.ndarray]:
-        """The images (H, W, C) or (H, W) as the pipeline loads them, three channels as BGR."""
+        """Yield the images (H, W, C) or (H, W) as the pipeline loads them, three channels as BGR."""
         for item in self._items:
             yield self._pipeline.load(self._info(item))
 
@@ -241,7 +241,7 @@ class ExportedModel:
         return self._run(images)
 
     def run_tensors(self, images: Tensor) -> list[Tensor]:
-        """As :meth:`run`, from and to tensors on the CPU."""
+        """Run as :meth:`run`, from and to tensors on the CPU."""
         return [torch.from_numpy(output) for output in self.run(np.ascontiguousarray(images.numpy(), np.float32))]
 
     def load(self, path: str | Path) -> np.ndarray:
@@ -273,7 +273,7 @@ class ExportedModel:
         return self.predict_batch(pseudo_collate([self.pipeline.prepare(image, self.meta['channels'])]))[0]
 
     def predict_batch(self, batch: dict) -> list:
-        """As :meth:`predict`, of images that went through the test pipeline, as data loaders collate them."""
+        """Predict as :meth:`predict`, of images that went through the test pipeline, as data loaders collate them."""
         if self.meta['task'] == 'detection':
             raise ValueError(f'{self._path} holds the backbone of a detector, which predicts nothing: use features()')
         model = self._rules()
@@ -331,13 +331,13 @@ OnnxModel = ExportedModel
 
 
 def _network_input(packed: Tensor) -> np.ndarray:
-    """(C, H, W) as a pipeline packs it, three channels as BGR -> (1, C, H, W), float32, RGB."""
+    """Turn (C, H, W) as a pipeline packs it, three channels as BGR, into (1, C, H, W), float32, RGB."""
     array = packed.numpy()[None]
     return np.ascontiguousarray(array[:, ::-1] if array.shape[1] == 3 else array, np.float32)
 
 
 def _read_meta(text: str, path: str | Path) -> dict[str, Any]:
-    """The metadata that :func:`pelk_mm.deploy.describe` wrote, its pipeline as a list of dicts."""
+    """Read the metadata that :func:`pelk_mm.deploy.describe` wrote; its pipeline becomes a list of dicts."""
     try:
         meta = json.loads(text)
         if meta['task'] != TASKS[meta['scope']]:

@@ -65,7 +65,7 @@ class Difference:
         return self.maximum / max(self.magnitude, torch.finfo(torch.float32).tiny)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers by name."""
+        """Return the numbers by name."""
         names = ('name', 'alone', 'maximum', 'mean', 'magnitude', 'relative')
         return {name: getattr(self, name) for name in names}
 
@@ -148,7 +148,7 @@ class Predictions:
         return max(self.differing, self.score_error)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers by name."""
+        """Return the numbers by name."""
         names = ('images', 'images_equal', 'decisions', 'equal', 'score_error')
         numbers = {name: getattr(self, name) for name in names}
         return dict(predictions=numbers, detections=self.detections and vars(self.detections))
@@ -190,7 +190,7 @@ class Predictions:
 
 
 def _predicted(sample: BaseDataElement, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
-    """Decisions as integers or booleans and scores as floats, by name; instances aside."""
+    """Yield decisions as integers or booleans and scores as floats, with their names; instances aside."""
     for name, value in sample.items():
         if name in _MAPS:
             value = value.get('data', value.get('sem_seg'))
@@ -258,7 +258,7 @@ def _run(model: nn.Module, inputs: dict) -> Any:
 
 
 def _roi_heads(model: nn.Module) -> list[str]:
-    """Box and mask heads of a two-stage detector, one or a list of each."""
+    """Return the names of box and mask heads of a two-stage detector, one or several of each."""
     names = []
     for name, head in model.get_submodule('roi_head').named_children():
         if name.endswith('_head'):
@@ -268,7 +268,7 @@ def _roi_heads(model: nn.Module) -> list[str]:
 
 
 def _parts(model: nn.Module) -> list[str]:
-    """The backbone's stages and the model's parts, in the order of computation."""
+    """Return the names of the backbone's stages and the model's parts, in the order of computation."""
     stages = [name for name, _ in model.named_modules() if re.fullmatch(r'backbone\.(stages\.|layer)\d+', name)]
     return stages + [name for name, _ in model.named_children() if name != 'data_preprocessor']
 

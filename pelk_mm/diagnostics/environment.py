@@ -71,7 +71,7 @@ def examine_environment(parts: Sequence[str] = (*probes.PACKAGES, 'devices', 'ba
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions by name of the distribution, of those that matter here and are installed."""
+    """Return versions by name of the distribution, of those that matter here and are installed."""
     wanted = [name for stack in STACKS.values() for name in stack.values()]
     versions = {}
     for name in (*OTHERS, *wanted, *RIVALS):

@@ -108,7 +108,7 @@ def _open(path: str, key: str, node: Mapping, classes: Collection[str], may_be_e
 
 
 def _reads_as(node: Mapping, name: str, registry: Any, scope: str | None) -> bool:
-    """Whether a config's class is mmdet's of this name, or inherits how that reads its files."""
+    """Return whether a config's class is mmdet's of this name, or inherits how that reads its files."""
     kind = _class(node, registry, scope)
     base = next((base for base in getattr(kind, '__mro__', ()) if base.__name__ == name), None)
     return base is not None and base.__module__.startswith('mmdet.') and all(
@@ -124,7 +124,7 @@ def _class(node: Mapping, registry: Any, scope: str | None) -> Any:
 
 
 def _classes(dataset: Mapping, scope: str | None) -> list[str]:
-    """The classes in use: of the config, else of the type; an empty list where a file lists them."""
+    """Return the classes in use: of the config, else of the type; an empty list where a file lists them."""
     own = dataset.get('metainfo') or {}
     classes = own.get('classes') if isinstance(own, Mapping) else own
     if classes is None:
@@ -316,7 +316,7 @@ def _some(values: Iterable) -> str:
 
 
 def _counts_as_matched(value: Any) -> bool:
-    """Whether an id put into pycocotools' array of numbers differs from 0."""
+    """Return whether an id put into pycocotools' array of numbers differs from 0."""
     try:
         return float(value) != 0
     except (TypeError, ValueError, OverflowError):
@@ -324,7 +324,7 @@ def _counts_as_matched(value: Any) -> bool:
 
 
 def _can_be_drawn(segmentation: Any) -> bool:
-    """Whether pycocotools makes a mask of it."""
+    """Return whether pycocotools makes a mask of it."""
     if isinstance(segmentation, list):
         first = segmentation[0] if segmentation else []
         return isinstance(first, dict) or isinstance(first, list) and len(first) >= 4

@@ -58,7 +58,7 @@ def type_name(item: Any) -> str:
 
 
 def leaf_datasets(dataset: Any) -> Iterator[Any]:
-    """The data sets that others wrap, themselves if they wrap none; objects, or the configs of a loader."""
+    """Yield the data sets that others wrap, themselves if they wrap none; objects, or the configs of a loader."""
     get = dataset.get if isinstance(dataset, dict) else partial(getattr, dataset)
     inner = [*(get('datasets', None) or ()), get('dataset', None)]
     wrapped = [child for child in inner if isinstance(child, (Dataset, dict))]

@@ -50,7 +50,7 @@ def _explain(model: Any, error: BaseException) -> str:
 
 
 def _parts_behind(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that take the backbone's outputs: the neck, or all heads."""
+    """Yield the modules that take the backbone's outputs: the neck, or all heads."""
     neck = getattr(parent, 'neck', None)
     for name, child in [('neck', neck)] if neck is not None else parent.named_children():
         if isinstance(child, nn.ModuleList):
@@ -60,7 +60,7 @@ def _parts_behind(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _wrong_form(name: str, part: nn.Module, backbone: Any, innermost: nn.Module) -> Iterator[str]:
-    """Vectors where maps are taken, or maps where the heads of mmpretrain's classifiers, ``head``, take vectors."""
+    """Yield an error for vectors where maps are taken, or maps where ``head`` of a classifier takes vectors."""
     takes_vectors = isinstance(innermost, nn.Linear) or name == 'head' and innermost is part
     if backbone.gap_before_final_norm and not takes_vectors:
         yield ('the backbone returns averages over its maps, (N, C), and maps are taken: set '
@@ -71,7 +71,7 @@ def _wrong_form(name: str, part: nn.Module, backbone: Any, innermost: nn.Module)
 
 
 def _wrong_channels(name: str, part: Any, backbone: Any) -> Iterator[str]:
-    """Another number of outputs than are taken, or of their channels."""
+    """Yield an error for another number of outputs than are taken, or of their channels."""
     outputs, index = backbone.out_channels, None
     channels: Any = getattr(part, 'in_channels', None)
     if type(part).__name__ == 'ChannelMapper':

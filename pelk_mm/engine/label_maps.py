@@ -169,7 +169,7 @@ def check_label_content(datasets: Sequence[Any], ignored: Collection[int] = ()) 
 
 
 def _label_loader(dataset: Any) -> Any:
-    """The loader of label maps whose ids reach the model as they are; None if that is not known or not checked."""
+    """Return the loader of label maps whose ids reach the model as they are; None if it is not known or not checked."""
     if not hasattr(dataset, 'reduce_zero_label') or len(dataset.metainfo.get('classes') or ()) < 2:
         return None
     step, following = find_loader(dataset, 'seg_map_path')
@@ -177,7 +177,7 @@ def _label_loader(dataset: Any) -> Any:
 
 
 def _read_ids(step: Any, sample: dict) -> set[int] | None:
-    """The ids in a sample's label map; None if it is not read here."""
+    """Return the ids in a sample's label map; None if it is not read here."""
     if not reads_local_file(step, sample.get('seg_map_path')):
         return None
     try:

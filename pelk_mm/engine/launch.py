@@ -240,7 +240,7 @@ def _test_one_set_of_weights(runner: Runner) -> None:
 
 
 def _resume_from_last_checkpoint(runner: Runner, start_from: str | None) -> None:
-    """MMEngine by itself takes what ``last_checkpoint`` names, damaged or not, each process for itself."""
+    """Resume all processes from the newest undamaged checkpoint; MMEngine takes any that ``last_checkpoint`` names."""
     found = [find_last_checkpoint(runner.work_dir) if dist.is_main_process() else None]
     dist.broadcast_object_list(found)
     runner._load_from, runner._resume = found[0] or start_from, found[0] is not None
@@ -256,7 +256,7 @@ def _disk_full_message(error: OSError, work_dir: str) -> str:
 
 
 def _check_strategy(cfg: Config, mode: str) -> None:
-    """Sharding is for training, by several processes."""
+    """Allow sharding only in training by several processes; tests run without it."""
     strategy = cfg.get('strategy', {}).get('type')
     if strategy not in FSDP_STRATEGIES:
         return

@@ -17,13 +17,13 @@ KNOWN = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'pelk_mm', 'torchvi
 
 
 def is_known(item: Any, *methods: str) -> bool:
-    """Whether an object's class, or these methods of it, come from the packages in ``KNOWN``."""
+    """Return whether an object's class, or these methods of it, come from the packages in ``KNOWN``."""
     sources = [getattr(type(item), method, None) for method in methods] or [type(item)]
     return all(getattr(source, '__module__', '').partition('.')[0] in KNOWN for source in sources)
 
 
 def file_key(step: Any) -> str | None:
-    """The key of the file that a transform reads as mmcv's ``LoadImageFromFile`` or a toolbox's ``LoadAnnotations``."""
+    """Return the key of the file that a transform reads as ``LoadImageFromFile`` or a toolbox's ``LoadAnnotations``."""
     from mmcv.transforms import LoadAnnotations, LoadImageFromFile
     if isinstance(step, LoadImageFromFile):
         same = type(step).transform is LoadImageFromFile.transform and is_known(step, '__call__')
@@ -34,7 +34,7 @@ def file_key(step: Any) -> str | None:
 
 
 def inner_pipelines(step: Any) -> Iterator[Any]:
-    """The pipelines that a transform holds, such as those of ``TestTimeAug``."""
+    """Yield the pipelines that a transform holds, such as those of ``TestTimeAug``."""
     for value in getattr(step, '__dict__', {}).values():
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(getattr(item, 'transforms', None), list):
@@ -42,7 +42,7 @@ def inner_pipelines(step: Any) -> Iterator[Any]:
 
 
 def flat_steps(step: Any) -> Iterator[Any]:
-    """A transform or pipeline and everything that it holds, in order."""
+    """Yield a transform or pipeline and everything that it holds, in order."""
     step = getattr(step, 'checked_step', step)
     yield step
     steps = getattr(step, 'transforms', None)
@@ -76,13 +76,13 @@ def find_loader(dataset: Any, key: str) -> tuple[Callable | None, list[Any]]:
 
 
 def reads_local_file(step: Any, path: Any) -> bool:
-    """Whether a transform reads a path from this machine's file system, by its ``backend_args``."""
+    """Return whether a transform reads a path from this machine's file system, by its ``backend_args``."""
     old_args = getattr(step, 'file_client_args', None)
     return isinstance(path, str) and is_local(path, old_args or getattr(step, 'backend_args', None), bool(old_args))
 
 
 def is_local(path: str, backend_args: dict | None = None, old_client: bool = False) -> bool:
-    """Whether MMEngine's file client reads a path from this machine's file system. No client is built.
+    """Return whether MMEngine's file client reads a path from this machine's file system. No client is built.
 
     Args:
         path (str): A path or address.

@@ -15,7 +15,7 @@ from pelk_mm.module_names import clean_name
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Norms of tensors, (len(tensors), ), each finite where its tensor is; nothing waits for a GPU."""
+    """Return the norms of tensors, (len(tensors), ), each finite where its tensor is; nothing waits for a GPU."""
     tensors = [tensor.detach() for tensor in tensors]
     if tensors[0].device.type == 'cpu':
         # There the Euclidean norm takes a seventh of the time, and reading waits for nothing.
@@ -27,7 +27,7 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def non_finite_names(tensors: Mapping[str, Tensor | None]) -> list[str]:
-    """Names of the floating-point tensors that hold NaN or infinity; None counts as finite."""
+    """Return the names of the floating-point tensors that hold NaN or infinity; None counts as finite."""
     return [clean_name(name) for name, tensor in tensors.items() if tensor is not None and not _finite(tensor)]
 
 
@@ -123,7 +123,7 @@ def trace(model: nn.Module,
 
 
 def image_paths(batch) -> list[str]:
-    """Paths of the images of a batch, as its data samples give them."""
+    """Return the paths of the images of a batch, as its data samples give them."""
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     if isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
@@ -133,7 +133,7 @@ def image_paths(batch) -> list[str]:
 
 
 def non_finite_samples(batch) -> list[int]:
-    """Indices of the images, the ``inputs`` of a batch as it was loaded, that hold NaN or infinity."""
+    """Return the indices of the images, the ``inputs`` of a batch as it was loaded, that hold NaN or infinity."""
     inputs = batch.get('inputs', ()) if isinstance(batch, Mapping) else ()
     if not isinstance(inputs, (Tensor, list, tuple)):
         return []
@@ -150,7 +150,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def nested_tensors(values: Any) -> Iterator[Tensor]:
-    """Every tensor of nested mappings, lists and tuples."""
+    """Yield every tensor of nested mappings, lists and tuples."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, Mapping):

@@ -101,7 +101,7 @@ def check_file_everywhere(argument: str, path: str) -> None:
 
 
 def _shared_folders(cfg: Config, mode: str) -> Iterator[tuple[str, str]]:
-    """Uses and folders, relative to the current one of each process."""
+    """Yield uses and folders, relative to the current one of each process."""
     if mode == 'train':
         hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
         folder = hook.get('out_dir') or cfg.work_dir
@@ -141,7 +141,7 @@ def _processes_where(condition: bool) -> str:
 
 
 def _address_towards_others() -> str | None:
-    """The address of this machine that the other nodes reach, asked of the system's routing table.
+    """Return the address of this machine that the other nodes reach, asked of the system's routing table.
 
     Node 0 may know itself by 127.0.1.1 only. It then asks for the way to the address that node 1 has used.
     """

@@ -58,7 +58,7 @@ class Poll:
         self._questions[name] = question
 
     def is_due(self, iteration: int) -> bool:
-        """Whether to ask after this number of finished iterations, the same in every process."""
+        """Return whether to ask after this number of finished iterations, the same in every process."""
         return iteration >= self._next or iteration == self._asked
 
     def ask(self, iteration: int) -> dict[str, float]:

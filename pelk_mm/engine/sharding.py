@@ -39,7 +39,7 @@ class ResumableFSDPStrategy(FSDPStrategy):
 @FUNCTIONS.register_module(name=['wrap_types', 'class_name_wrap_policy'])
 def class_name_wrap_policy(module: nn.Module, recurse: bool, nonwrapped_numel: int,
                            types: Sequence[str]) -> bool:
-    """An ``auto_wrap_policy`` of FSDP: every module whose class has one of these names is a unit of its own.
+    """Wrap, as an ``auto_wrap_policy`` of FSDP, every module whose class has one of these names as a unit of its own.
 
     The weights of a unit are gathered when it runs and let go afterwards. PyTorch's own policies take classes, which a
     config cannot hold. For the backbones here the name is ``'LargeKernelBlock'``.

@@ -48,11 +48,11 @@ class Pattern(NamedTuple):
         return f'{self.live}:{self.group}'
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether a weight consists of groups: 2-D, as those of linear layers, with a multiple of M inputs."""
+        """Return whether a weight consists of groups: 2-D, as those of linear layers, with a multiple of M inputs."""
         return weight.ndim == 2 and weight.shape[1] % self.group == 0
 
     def holds(self, mask: Tensor) -> bool:
-        """Whether a mask or a weight has at most N entries that are not zero in each group."""
+        """Return whether a mask or a weight has at most N entries that are not zero in each group."""
         return self.fits(mask) and bool(((mask.detach() != 0).view(-1, self.group).sum(1) <= self.live).all())
 
     def mask(self, scores: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def find_sparse_parameters(model: nn.Module,
 
 
 def clean_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by their names without wrappers; where two would have the same name, the second keeps its full one."""
+    """Return parameters by their names without wrappers; the second of two with the same name keeps its full one."""
     parameters: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         short = clean_name(name)
@@ -135,7 +135,7 @@ def uniform_densities(weights: Mapping[str, Tensor], density: float) -> dict[str
 
 
 def erk_densities(weights: Mapping[str, Tensor], density: float) -> dict[str, float]:
-    """Erdos-Renyi-Kernel: a layer's density is proportional to the sum of its sides over their product, at most 1.
+    """Return Erdos-Renyi-Kernel densities: proportional to the sum of a layer's sides over their product, at most 1.
 
     ``density`` is that of all weights together.
     """
@@ -169,7 +169,7 @@ def saliencies(loss: Tensor, weights: Mapping[str, nn.Parameter]) -> dict[str, T
 
 
 def snip_densities(saliency: Mapping[str, Tensor], density: float) -> dict[str, float]:
-    """Each layer's share of weights among the most salient ``density`` of all, by name as :func:`saliencies` has them.
+    """Return each layer's share of weights among the most salient ``density`` of all, by name as in :func:`saliencies`.
 
     Raises:
         ValueError: If a saliency is not finite, or fewer than the weights to keep are above zero.
@@ -220,7 +220,7 @@ def patterned_densities(weights: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def cosine_prune_rate(step: int, total_steps: int, start: float, final: float) -> float:
-    """``start`` at step 0, ``final`` from ``total_steps`` on, half a cosine between."""
+    """Return ``start`` at step 0, ``final`` from ``total_steps`` on, half a cosine between."""
     progress = min(step / total_steps, 1.0)
     return final + (start - final) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -251,7 +251,7 @@ def apply_masks(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> N
 
 
 def group_densities(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Density of each group of layers: one for every stage and every downsampling layer, one for each other module."""
+    """Return the density of each group of layers: one for every stage and downsampling layer, and each other module."""
     live: Counter[str] = Counter()
     size: Counter[str] = Counter()
     for name, weight in weights.items():
@@ -263,18 +263,18 @@ def group_densities(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) 
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """Eight positions to a byte: bool of any shape -> uint8 on the CPU, (ceil(size / 8),)."""
+    """Pack eight positions to a byte: bool of any shape -> uint8 on the CPU, (ceil(size / 8),)."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy()))
 
 
 def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of :func:`pack_mask`: bool of ``shape``, on the CPU."""
+    """Return the mask that :func:`pack_mask` packed: bool of ``shape``, on the CPU."""
     bits = np.unpackbits(packed.cpu().numpy(), count=math.prod(shape))
     return torch.from_numpy(bits.astype(bool)).view(tuple(shape))
 
 
 def unpack_masks(saved: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Masks by name from the ``dynamic_sparsity`` of a checkpoint, on the CPU."""
+    """Return masks by name from the ``dynamic_sparsity`` of a checkpoint, on the CPU."""
     return {clean_name(name): unpack_mask(mask['bits'], mask['shape']) for name, mask in saved['masks'].items()}
 
 

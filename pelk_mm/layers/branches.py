@@ -133,7 +133,7 @@ def _fine_shape(conv: nn.Module) -> tuple[int, int]:
 
 
 def _fits(small: nn.Module, host: nn.Module) -> bool:
-    """Whether every tap of ``small`` lies on a tap of ``host`` that has its own parameter."""
+    """Return whether every tap of ``small`` lies on a tap of ``host`` that has its own parameter."""
     if hasattr(small, 'fine_shape'):
         return False
     return all(a <= b for a, b in zip(small.weight.shape[-2:], _fine_shape(host)))

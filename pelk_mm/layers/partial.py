@@ -41,5 +41,5 @@ class PartialMixer(nn.Module):
 
 
 def _reads_planes(x: Tensor) -> bool:
-    """Whether a mixer is faster on planes: GPUs' kernels for depthwise convolutions read no other memory format."""
+    """Return whether a mixer is faster on planes: GPUs' kernels for depthwise convolutions read no other format."""
     return x.is_cuda

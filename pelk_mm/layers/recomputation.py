@@ -11,7 +11,7 @@ from torch import nn
 
 
 def in_recomputation() -> bool:
-    """Whether this forward pass is a repetition, which runs inside a backward pass.
+    """Return whether this forward pass is a repetition, which runs inside a backward pass.
 
     This holds for every kind of activation checkpointing: ``torch.utils.checkpoint``, reentrant or not, MMEngine's
     ``activation_checkpointing`` and ``checkpoint_wrapper``. A compiled model repeats without this code.

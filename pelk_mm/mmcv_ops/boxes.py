@@ -107,7 +107,7 @@ def bbox_overlaps(bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, ali
 
 
 def _pairwise_overlaps(boxes1: Tensor, boxes2: Tensor, offset: int = 0, over_first: bool = False) -> Tensor:
-    """Overlap of each of (..., M, 4) with each of (..., N, 4) in shape (..., M, N), in mmcv's order of operations."""
+    """Return overlaps (..., M, N) of each of (..., M, 4) with each of (..., N, 4), in mmcv's order of operations."""
     corner = torch.maximum(boxes1[..., :, None, :2], boxes2[..., None, :, :2])
     opposite = torch.minimum(boxes1[..., :, None, 2:], boxes2[..., None, :, 2:])
     common = (opposite - corner + offset).clamp(min=0).prod(-1)

@@ -154,7 +154,7 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
 
 def _deformed(input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None,
               options: Mapping[str, int]) -> list:
-    """Arguments of torchvision's operator and its gradient; mmcv's names for stride, padding and dilation differ."""
+    """Return arguments of torchvision's operator and its gradient; mmcv names stride, padding, dilation otherwise."""
     names = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW') if mask is None else (
         'stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w')
     no_mask, no_bias = offset.new_zeros((len(offset), 1)), weight.new_zeros(len(weight))
@@ -328,7 +328,7 @@ def psamask_backward(grad_output: Tensor, grad_input: Tensor, psa_type: int, num
 
 def _psamask_places(psa_type: int, height: int, width: int, h_mask: int, w_mask: int, half_h: int,
                     half_w: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tap of the attention, channel and pixel of the output, for each pair of a pixel and one that it attends to."""
+    """Return the attention's tap and the output's channel and pixel, for each pair of a pixel and one it attends to."""
     y, x, i, j = torch.meshgrid(*(torch.arange(size) for size in (height, width, h_mask, w_mask)), indexing='ij')
     other_y, other_x = y + i - half_h, x + j - half_w
     inside = (other_y >= 0) & (other_y < height) & (other_x >= 0) & (other_x < width)

@@ -74,7 +74,7 @@ class LargeKernelBlock(nn.Module):
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module does no more than its class says: it is not wrapped, and no hook waits for its tensors."""
+    """Return whether a module does only what its class says: it is not wrapped, and no hook waits for its tensors."""
     return type(module) is kind and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
                                          or module._backward_pre_hooks)
 

@@ -164,7 +164,7 @@ class LargeKernelNet(nn.Module):
             stage.switch_to_deploy()
 
     def is_of_unbuilt_stage(self, name: str) -> bool:
-        """Whether a state dict's name is of a stage or an output norm that ``out_indices`` leaves out."""
+        """Return whether a state dict's name is of a stage or an output norm that ``out_indices`` leaves out."""
         part, _, rest = name.partition('.')
         if part in ('stages', 'downsample_layers'):
             return rest.partition('.')[0] in map(str, range(len(self.stages), self.num_stages))

@@ -133,7 +133,7 @@ def _kernel():
 
 
 def _block(channels: int) -> int:
-    """The power of two that holds so many channels."""
+    """Return the power of two that holds so many channels."""
     return 1 << max(channels - 1, 0).bit_length()
 
 

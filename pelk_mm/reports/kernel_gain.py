@@ -44,7 +44,7 @@ class Point:
 
 
 def parameter_multiples(kernel_sizes: Sequence[int], stripe_width: int = 5) -> dict[str, list[float]]:
-    """Multiples of the parameters that a depthwise kernel of the first size stores.
+    """Return the multiples of the parameters that a depthwise kernel of the first size stores.
 
     Args:
         kernel_sizes (Sequence[int]): The K, odd, at least ``stripe_width``.
@@ -61,7 +61,7 @@ def parameter_multiples(kernel_sizes: Sequence[int], stripe_width: int = 5) -> d
 
 
 def find_points(runs: Sequence[Run], root: Path) -> tuple[list[Point], list[str]]:
-    """The runs of the segmentors of Fig. 2, and of other ablations that are the same config (Table 1 has those of 51).
+    """Find the runs of Fig. 2's segmentors, and of other ablations with the same config (Table 1 has those of 51).
 
     Args:
         runs (Sequence[Run]): From :func:`~pelk_mm.reports.find_runs`.
@@ -89,7 +89,7 @@ def find_points(runs: Sequence[Run], root: Path) -> tuple[list[Point], list[str]
 
 
 def gains(points: Sequence[Point], base: int) -> dict[str, dict[int, float]]:
-    """The mIoU of each size less that of ``base`` in the same form.
+    """Return the mIoU of each size less that of ``base`` in the same form.
 
     Args:
         points (Sequence[Point]): From :func:`find_points`.

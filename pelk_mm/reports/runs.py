@@ -187,7 +187,7 @@ def _config_of(start: Path) -> Path:
 
 
 def _config_name(folder: Path) -> str:
-    """MMEngine leaves a copy of the config in the work directory, under its name; the latest is of the last start."""
+    """Return the name of the config that MMEngine copied last to the work directory, at the last start."""
     copies = sorted(folder.glob('*.py'), key=lambda path: path.stat().st_mtime)
     return copies[-1].stem if copies else folder.name
 

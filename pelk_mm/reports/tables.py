@@ -73,11 +73,11 @@ class Row:
     labels: dict[str, str] = field(default_factory=dict)
 
     def value(self, quantity: str) -> Value:
-        """The value of a quantity, empty if the row has none."""
+        """Return the value of a quantity, empty if the row has none."""
         return self.values.get(quantity, Value())
 
     def cells(self, quantity: str) -> dict[str, tuple[str, float | None]]:
-        """The text and the number of the columns ``paper``, ``ours`` and ``difference`` of a quantity."""
+        """Return the text and the number of the columns ``paper``, ``ours`` and ``difference`` of a quantity."""
         value, kind = self.value(quantity), QUANTITIES[quantity]
         # Costs are shown as the paper prints them, in integers or not.
         paper = '' if value.paper is None else str(value.paper) if kind.is_cost else f'{value.paper:.{kind.digits}f}'
@@ -113,7 +113,7 @@ class Table:
     is_of_paper: bool = False
 
     def columns(self, quantity: str) -> list[str]:
-        """The columns of a quantity: ``paper``, ``ours``, ``difference``; without any published figure, only ours."""
+        """Return the columns of a quantity: ``paper``, ``ours``, ``difference``; only ours if none is published."""
         if all(row.value(quantity).paper is None for row in self.rows):
             return ['ours']
         return ['paper', 'ours', *(['difference'] if QUANTITIES[quantity].has_difference else [])]

@@ -59,7 +59,7 @@ class Timing:
         return (self.high - self.low) / self.median
 
     def to_dict(self, batch: int) -> dict[str, Any]:
-        """The attributes, the spread, and images per second where a call takes so many."""
+        """Return the attributes, the spread, and images per second where a call takes so many."""
         return dict(vars(self), spread=self.spread, images_per_second=batch / self.median)
 
 
@@ -144,7 +144,7 @@ def time_paired(runs: Mapping[str, Callable[[T], Any]],
 
 
 def peak_memory(run: Callable[[], Any], device: str | torch.device) -> int | None:
-    """Largest number of bytes in use during ``run``, its result included, on top of what was in use before.
+    """Return the largest number of bytes in use during ``run``, its result included, on top of those in use before.
 
     On CUDA it is PyTorch's allocations; on the CPU the resident memory of the process, on Linux. None elsewhere.
     """
@@ -248,7 +248,7 @@ class _CudaTimer:
 
 
 def _process_bytes(name: str) -> int:
-    """``VmRSS``, what the process holds in memory now, or ``VmHWM``, the most it held since that was reset."""
+    """Return ``VmRSS``, which the process holds in memory now, or ``VmHWM``, the most it held since that was reset."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 

@@ -70,7 +70,7 @@ class Case:
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
-    """The values of ``x`` (N, C, H, W) in another memory layout.
+    """Return the values of ``x`` (N, C, H, W) in another memory layout.
 
     The hidden part of a larger buffer is NaN, so reading past the view is noticed.
 
@@ -102,7 +102,7 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
 
 
 def run(inputs: Inputs, grid: SharingGrid, backend: str | None = None) -> Results:
-    """Output and every gradient of :func:`pelk_mm.ops.peripheral_conv2d` on these inputs."""
+    """Return the output and every gradient of :func:`pelk_mm.ops.peripheral_conv2d` on these inputs."""
     x, theta, bias = (tensor.detach().requires_grad_() for tensor in inputs[:3])
     output = peripheral_conv2d(x, theta, grid, bias, backend=backend)
     return Results(output.detach(), *torch.autograd.grad(output, (x, theta, bias), inputs.grad_output))

@@ -33,7 +33,7 @@ from .cases import run as run_case
 
 @contextmanager
 def triton_process(interpret: bool) -> Iterator[Executor]:
-    """A process to submit this module's functions to; it ends with the context.
+    """Start a process to submit this module's functions to; it ends with the context.
 
     Args:
         interpret (bool): Whether ``TRITON_INTERPRET=1`` is set in it.
@@ -47,7 +47,7 @@ def triton_process(interpret: bool) -> Iterator[Executor]:
 
 
 def run(inputs: Inputs, grid: SharingGrid, **settings) -> Results:
-    """Output and gradients from the Triton backend, in this process.
+    """Return output and gradients from the Triton backend, in this process.
 
     Memory that the backend allocates holds NaN, so elements that it does not write are noticed.
 
@@ -66,7 +66,7 @@ def run(inputs: Inputs, grid: SharingGrid, **settings) -> Results:
 
 
 def unrounded(inputs: Inputs, grid: SharingGrid) -> Tensor:
-    """Output of the Triton backend in fp32, before it is rounded to the dtype of the inputs."""
+    """Return the output of the Triton backend in fp32, before it is rounded to the dtype of the inputs."""
     from pelk_mm.ops.peripheral_conv2d import triton_backend
     output = torch.full(inputs.x.shape, torch.nan)
     with patch('torch.empty', lambda *args, **kwargs: output):
@@ -74,7 +74,7 @@ def unrounded(inputs: Inputs, grid: SharingGrid) -> Tensor:
 
 
 def always(*args) -> bool:
-    """A replacement for a predicate such as ``_is_wide``; unlike a lambda it can be sent to the process."""
+    """Return True, for a predicate such as ``_is_wide``; unlike a lambda it can be sent to the process."""
     return True
 
 
@@ -158,7 +158,7 @@ def _compile(function, constants: dict, types: dict[str, str], capability: int, 
 
 
 def specialized_parameters(kernel: str) -> tuple[str, ...]:
-    """Parameters of a kernel for which Triton compiles anew when a value is 1 or divisible by 16."""
+    """Return the parameters of a kernel for which Triton compiles anew when a value is 1 or divisible by 16."""
     from pelk_mm.ops.peripheral_conv2d import kernels_triton
     return tuple(parameter.name for parameter in getattr(kernels_triton, kernel).params
                  if not parameter.is_constexpr and not parameter.do_not_specialize)

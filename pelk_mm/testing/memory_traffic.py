@@ -86,11 +86,11 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Bytes in memory: an expanded dimension is there once."""
+    """Count the bytes in memory: an expanded dimension is there once."""
     sizes = (size for size, stride in zip(tensor.shape, tensor.stride()) if stride)
     return math.prod(sizes) * tensor.element_size()
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements lie without gaps in one of the memory formats of images."""
+    """Return whether the elements lie without gaps in one of the memory formats of images."""
     return tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)

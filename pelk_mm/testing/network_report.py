@@ -58,7 +58,7 @@ class _Results:
         return list(dict.fromkeys(name for each in self.eager.values() for name in each['networks']))
 
     def share_of_product(self, setting: _Setting, name: str) -> float | None:
-        """Executed multiply-adds a second over those of the matrix product that took turns."""
+        """Return executed multiply-adds a second over those of the matrix product that took turns."""
         result = self.eager.get(setting)
         count = self.counts.get(setting.shape[1:], {}).get(name)
         if result is None or count is None or 'median' not in result['networks'].get(name, {}):
@@ -67,7 +67,7 @@ class _Results:
         return macs / result['networks'][name]['median'] / result['macs_per_second']
 
     def ratios(self) -> Iterator[tuple[tuple[str, str], _Setting, float, float, dict, dict]]:
-        """(names, setting, measured ratio of images per second, goal, result of each)."""
+        """Yield names, setting, measured ratio of images per second, goal, and the result of each."""
         for names, goal, devices, uses in _RATIOS:
             for setting, each in self.eager.items():
                 both = self.subsets.get(setting, each) if names == GOAL else each

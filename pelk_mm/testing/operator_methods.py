@@ -23,7 +23,7 @@ SHRUNK = dict(depths=(1, 1, 1, 1), channels=(8, 16, 16, 16))
 
 def draw(shape: tuple[int, ...], grid: SharingGrid, dtype: torch.dtype, device: str | torch.device, requires_grad: bool,
          seed: int = 0) -> tuple[Tensor, ...]:
-    """Random x (N, C, H, W), theta (C, k', k') and gradient of the output (N, C, H, W).
+    """Draw random x (N, C, H, W), theta (C, k', k') and gradient of the output (N, C, H, W).
 
     Args:
         shape (tuple[int, ...]): (N, C, H, W).
@@ -44,12 +44,12 @@ def draw(shape: tuple[int, ...], grid: SharingGrid, dtype: torch.dtype, device: 
 
 
 def dense_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
-    """F.conv2d with the expanded kernel."""
+    """Run F.conv2d with the expanded kernel."""
     return F.conv2d(x, expand_kernel(theta, grid).unsqueeze(1), padding=grid.kernel_size // 2, groups=x.shape[1])
 
 
 def fft_conv2d(x: Tensor, theta: Tensor, grid: SharingGrid) -> Tensor:
-    """The same convolution by the product of spectra, in fp32 or better; sizes are padded to what FFTs like."""
+    """Convolve by the product of spectra, in fp32 or better; sizes are padded to those that suit FFTs."""
     pad, kernel = grid.kernel_size // 2, expand_kernel(theta, grid).flip(-2, -1)
     size = [_smooth(side + grid.kernel_size - 1) for side in x.shape[-2:]]
     dtype = torch.promote_types(x.dtype, torch.float32)

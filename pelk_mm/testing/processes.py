@@ -93,7 +93,7 @@ def run_ranks(script: str | Path,
 
 
 def _server(*modules: str) -> ForkServer:
-    """The server of the last call if it has these modules, else a new one. The last one ends with this process."""
+    """Return the server of the last call if it has these modules, else a new one, which ends with this process."""
     if modules not in _SERVERS:
         while _SERVERS:
             _SERVERS.popitem()[1].close()

@@ -32,5 +32,5 @@ def randomise(model: nn.Module, seed: int = 0, scale: float = 4) -> nn.Module:
 
 
 def whole_numbers(generator: torch.Generator, *size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """A tensor of numbers from -3 to 3, whose sums are exact as long as the dtype holds them."""
+    """Draw a tensor of numbers from -3 to 3, whose sums are exact as long as the dtype holds them."""
     return torch.randint(-3, 4, size, generator=generator).to(dtype)

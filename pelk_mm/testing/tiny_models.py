@@ -114,7 +114,7 @@ _PACKING = dict(mmpretrain='PackInputs', mmseg='PackSegInputs', mmdet='PackDetIn
 
 
 def tiny_config(task: str) -> Config:
-    """A config that trains nothing and has no data, but a pipeline for testing on images of 64 x 64.
+    """Return a config that trains nothing and has no data, but a pipeline for testing on images of 64 x 64.
 
     Args:
         task (str): ``'classification'``, ``'segmentation'``, ``'detection'`` (two stages) or

@@ -20,7 +20,7 @@ reference's gradient of theta is over it (up to 5e-3 in bf16): it rounds the den
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``|actual - expected| / |expected|`` in Euclidean norm, computed in fp64; 0 for two empty tensors.
+    """Return ``|actual - expected| / |expected|`` in Euclidean norm, computed in fp64; 0 for two empty tensors.
 
     NaN or inf anywhere gives NaN or inf, which no bound passes.
     """

@@ -58,7 +58,7 @@ def _untrained(name: str, **about: str) -> Mapping[str, Any]:
 
 
 def _grown(name: str, source: str) -> Mapping[str, Any]:
-    """Configs with the weights of a ConvNeXt of timm, under the same tags."""
+    """Return configs with the weights of a ConvNeXt of timm, under the same tags."""
     known = convnext.default_cfgs[source]
     cfgs = {tag: replace(cfg, first_conv=FIRST_CONV,
                          hf_hub_id=f'timm/{source}.{tag}' if cfg.hf_hub_id == 'timm/' else cfg.hf_hub_id)

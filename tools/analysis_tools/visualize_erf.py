@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def size(text: str) -> tuple[int, int]:
-    """``512`` or ``512x1024`` as height and width."""
+    """Parse ``512`` or ``512x1024`` as height and width."""
     sides = [int(side) for side in text.lower().split('x')]
     if len(sides) > 2 or min(sides) < 1:
         raise ValueError

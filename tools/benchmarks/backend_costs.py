@@ -23,7 +23,7 @@ SHAPES = ((1, 374, 7, 7), (8, 374, 7, 7), (8, 64, 14, 14), (1, 64, 28, 28), (1, 
 
 
 def measure(seconds: float, threads: int) -> tuple[dict[tuple[str, str, str], list], list[tuple]]:
-    """(backend, function, regime) -> [(regressors, nanoseconds)], and the calls themselves for the check."""
+    """Measure (backend, function, regime) -> [(regressors, nanoseconds)]; return also the calls, for the check."""
     results, calls = {}, []
     layouts = (torch.contiguous_format, torch.channels_last)
     torch.set_num_threads(threads)
@@ -59,7 +59,7 @@ def measure(seconds: float, threads: int) -> tuple[dict[tuple[str, str, str], li
 
 
 def fit(rows: list[tuple]) -> tuple[float, ...]:
-    """Non-negative constants that minimise the relative error."""
+    """Fit non-negative constants that minimise the relative error."""
     regressors, times = (np.array(column, dtype=float) for column in zip(*rows))
     return tuple(float(f'{value:.3g}') for value in nnls(regressors / times[:, None], np.ones_like(times))[0])
 

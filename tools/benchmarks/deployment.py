@@ -113,7 +113,7 @@ def write_variants(model: nn.Module, cfg: Config, meta: dict, calibration: EvalI
 
 
 def evaluate(model: nn.Module, cfg: Config, networks: dict[str, ExportedModel], count: int | None) -> dict[str, dict]:
-    """Metrics by the config's evaluator, of the model and of it with exported networks, and equal predictions."""
+    """Return the evaluator's metrics, of the model and of it with exported networks, and equal predictions."""
     task = task_of(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
@@ -140,7 +140,7 @@ def evaluate(model: nn.Module, cfg: Config, networks: dict[str, ExportedModel], 
 
 
 def share_of_equal(predictions: Predictions, task: str) -> float:
-    """Labels, pixels or detections that stay the same, of all."""
+    """Return the share of labels, pixels or detections that stay the same."""
     if task == 'detection':
         return predictions.detections.matched / max(predictions.detections.before, 1)
     if task == 'segmentation':
@@ -149,7 +149,7 @@ def share_of_equal(predictions: Predictions, task: str) -> float:
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All figures of one of the models."""
+    """Measure all figures of one of the models."""
     if name == LARGE:
         cfg, meta = load_config(str(LARGE_CONFIG)), {}
         model = build_model(cfg, 'cpu').eval()
@@ -196,7 +196,7 @@ def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 
 def to_table(name: str, result: dict[str, Any]) -> str:
-    """The results of a model in Markdown."""
+    """Return the results of a model in Markdown."""
     key, metric, factor = METRICS.get(name, ('', 'metric', 1))
     share = dict(classification='same label', segmentation='same class, pixels', detection='same box').get(name, 'same')
 

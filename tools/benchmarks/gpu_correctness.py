@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def errors(case: Case, dtype: torch.dtype, backend: str, device: str, exact: str) -> dict[str, float]:
-    """Relative errors by name; ``exact`` is where and how fp64 is computed: ``'cpu'`` densely, or box sums there."""
+    """Return relative errors by name; ``exact`` is how fp64 is computed: ``'cpu'`` densely there, else by box sums."""
     inputs = case.make(dtype, device)
     if exact == 'cpu':
         right = expected(inputs, case.grid)
@@ -53,7 +53,7 @@ def errors(case: Case, dtype: torch.dtype, backend: str, device: str, exact: str
 
 
 def check_cases(cases: Sequence[Case], dtype: torch.dtype, backend: str, device: str, exact: str) -> dict:
-    """Largest errors over the cases, those over the bound, and the kernels of the cuda backend."""
+    """Return the largest errors over the cases, those over the bound, and the kernels of the cuda backend."""
     worst, wrong, kernels = dict.fromkeys(NAMES, 0.0), {}, set()
     for case in cases:
         if available_backends(*case.make(dtype, device)[:2], case.grid)[backend] is not None:
@@ -69,7 +69,7 @@ def check_cases(cases: Sequence[Case], dtype: torch.dtype, backend: str, device:
 
 
 def check_poison(backend: str, device: str) -> dict:
-    """Planes that a NaN in another plane has reached."""
+    """List the cases in which a NaN in a plane reaches another plane."""
     reached = []
     for case in POISON_CASES:
         inputs, others = poison(case.make(device=device), torch.nan)
@@ -80,14 +80,14 @@ def check_poison(backend: str, device: str) -> dict:
 
 
 def check_repeatable(backend: str, device: str) -> dict:
-    """Whether twice the same call gives the same bits."""
+    """Check that the same call gives the same bits twice."""
     case = LARGE[0]
     first, second = (run(case.make(device=device), case.grid, backend) for _ in range(2))
     return dict(wrong=[name for name, one, other in zip(NAMES, first, second) if not torch.equal(one, other)])
 
 
 def check_first_use(backend: str, device: str) -> dict:
-    """The comparison that precedes every first use, by direction."""
+    """Run the comparison that precedes every first use, by direction."""
     x = torch.ones(2, 4, 14, 14, device=device)
     return {function: difference(BACKENDS[backend], function, x, GRIDS['k47'])
             for function in ('forward', 'theta_grad')}
@@ -95,7 +95,7 @@ def check_first_use(backend: str, device: str) -> dict:
 
 @torch.no_grad()
 def check_layer_norm(channels: int, side: int, dtype: torch.dtype, device: str) -> dict:
-    """LayerNorm over planes beside a channels-last slice, as a block's, which one kernel computes on GPUs."""
+    """Check LayerNorm over planes beside a channels-last slice, as a block's, which one kernel computes on GPUs."""
     x = torch.randn(8, channels * 8 // 3, side, side, device=device).to(dtype)
     a, b = x[:, :channels].contiguous(), x.contiguous(memory_format=torch.channels_last)[:, channels:]
     parameters = torch.randn(2, x.shape[1], device=device).to(dtype)
@@ -105,7 +105,7 @@ def check_layer_norm(channels: int, side: int, dtype: torch.dtype, device: str) 
 
 
 def check_cuda_graph(backend: str, device: str) -> dict:
-    """A captured call, replayed with other inputs, against an eager one."""
+    """Compare a captured call, replayed with other inputs, with an eager one."""
     layer = make_layer(backend, device)
     x = torch.randn(4, 8, 28, 28, device=device)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def check_cuda_graph(backend: str, device: str) -> dict:
 
 
 def check_compiled(backend: str, device: str, mode: str) -> dict:
-    """Compiled training steps against eager ones, and the eager call afterwards; its first call is the compiled one."""
+    """Compare compiled training steps with eager ones, which run afterwards: the first call is the compiled one."""
     layer = make_layer(backend, device, grid=SharingGrid.from_half([6, 5, 3, 1]))
     compiled = torch.compile(layer, mode=mode)
     worst = 0.0

@@ -112,7 +112,7 @@ def in_layout(tensors: tuple[Tensor, ...], last: bool) -> tuple[Tensor, ...]:
 
 
 def few_planes_error(run: Callable, x: Tensor, theta: Tensor, grid: SharingGrid) -> float:
-    """Relative error of the output in the first and last image and channel, against the dense fp64 convolution."""
+    """Return the output's relative error in the first and last image and channel, against dense fp64 convolution."""
     images, channels = [0, len(x) - 1], [0, x.shape[1] - 1]
     with torch.no_grad():
         found = run(x, theta)[images][:, channels]
@@ -175,7 +175,7 @@ def measure(shape: tuple[int, ...], dtype: str, ours: bool, backward: bool, args
 
 
 def measure_theta_grad(shape: tuple[int, ...], dtype: str, args: argparse.Namespace) -> dict:
-    """The gradient of theta by itself, of our backends."""
+    """Measure the gradient of theta by itself, of our backends."""
     batch, channels, side, kernel, center = shape
     grid = SharingGrid.from_kernel_size(kernel, center)
     inputs = rotating(lambda seed: draw((batch, channels, side, side), grid, DTYPES[dtype], args.device, False, seed),

@@ -49,7 +49,7 @@ def kind_of(kernel: str) -> str:
 
 
 def profiled(run: Callable[[], object], device: str, calls: int = 3) -> dict:
-    """Seconds a call by kernel, the longest, and by kind; operators instead of kernels on the CPU."""
+    """Return the seconds a call by kernel, the longest, and by kind; operators instead of kernels on the CPU."""
     on_gpu = torch.device(device).type == 'cuda'
     for _ in range(2):
         run()

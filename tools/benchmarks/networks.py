@@ -126,13 +126,13 @@ def make_call(model: nn.Module, use: str, dtype: str, memory: str, shape: tuple[
 
 
 def make_product(dtype: str, args: argparse.Namespace) -> Callable[[int], Any]:
-    """A product of square matrices, whose rate is that of the machine."""
+    """Make the call of a product of square matrices, whose rate is that of the machine."""
     one, other = (torch.randn(args.side, args.side, device=args.device).to(DTYPES[dtype]) for _ in range(2))
     return lambda index: one @ other
 
 
 def stopwatch(call: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Seconds of a call and its result."""
+    """Return the seconds of a call and its result."""
     synchronize = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
     synchronize()
     start = perf_counter()
@@ -142,7 +142,7 @@ def stopwatch(call: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 def warm_seconds(call: Callable[[], Any], args: argparse.Namespace) -> float:
-    """Seconds of the second call; of the first on a CPU if that is long, as nothing is tuned there."""
+    """Return the seconds of the second call; of the first on a CPU if that is long, as nothing is tuned there."""
     first, _ = stopwatch(call, args.device)
     if first > args.slow and torch.device(args.device).type == 'cpu':
         return first
@@ -263,7 +263,7 @@ def counts(size: tuple[int, int], args: argparse.Namespace) -> dict:
 
 
 def eager_calls(args: argparse.Namespace) -> Iterator[Call]:
-    """The most important first; the goal's two networks also by themselves."""
+    """Yield the most important calls first; the goal's two networks also by themselves."""
     pair = [name for name in GOAL if name in args.models]
     first = [(use, shape) for use in USES if use in args.parts for shape in getattr(args, use)[:2]]
     later = [(use, shape) for use in USES if use in args.parts for shape in getattr(args, use)[2:]]
@@ -275,7 +275,7 @@ def eager_calls(args: argparse.Namespace) -> Iterator[Call]:
 
 
 def compiled_calls(args: argparse.Namespace) -> Iterator[Call]:
-    """The same of compiled networks: the goal's two, then each of the others."""
+    """Yield the same of compiled networks: the goal's two, then each of the others."""
     pair = [name for name in GOAL if name in args.models]
     for groups in ([pair] if pair else [], [[name] for name in args.models if name not in pair]):
         for use, dtype in args.compiled:

@@ -153,7 +153,7 @@ def prepare_network(case: dict) -> Callable[[], tuple[Tensor, ...]]:
 
 @contextmanager
 def source_tree(version: str) -> Iterator[Path]:
-    """A folder as it is; of a commit, its files in a folder that is removed afterwards."""
+    """Provide a folder as it is; of a commit, its files in a folder that is removed afterwards."""
     if Path(version).is_dir():
         yield Path(version).resolve()
         return
@@ -167,7 +167,7 @@ def source_tree(version: str) -> Iterator[Path]:
 
 
 def difference(versions: dict[str, Version]) -> float:
-    """Largest relative difference of the results of both, of norms."""
+    """Return the largest relative difference of the results of both, of norms."""
     with tempfile.TemporaryDirectory() as folder:
         for name, version in versions.items():
             version.ask(save=str(Path(folder, name)))
@@ -176,7 +176,7 @@ def difference(versions: dict[str, Version]) -> float:
 
 
 def measure(versions: dict[str, Version], case: dict, seconds: float, dense: bool) -> dict:
-    """Median seconds of a call and their quartiles, by version, of their ratios and of F.conv2d."""
+    """Measure median seconds of a call and their quartiles, by version, of their ratios and of F.conv2d."""
     for version in versions.values():
         version.ask(case=case)
     result: dict[str, Any] = dict(case, difference=difference(versions))
@@ -216,7 +216,7 @@ def cases(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def summary(rows: list[dict]) -> dict[str, float]:
-    """Geometric means of the median ratios, of all rows and by threads and layout, and the lowest."""
+    """Return geometric means of the median ratios, of all rows and by threads and layout, and the lowest."""
     groups: dict[str, list[dict]] = dict(all=rows)
     for row in rows:
         groups.setdefault(f'{row["layout"]}, {row["threads"]} threads', []).append(row)

@@ -62,7 +62,7 @@ def methods(x: Tensor, theta: Tensor, grid: SharingGrid) -> dict[str, Callable]:
 
 
 def measure(shape: tuple[int, int, int, int], grid: SharingGrid, args: argparse.Namespace) -> dict:
-    """Median seconds and spread of each method that is right and not over the limit, and its relative error."""
+    """Measure median seconds and spread of each method that is right and within the limit, and its relative error."""
     inputs = rotating(partial(_draw, shape, grid, args), 'cpu')
     x, theta, _ = inputs[0]
     # fp64 boxes, themselves tested against the dense definition, which would take minutes here in fp64.
@@ -146,7 +146,7 @@ def ratio(row: dict, name: str) -> float | None:
 
 
 def summary(rows: list[dict]) -> dict:
-    """Geometric means over the shapes of stages 1 to 3, and the extremes."""
+    """Return geometric means over the shapes of stages 1 to 3, and the extremes."""
     result = {}
     others = {name for row in rows for name in row['times']} - {*OURS, *DENSE}
     for name in (*DENSE, *sorted(others)):

@@ -110,7 +110,7 @@ def inference(args: argparse.Namespace, dtype: str) -> dict[str, dict]:
 
 
 def training(args: argparse.Namespace, name: str, dtype: str, size: int, batch: int) -> dict:
-    """Seconds per step and peak memory of one model; or why it could not be measured."""
+    """Measure seconds per step and peak memory of one model, or return why it could not be measured."""
     model = Classifier(name).to(args.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     precision = torch.autocast(torch.device(args.device).type, DTYPES[dtype], enabled=dtype == 'bf16')
@@ -135,7 +135,7 @@ def training(args: argparse.Namespace, name: str, dtype: str, size: int, batch: 
 
 
 def ratios(results: dict[str, dict]) -> dict[str, dict[str, float]]:
-    """The paper's ratios of images per second beside the measured ones."""
+    """Return the paper's ratios of images per second beside the measured ones."""
     return {
         f'{name} / {other}': dict(
             measured=results[name]['images_per_second'] / results[other]['images_per_second'], paper=paper)

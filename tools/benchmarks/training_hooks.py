@@ -48,7 +48,7 @@ class Classifier(BaseModel):
 
 
 class Alternate(Hook):
-    """Takes the measured hooks out of every second block of steps, and times the blocks."""
+    """Take the measured hooks out of every second block of steps, and time the blocks."""
 
     priority = 'HIGHEST'
 

@@ -118,7 +118,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
 
 
 def suffixes(file: Path) -> tuple[str, str]:
-    """Of the file and of the one that is written beside it."""
+    """Return the suffixes of the file and of the one that is written beside it."""
     return ('.onnx', '.pt2') if file.suffix == '.onnx' else ('.xml', '.bin')
 
 
@@ -191,7 +191,7 @@ def write_files(program: Any, file: Path, reference: ImageModel, meta: dict,
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a file, of OpenVINO's with the weights beside it."""
+    """Count the bytes of a file, of OpenVINO's with the weights beside it."""
     return sum(each.stat().st_size for each in (path, path.with_suffix('.bin'))[:1 + (path.suffix == '.xml')])
 
 
@@ -229,7 +229,7 @@ def time_files(runs: dict, inputs: list[np.ndarray], seconds: float) -> dict[str
 
 
 def make_inputs(images: EvalImages, shape: list[int] | None, channels: int) -> list[np.ndarray]:
-    """One image at the first size, all of them at the second, as exported models take them."""
+    """Return one image at the first size, all of them at the second, as exported models take them."""
     height, width = shape or next(images.batches())['inputs'][0].shape[-2:]
     if min(height, width) < 64:
         raise ValueError(f'--shape: sides must be at least 64, got {height} x {width} of the test pipeline')

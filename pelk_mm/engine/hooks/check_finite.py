@@ -274,7 +274,7 @@ class CheckFiniteHook(Hook):
 
 
 def _saves_after(runner: Runner, batch_idx: int) -> bool:
-    """Whether a checkpoint may be written after this iteration, or an epoch or the training ends."""
+    """Return whether a checkpoint may be written after this iteration, or an epoch or the training ends."""
     loop = runner.train_loop
     hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
     ends = isinstance(loop, EpochBasedTrainLoop) and batch_idx + 1 == len(runner.train_dataloader)

@@ -265,7 +265,7 @@ class DynamicSparsityHook(Hook):
         return draw_masks(self._weights, densities, self._generator(runner))
 
     def _warn_of_live_zeros(self, runner: Runner) -> None:
-        """Weights that were grown in the step of the checkpoint are zero, and their mask is not kept."""
+        """Warn of weights that are zero as they were grown in the step of the checkpoint; their mask is not kept."""
         live = zero = 0
         for name, mask in unpack_masks(self._saved_state).items() if self._saved_state else ():
             weight = self._weights.get(name)

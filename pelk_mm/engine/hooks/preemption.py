@@ -143,7 +143,7 @@ class PreemptionHook(Hook):
         return poll
 
     def _shall_stop(self, runner: Runner, poll: Poll, iteration: int) -> bool:
-        """Whether any process was asked to, and no gradient is waiting for the step of the optimiser."""
+        """Return whether any process was asked to, and no gradient is waiting for the step of the optimiser."""
         if dist.get_world_size() == 1:
             self._agreed = self._asked_at is not None
         elif poll.is_due(iteration):

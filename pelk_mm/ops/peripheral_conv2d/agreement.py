@@ -83,7 +83,7 @@ def difference(backend: Backend, function: str, x: Tensor, grid: SharingGrid) ->
 
 
 def _numbers(shape: Sequence[int], x: Tensor) -> Tensor:
-    """Numbers from -1 to 1 in dtype, device and layout of ``x``; the state of random generators stays."""
+    """Make numbers from -1 to 1 in dtype, device and layout of ``x``; the state of random generators stays."""
     numbers = torch.arange(math.prod(shape), dtype=torch.float32, device=x.device).mul_(12.9898).sin_()
     numbers = numbers.view(*shape).to(x.dtype)
     if len(shape) == 4 and is_channels_last(x):

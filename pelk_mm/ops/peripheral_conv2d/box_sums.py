@@ -74,7 +74,7 @@ def sum_boxes(gather: Callable[[int], Any], pieces: Sequence[Piece], cut: Cut,
 
 
 def _doublings(pieces: Sequence[Piece]) -> list[int]:
-    """1, 2, 4, ... below the widest piece."""
+    """Return 1, 2, 4, ... below the widest piece."""
     return [1 << level for level in range(max(piece.width for piece in pieces).bit_length() - 1)]
 
 
@@ -106,7 +106,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
-    """Gradient (C, k', k') of the stored kernel, dtype of ``x``."""
+    """Return the gradient (C, k', k') of the stored kernel, dtype of ``x``."""
     channels, height, width = x.shape[1:]
     out = _compute(x.new_zeros(channels, grid.num_cells, grid.num_cells))
     if x.numel() == 0:
@@ -133,7 +133,7 @@ def _reachable(theta: Tensor, grid: SharingGrid, height: int, width: int) -> Ten
 
 
 def _chunks(x: Tensor, rows: Sequence[Piece], cols: Sequence[Piece]) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of batch, channels and rows whose intermediate results fit the budget."""
+    """Yield slices of batch, channels and rows whose intermediate results fit the budget."""
     batch, channels, height, width = x.shape
     budget = _CPU_CHUNK_BYTES if x.device.type == 'cpu' else _DEVICE_CHUNK_BYTES
     # Boxes and mixed rows, and the boxes of powers of two with their halo.
@@ -159,7 +159,7 @@ def _cut_columns(planes: Tensor, before: int, after: int) -> Tensor:
 
 
 def _sum_rows(planes: Tensor, pieces: Sequence[Piece], rows: slice) -> Tensor:
-    """For each cell the sums over its taps, ``r_a(y) = sum_i X(y + i)``: (N, C, H, W) -> (N, C, cells, rows, W)."""
+    """Sum over the taps of each cell, ``r_a(y) = sum_i X(y + i)``: (N, C, H, W) -> (N, C, cells, rows, W)."""
     height = planes.shape[-2]
     low, high = rows.start + pieces[0].start, rows.stop - 1 + pieces[-1].start + pieces[-1].width
     inside = _compute(planes[..., max(low, 0):max(min(high, height), 0), :])

@@ -80,7 +80,7 @@ ALWAYS_DENSE = 3
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a pixel are neighbours in memory, as in a slice of a channels-last tensor."""
+    """Return whether the channels of a pixel are neighbours in memory, as in a slice of a channels-last tensor."""
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
@@ -140,7 +140,7 @@ def work_per_element(backend: str, function: str, shape: tuple[int, ...], grid: 
 
 
 def has_lanes(shape: tuple[int, ...], grid: SharingGrid) -> bool:
-    """Whether the native backend's vectors hold a pixel of several channels: the form with less to multiply.
+    """Return whether the native backend's vectors hold a pixel of several channels: the form with less to multiply.
 
     For vectors of 16 elements, as in AVX-512. Maps whose boxes do not fit the cache, over some 140 columns with the
     paper's kernels, take the other form; counts of the two differ little there.
@@ -160,6 +160,6 @@ def _pairs(grid: SharingGrid, size: int) -> int:
 
 
 def _taps_inside(kernel_size: int, size: int) -> float:
-    """Mean number of a kernel's taps along one axis that lie inside the map."""
+    """Return the mean number of a kernel's taps along one axis that lie inside the map."""
     half = kernel_size // 2
     return sum(max(0, size - abs(offset)) for offset in range(-half, half + 1)) / size

@@ -20,7 +20,7 @@ def peripheral_conv2d(x: Tensor,
                       bias: Tensor | None = None,
                       *,
                       backend: str | None = None) -> Tensor:
-    """Depthwise convolution with the K x K kernel that ``theta`` stands for (PeLK, Eq. 1), stride 1, padding K//2.
+    """Convolve depthwise with the K x K kernel that ``theta`` stands for (PeLK, Eq. 1), stride 1, padding K//2.
 
     As ``torch.nn.functional.conv2d`` this is a cross-correlation. It is differentiable with respect to ``x``, ``theta``
     and ``bias`` any number of times, in reverse and in forward mode, and inside the transforms of ``torch.func``. It

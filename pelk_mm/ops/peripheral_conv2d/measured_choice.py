@@ -57,7 +57,7 @@ class Device(Protocol):
         """Return the seconds of one call, after a call to warm up."""
 
     def is_recording(self) -> bool:
-        """Whether the device's work is recorded rather than run."""
+        """Return whether the device's work is recorded rather than run."""
 
 
 class CudaDevice:
@@ -100,7 +100,7 @@ class CudaDevice:
             return min(measure(calls) for _ in range(_ROUNDS))
 
     def is_recording(self) -> bool:
-        """Whether a CUDA graph is captured on the current stream, or a compiler traces."""
+        """Return whether a CUDA graph is captured on the current stream, or a compiler traces."""
         return torch.cuda.is_current_stream_capturing() or torch.compiler.is_compiling()
 
 

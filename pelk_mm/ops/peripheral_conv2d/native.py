@@ -38,7 +38,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
-    """Gradient (C, k', k') of the stored kernel, dtype of ``x``. Raises MemoryError as :func:`forward`."""
+    """Return the gradient (C, k', k') of the stored kernel, dtype of ``x``. Raises MemoryError as :func:`forward`."""
     cells = grid.num_cells
     out = torch.zeros(x.shape[1], cells, cells, dtype=torch.float64)
     if x.numel():
@@ -48,7 +48,7 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
 
 
 def _compute(tensor: Tensor) -> Tensor:
-    """The dtype that the library computes in, contiguous."""
+    """Return a tensor in the dtype that the library computes in, contiguous."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).contiguous()
 
 

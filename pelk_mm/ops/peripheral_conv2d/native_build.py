@@ -182,7 +182,7 @@ def _compile(output: Path, command: list[str], flags: list[str]) -> None:
 
 
 def _is_undamaged(library: Path) -> bool:
-    """Whether a file ends with the digest of what precedes it: loading a truncated one would kill the process."""
+    """Return whether a file ends with the digest of its rest: loading a truncated one would kill the process."""
     try:
         content = library.read_bytes()
     except OSError:
@@ -191,7 +191,7 @@ def _is_undamaged(library: Path) -> bool:
 
 
 def _openmp_flags() -> list[str]:
-    """Flags that bind OpenMP to the runtime torch has loaded, so that both share one pool of threads."""
+    """Return the flags that bind OpenMP to the runtime torch has loaded, so that both share one pool of threads."""
     bundled = sorted((Path(torch.__file__).parent / 'lib').glob('libgomp*.so*'))
     bundled += sorted((Path(torch.__file__).parent.parent / 'torch.libs').glob('libgomp*.so*'))
     if sys.platform == 'darwin':

@@ -38,7 +38,7 @@ theta_grad = torch.ops.pelk_mm.peripheral_conv2d_theta_grad.default
 
 
 def in_autocast(x: Tensor) -> bool:
-    """Whether autocast applies to the device of ``x``."""
+    """Return whether autocast applies to the device of ``x``."""
     return x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
 
 
@@ -124,7 +124,7 @@ class _Derivative(_SingleLevelFunction):
 
 
 def _outer_tangents() -> AbstractContextManager:
-    """PyTorch turns forward mode off for ``jvp``; the transforms outside of the innermost one need it."""
+    """Turn forward mode on inside transforms: PyTorch turns it off for ``jvp``, and the outer ones need it."""
     active = torch._C._are_functorch_transforms_active()
     return forward_ad._set_fwd_grad_enabled(True) if active else nullcontext()
 
@@ -226,7 +226,7 @@ def _theta_grad_vmap(info, in_dims, x, grad_output, half, backend):
 
 
 def _batched(tensor: Tensor, dim: int | None, size: int, to: int) -> Tensor:
-    """The tensor with its batch of ``size`` in dimension ``to``, repeated if it has none."""
+    """Return the tensor with its batch of ``size`` in dimension ``to``, repeated if it has none."""
     if dim is not None:
         return tensor.movedim(dim, to)
     return tensor.unsqueeze(to).expand(*tensor.shape[:to], size, *tensor.shape[to:])

@@ -24,7 +24,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
-    """Gradient (C, k', k') of the stored kernel: the dense kernel's gradient, summed over each cell."""
+    """Return the gradient (C, k', k') of the stored kernel: the dense kernel's, summed over each cell."""
     size, dtype = grid.kernel_size, _compute_dtype(x)
     shape = (x.shape[1], 1, size, size)
     dense = conv2d_weight(x.to(dtype), shape, grad_output.to(dtype), padding=size // 2, groups=x.shape[1])

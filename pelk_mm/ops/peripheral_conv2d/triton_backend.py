@@ -82,7 +82,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid, mi
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
-    """Gradient (C, k', k') of the stored kernel, the same bits every time: summed in two steps of a fixed order."""
+    """Return the gradient (C, k', k') of the stored kernel, the same bits every time: sums have a fixed order."""
     batch, channels, height, width = x.shape
     cells = grid.num_cells
     if x.numel() == 0:
@@ -104,7 +104,7 @@ def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
 
 def _forward_tile(batch: int, channels: int, height: int, width: int,
                   align: int) -> tuple[Tile, tuple[int, int]]:
-    """Tile sizes by the map's width, and the launch grid: tiles of columns fastest, as they read the same rows."""
+    """Return tile sizes for the map's width, and the launch grid: tiles of columns fastest, they read the same rows."""
     strips = batch * -(-height // 2)
     for tiles in (FORWARD_TILES, SMALL_FORWARD_TILES):
         tile = fit_registers(_for_width(tiles, width), align)
@@ -122,7 +122,7 @@ def fit_registers(tile: Tile, align: int) -> Tile:
 
 def _theta_grad_tile(batch: int, channels: int, height: int, width: int,
                      grid: SharingGrid) -> tuple[Tile, tuple[int, int, int]]:
-    """Tile sizes, and the launch grid: cells times tiles of columns fastest, as they read the same rows."""
+    """Return tile sizes, and the launch grid: cells times tiles of columns fastest, as they read the same rows."""
     tile = _for_width(THETA_GRAD_TILES, width)
     tasks = len(grid.reachable(height)) * -(-width // tile.BN)
     row_tiles = -(-batch * -(-height // 2) // tile.G)
@@ -149,7 +149,7 @@ def _alignment(*tensors: Tensor) -> int:
 
 
 def _is_wide(x: Tensor) -> bool:
-    """Whether offsets within one channel of the batch need 64 bits."""
+    """Return whether offsets within one channel of the batch need 64 bits."""
     return sum((size - 1) * stride for size, stride in zip(x.shape, x.stride())) >= 2**31
 
 
@@ -161,7 +161,7 @@ def _kernels():
 
 @cache
 def _table(grid: SharingGrid, device: torch.device) -> Tensor:
-    """The grid as the kernels read it, int32: first tap of each cell, width of each cell, cell of each tap.
+    """Return the grid as the kernels read it, int32: first tap of each cell, width of each cell, cell of each tap.
 
     Made at the first call and kept, in a thread and a stream of its own: PyTorch's modes and the private memory of
     a CUDA graph belong to a thread, a capture to its streams, and none of them may own what later calls read.

@@ -44,7 +44,7 @@ def forward(x: Tensor, theta: Tensor, bias: Tensor | None, grid: SharingGrid) ->
 
 
 def theta_grad(x: Tensor, grad_output: Tensor, grid: SharingGrid) -> Tensor:
-    """Gradient (C, k', k') of the stored kernel, the same bits every time: summed in two steps of a fixed order."""
+    """Return the gradient (C, k', k') of the stored kernel, the same bits every time: sums have a fixed order."""
     channels, cells = x.shape[1], grid.num_cells
     if x.numel() == 0:
         return x.new_zeros(channels, cells, cells)
@@ -77,7 +77,7 @@ def _shape(x: Tensor) -> Shape:
 
 
 def tf32_allowed() -> bool:
-    """Whether PyTorch lets convolutions of float32 use TF32: one product of 11 bits then replaces three of 22."""
+    """Return whether PyTorch lets fp32 convolutions use TF32: one product of 11 bits then replaces three of 22."""
     convolutions = getattr(torch.backends.cudnn, 'conv', None)
     if hasattr(convolutions, 'fp32_precision'):
         return convolutions.fp32_precision == 'tf32'

@@ -31,7 +31,7 @@ def why_not(device: torch.device) -> str | None:
 
 
 def has_wgmma(device: torch.device) -> bool:
-    """Whether a device has wgmma, which only compute capability 9.0 has; ``PELK_MM_WGMMA=0`` leaves it unused."""
+    """Return whether a device has wgmma (compute capability 9.0 only) and ``PELK_MM_WGMMA=0`` does not turn it off."""
     return torch.cuda.get_device_capability(device) == _WGMMA_CAPABILITY and os.environ.get(WGMMA_VARIABLE) != '0'
 
 

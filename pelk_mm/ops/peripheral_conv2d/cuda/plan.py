@@ -157,7 +157,7 @@ def _plan_maps(grid: SharingGrid, shape: Shape, wgmma: bool) -> Launch | None:
 
 
 def _wgmma_pays(grid: SharingGrid, shape: Shape) -> bool:
-    """Whether wgmma takes less time than mma.sync at 62 % of its rate, which skips blocks of zeros and rows of none."""
+    """Return whether wgmma is faster than mma.sync at 62 % of its rate, which skips blocks of zeros and unused rows."""
     if min(shape.height, shape.width) <= MAX_SIDE // 2:
         return False
     chunks = -(-shape.width // 8)
@@ -205,7 +205,7 @@ def plan_theta_grad(grid: SharingGrid, shape: Shape) -> Launch | None:
 
 
 def _most_groups(parts: int, widest: int) -> int:
-    """Groups of 128 threads for which the registers of a multiprocessor suffice."""
+    """Return the groups of 128 threads for which the registers of a multiprocessor suffice."""
     if parts == 2:
         return 2
     return 4 if widest <= 8 else 3 if widest <= 17 else 2
@@ -227,7 +227,7 @@ def _macros(grid: SharingGrid, shape: Shape, maps: _Maps) -> dict:
 
 
 def _furthest_block(grid: SharingGrid, chunks: int) -> int:
-    """The largest distance of two chunks that a kernel connects."""
+    """Return the largest distance of two chunks that a kernel connects."""
     return min(chunks - 1, (grid.kernel_size // 2 + 7) // 8)
 
 
