@@ -6,11 +6,13 @@ distinguishes all offsets, a peripheral one those of different cells, and stripe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..datasets.reach_maps import COLORS, RANGES, relations
+from ..datasets.reach_maps import BACKGROUND, COLORS, IGNORED, RANGES, draw_offset_pairs, relations
 from ..ops import SharingGrid
 
 
@@ -134,3 +136,50 @@ def offset_pairs_bound(cells: np.ndarray, exact: bool) -> list[float]:
         negative = shares(miss & within) if exact else np.eye(len(positive))[-1]
         bounds.append(float(np.maximum(positive, negative).sum() / 2))
     return bounds
+
+
+def drawn_pairs_accuracy(cells: np.ndarray, exact: bool, maps: int = 1000) -> float:
+    """Return how often a decoder is right on drawn maps that is shown the cell of the B in question and nothing else.
+
+    :func:`offset_pairs_bound` takes all offsets of a range as equally frequent. On a map of finite size near ones are
+    more frequent than far ones.
+
+    Args:
+        cells (np.ndarray): Of the kernel, (K, K).
+        exact (bool): Which of the two arms.
+        maps (int): Maps to draw.
+
+    Returns:
+        float: Accuracy of the decoder that knows the frequencies, 0.5 to 1.
+    """
+    def shown(pixel: np.ndarray, targets: np.ndarray, distance: float) -> int:
+        offsets = targets - pixel
+        asked = relations(offsets, exact)
+        asked_about = (asked.diagonal | asked.miss) & (np.abs(offsets).max(-1) == distance)
+        return int(cells_at(cells, offsets[asked_about][:1])[0]) if asked_about.any() else -1
+
+    return _accuracy_of_table(shown, exact, maps)
+
+
+def border_accuracy(reach: int, exact: bool, maps: int = 1000) -> float:
+    """Return how often a decoder is right that only sees how far the map's border is, up to ``reach`` pixels.
+
+    An A without a B within 25 pixels lies near the border more often than others: zeros around the map say something.
+    """
+    def shown(pixel: np.ndarray, targets: np.ndarray, distance: float) -> tuple[int, ...]:
+        return tuple(sorted(np.minimum(np.minimum(pixel, 63 - pixel), reach).tolist()))
+
+    return _accuracy_of_table(shown, exact, maps)
+
+
+def _accuracy_of_table(shown: Callable[[np.ndarray, np.ndarray, float], Any], exact: bool, maps: int) -> float:
+    """Return the accuracy of the best answer to each thing shown."""
+    answers: dict[Any, list[int]] = defaultdict(lambda: [0, 0])
+    for index in range(maps):
+        drawn = draw_offset_pairs(np.random.default_rng(index), exact=exact)
+        targets = np.argwhere((drawn.image != BACKGROUND).any(-1))
+        for pixel in np.argwhere(drawn.labels != IGNORED):
+            y, x = pixel
+            answers[shown(pixel, targets, drawn.distance[y, x])][drawn.labels[y, x]] += 1
+    counts = np.array(list(answers.values()))
+    return float(counts.max(1).sum() / counts.sum())

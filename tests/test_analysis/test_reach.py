@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from pelk_mm.analysis.reach import _decode, cells_at, kernel_cells, nearest_seed_bound, offset_pairs_bound, stripe_cells
+from pelk_mm.analysis.reach import (
+    _decode,
+    border_accuracy,
+    cells_at,
+    drawn_pairs_accuracy,
+    kernel_cells,
+    nearest_seed_bound,
+    offset_pairs_bound,
+    stripe_cells,
+)
 from pelk_mm.ops import SharingGrid
 
 DENSE_31, DENSE_51 = (kernel_cells(SharingGrid.dense(size)) for size in (31, 51))
@@ -68,3 +77,13 @@ def test_offset_pairs_by_hand():
     assert offset_pairs_bound(stripe_cells(51, 5), exact=False) == [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match='diagonal and along an axis'):
         offset_pairs_bound(np.zeros((51, 51), int), exact=False)
+
+
+def test_drawn_maps_against_the_bounds():
+    """Half of the A are positive; a dense kernel sees every offset, one of 7x7 none; near the border fewer B fit."""
+    assert border_accuracy(0, exact=False, maps=20) == 0.5
+    assert drawn_pairs_accuracy(kernel_cells(SharingGrid.dense(7)), exact=True, maps=20) == 0.5
+    assert drawn_pairs_accuracy(DENSE_51, exact=True, maps=20) == 1
+    assert border_accuracy(3, exact=False, maps=200) == pytest.approx(0.58, abs=0.015)
+    # Equally frequent offsets give 0.67.
+    assert drawn_pairs_accuracy(PERIPHERAL_51, exact=True, maps=200) == pytest.approx(0.685, abs=0.01)

@@ -23,7 +23,13 @@ from mmengine.config import Config
 from scipy.stats import t as student_t
 from scipy.stats import ttest_rel
 
-from pelk_mm.analysis.reach import kernel_cells, nearest_seed_bound, offset_pairs_bound, stripe_cells
+from pelk_mm.analysis.reach import (
+    drawn_pairs_accuracy,
+    kernel_cells,
+    nearest_seed_bound,
+    offset_pairs_bound,
+    stripe_cells,
+)
 from pelk_mm.analysis.text_tables import to_markdown_table
 from pelk_mm.engine.launch import configure_training, load_config, run
 from pelk_mm.engine.steps import Steps, digest
@@ -62,6 +68,7 @@ TASKS = {
     'offset pairs': Task('configs/reach/pelk-51_fcn_1xb4-300it_offset-pairs-64x64.py'),
     'offset pairs, exact': Task('configs/reach/pelk-51_fcn_1xb4-300it_offset-pairs-exact-64x64.py'),
 }
+SEED, PAIRS, EXACT = TASKS
 
 
 @dataclass(frozen=True)
@@ -205,6 +212,8 @@ def summarise(results: Results) -> list[dict]:
                                for name in results.ranges(task)})
             if blocks == 1:
                 row['bound'] = bounds(task, mixer)
+            if task == EXACT:
+                row['drawn'] = 100 * drawn_pairs_accuracy(MIXERS[mixer][1], exact=True)
             if mixer != REFERENCE and REFERENCE in mixers:
                 row.update(compare(values, results.values(task, blocks, REFERENCE)))
             rows.append(row)
@@ -213,7 +222,8 @@ def summarise(results: Results) -> list[dict]:
 
 def to_table(rows: list[dict]) -> str:
     """Return the rows as a Markdown table."""
-    header = ('task', 'blocks', 'mixer', 'runs', 'mean', 'sd', 'bound', f'minus {REFERENCE}', '95 % interval', 'p')
+    header = ('task', 'blocks', 'mixer', 'runs', 'mean', 'sd', 'bound', 'drawn', f'minus {REFERENCE}', '95 % interval',
+              'p')
     lines = []
     for row in rows:
         difference, interval, p = '', '', ''
@@ -223,14 +233,15 @@ def to_table(rows: list[dict]) -> str:
             low, high = (row['difference'] + sign * row['half_interval'] for sign in (-1, 1))
             interval, p = f'{low:+.1f} ... {high:+.1f}', f'{row["p"]:.2g}'
         lines.append((row['task'], row['blocks'], row['mixer'], len(row['values']), f'{row["mean"]:.1f}',
-                      f'{row["sd"]:.1f}', f'{row["bound"]:.1f}' if 'bound' in row else '', difference, interval, p))
+                      f'{row["sd"]:.1f}', *(f'{row[name]:.1f}' if name in row else '' for name in ('bound', 'drawn')),
+                      difference, interval, p))
     return to_markdown_table(header, lines, (header[0], header[2]))
 
 
 def draw(rows: list[dict]) -> Figure:
     """Draw accuracy over distance, one panel for each task and number of blocks."""
     groups = list(dict.fromkeys((row['task'], row['blocks']) for row in rows))
-    figure = Figure(figsize=(3.4 * len(groups), 3.6), layout='constrained')
+    figure = Figure(figsize=(3.4 * len(groups), 3.9), layout='constrained')
     for axis, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups):
         for row in (row for row in rows if (row['task'], row['blocks']) == group):
             style = '--' if row['mixer'].startswith('dense') else '-'
@@ -241,7 +252,8 @@ def draw(rows: list[dict]) -> Figure:
         axis.set(title=f'{group[0]}, {group[1]} block{"s" * (group[1] > 1)}', xlabel='distance in pixels')
         axis.spines[['top', 'right']].set_visible(False)
     figure.axes[0].set_ylabel('accuracy (%)')
-    figure.axes[-1].legend(frameon=False, fontsize='small')
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(MIXERS),
+                  frameon=False)
     return figure
 
 
@@ -261,7 +273,6 @@ def at_most(name: str, value: float, most: float) -> tuple[str, float, bool]:
     return f'{name} {value:.1f} <= {most:g}', value, value <= most
 
 
-SEED, PAIRS, EXACT = TASKS
 NEAR, MIDDLE, FAR = (f'{ACCURACY}_{name}' for name in ('4_9', '9_16', '16_26'))
 # ``acc(task, mixer, blocks=1, metric=ACCURACY)`` is a mean over the seeds. As on docs/benchmarks/reach.md.
 PREDICTIONS = (
