@@ -20,12 +20,8 @@ require('mmengine', by='pelk_mm.compat')
 import getpass
 import os
 import tempfile
-from functools import partial, wraps
 from pathlib import Path
 
-import mmengine.config.config
-import mmengine.runner.activation_checkpointing
-from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 # Names of 0.1.0, of which scripts use trust_checkpoint.
@@ -37,6 +33,7 @@ from .checkpoints.patches import (
     never_run_saved_configs,
     write_files_atomically,
 )
+from .mmengine_patches import checkpoint_without_reentry, find_base_configs_at_once, keep_scope_of_inherited_configs
 
 
 def setup() -> None:
@@ -63,54 +60,6 @@ def register_config_packages() -> None:
     site-packages, where it is not. So the table gets the name of a module beside ``.mim``, which is not a distribution.
     """
     MODULE2PACKAGE.update(mmseg='mmseg', pelk_mm='pelk_mm.version')
-
-
-def keep_scope_of_inherited_configs() -> None:
-    """Keep parts inherited from ``pelk_mm::...`` in the scope of the config: mmpretrain, mmseg or mmdet.
-
-    For every MMEngine: it marks inherited parts with the prefix as their toolbox, and would look for
-    ``BaseSegDataset`` in ``pelk_mm``.
-    """
-    upstream = Config._get_cfg_path
-    if hasattr(upstream, '__wrapped__'):
-        return
-
-    @wraps(upstream)
-    def get_cfg_path(cfg_path, filename):
-        path, scope = upstream(cfg_path, filename)
-        return path, None if scope == 'pelk_mm' else scope
-
-    Config._get_cfg_path = staticmethod(get_cfg_path)
-
-
-def find_base_configs_at_once() -> None:
-    """Take ``_base_ = 'mmseg::_base_/...'`` directly from the folder of the toolbox's configs.
-
-    For every MMEngine: it first reads all metafiles of the toolbox, which takes more than a second for each inherited
-    file, although they list no file of ``_base_``.
-    """
-    upstream = mmengine.config.config._get_external_cfg_path
-    if hasattr(upstream, '__wrapped__'):
-        return
-
-    @wraps(upstream)
-    def get_external_cfg_path(package_path, cfg_file):
-        if cfg_file.startswith('_base_/'):
-            raise ValueError(f'{cfg_file} is in no metafile')
-        return upstream(package_path, cfg_file)
-
-    mmengine.config.config._get_external_cfg_path = get_external_cfg_path
-
-
-def checkpoint_without_reentry() -> None:
-    """Let MMEngine's ``activation_checkpointing`` use the kind of checkpointing that PyTorch recommends.
-
-    For every MMEngine: it does not choose one, and PyTorch then warns and takes the reentrant one. That one passes no
-    gradients if the input, such as an image, requires none, so the backbone is not trained.
-    """
-    module = mmengine.runner.activation_checkpointing
-    if not isinstance(module.checkpoint, partial):
-        module.checkpoint = partial(module.checkpoint, use_reentrant=False)
 
 
 def name_compiler_cache() -> None:

@@ -11,7 +11,6 @@ import copy
 import errno
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +25,6 @@ from mmengine.runner import Runner
 from .. import compat
 from ..checkpoints.loading import add_trust_option
 from ..checkpoints.resume import check_undamaged, find_last_checkpoint
-from .feature_misfits import explaining_misfits
 from .hooks import LoadWeightsHook
 from .nodes import check_file_everywhere, check_shared_folder, metrics_of
 from .processes import leave_processes, naming_the_port, prepare_processes
@@ -210,8 +208,7 @@ def run(cfg: Config, mode: str, launcher: str = 'none') -> dict | None:
     result = None
     stop: SystemExit | None = None
     try:
-        with explaining_misfits(partial(getattr, runner, 'model', None)):
-            result = getattr(runner, mode)()
+        result = getattr(runner, mode)()
     except SystemExit as error:
         # The frames of its traceback hold the runner.
         stop = error.with_traceback(None)

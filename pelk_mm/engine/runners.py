@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from mmengine.config import Config
@@ -16,6 +18,7 @@ from pelk_mm.registry import RUNNERS
 
 from .annotation_files import check_annotation_files
 from .data_checks import enabled_checks
+from .feature_misfits import explaining_misfits
 from .hooks import (
     CheckFiniteHook,
     ClassCountHook,
@@ -90,22 +93,21 @@ class _ChecksData:
 
     def train(self):
         """Check annotation files, and train."""
-        self._check_annotations('train', 'val')
-        return super().train()  # type: ignore[misc]
+        return self._checked(super().train, 'train', 'val')  # type: ignore[misc]
 
     def val(self):
         """Check annotation files, and validate."""
-        self._check_annotations('val')
-        return super().val()  # type: ignore[misc]
+        return self._checked(super().val, 'val')  # type: ignore[misc]
 
     def test(self):
         """Check annotation files, and test."""
-        self._check_annotations('test')
-        return super().test()  # type: ignore[misc]
+        return self._checked(super().test, 'test')  # type: ignore[misc]
 
-    def _check_annotations(self, *modes: str) -> None:
+    def _checked(self, run: Callable[[], Any], *modes: str) -> Any:
         if is_main_process() and 'annotation_files' in enabled_checks(self.cfg):
             check_annotation_files(self.cfg, modes)
+        with explaining_misfits(partial(getattr, self, 'model', None)):
+            return run()
 
 
 @RUNNERS.register_module()

@@ -8,6 +8,7 @@ from pelk_mm.registry import HOOKS
 
 from .small_runs import (
     BLOCK,
+    INF,
     NAN,
     BadBackward,
     On,
@@ -96,6 +97,20 @@ def test_weights_that_a_step_makes_infinite_are_not_saved(tmp_path, hook):
     message = stopped(watched_runner(tmp_path, spoil_the_step, hook=hook, hooks=[high_rate()]))
     assert message.startswith('Training stopped in iteration 3 (epoch 1): a weight is not finite.\n')
     assert '\n  weights: head.bias\n' in message
+    assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_1.pth', 'iter_2.pth']
+
+
+@pytest.mark.parametrize('hook', [dict(), dict(type=HookOfADevice)])
+def test_statistics_that_become_nan_are_not_saved(tmp_path, hook):
+    """Losses and gradients stay finite, as where the loss scaler skips the step that overflowed."""
+
+    def spoil(model):
+        model.register_buffer('mask', torch.full((2, ), -INF))
+        model.register_buffer('running_mean', torch.tensor([0.0, NAN]))
+
+    message = stopped(watched_runner(tmp_path, spoil, hook=hook))
+    assert message.startswith('Training stopped in iteration 3 (epoch 1): a buffer is not finite.\n')
+    assert '\n  buffers: running_mean\n' in message
     assert sorted(path.name for path in tmp_path.glob('*.pth')) == ['iter_1.pth', 'iter_2.pth']
 
 

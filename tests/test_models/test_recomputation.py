@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from mmengine.runner import turn_on_activation_checkpointing
+from mmengine.runner import activation_checkpointing, turn_on_activation_checkpointing
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
@@ -13,8 +13,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from pelk_mm.compat import checkpoint_without_reentry
 from pelk_mm.layers import AllReduceBatchNorm2d, ReparamDepthwiseConv
+from pelk_mm.mmengine_patches import checkpoint_without_reentry
 from pelk_mm.models import PeLK, SLaK
 from pelk_mm.module_names import clean_name
 from pelk_mm.nets import LargeKernelNet
@@ -123,6 +123,16 @@ def test_activation_checkpointing_of_mmengine_reaches_a_backbone_that_gets_image
     holder = nn.ModuleDict(dict(backbone=twin))
     turn_on_activation_checkpointing(holder, 'backbone')
     assert_same(build(PeLK, norm_cfg=BN), twin)
+
+
+def test_upstream_still_passes_no_gradients_to_it(monkeypatch):
+    checkpoint_without_reentry()
+    monkeypatch.setattr(activation_checkpointing, 'checkpoint', activation_checkpointing.checkpoint.func)
+    net = build(PeLK, norm_cfg=BN)
+    turn_on_activation_checkpointing(nn.ModuleDict(dict(backbone=net)), 'backbone')
+    with pytest.warns(UserWarning, match='use_reentrant|None of the inputs'):
+        outputs = net(torch.rand(2, 3, 64, 64))
+    assert not any(output.requires_grad for output in outputs)
 
 
 @pytest.mark.parametrize('use_reentrant', [False, True])

@@ -1,4 +1,4 @@
-"""Stop training when a loss, a gradient or a weight turns non-finite, and name the layer where it did."""
+"""Stop training when a loss, a gradient, a weight or a buffer turns non-finite, and name the layer where it did."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..seeding import get_rng_state, set_rng_state
 from ..sharding import unwrap
 
 # What a run stops for, the first of an iteration first.
-KINDS = ('gradient', 'loss', 'weight')
+KINDS = ('gradient', 'loss', 'weight', 'buffer')
 # Stands for an iteration that does not come.
 NEVER = 2**62
 
@@ -31,8 +31,9 @@ class CheckFiniteHook(Hook):
 
     Each iteration stores on the device which losses and gradients were finite, without waiting. The flags are
     read, and shared by all processes in one collective, every ``interval`` iterations, at least every five seconds,
-    before a checkpoint is written and at the end of an epoch: no weight in a checkpoint is NaN or infinite. One process
-    on the CPU, where reading waits for nothing, reads them in every iteration.
+    before a checkpoint is written and at the end of an epoch: no weight in a checkpoint is NaN or infinite, and no
+    buffer NaN, as running statistics become after an overflow in AMP. One process on the CPU, where reading waits for
+    nothing, reads the flags in every iteration.
 
     If the iteration in which the flags are read is the first with such a number, the optimiser does not get its
     gradients, so the weights stay good, and its forward and backward pass are repeated with the same random
@@ -177,6 +178,9 @@ class CheckFiniteHook(Hook):
         if weights:
             finite = torch.isfinite(tensor_norms(weights)).all()[None]
             self._flags.append((self._iteration, 'weight', ['weights'], finite))
+        buffers = _floating_buffers(runner.model).values() if self._saves else ()
+        # Infinite ones may be meant, as in masks of attention.
+        self._flags += [(self._iteration, 'buffer', ['buffer'], ~buffer.isnan().any()[None]) for buffer in buffers]
         flags = [finite.all() for *_, finite in self._flags]
         # Together, to wait for the device once.
         good = torch.stack([flag.to(flags[-1].device) for flag in flags]).tolist() if flags else []
@@ -238,6 +242,9 @@ class CheckFiniteHook(Hook):
         wrapped = runner.model if isinstance(runner.model, FullyShardedDataParallel) else model
         paths = image_paths(self._batch)
         weights = non_finite_names(dict(model.named_parameters()))
+        buffers = [name for name, buffer in _floating_buffers(model).items() if buffer.isnan().any()]
+        # Otherwise they follow from what is wrong.
+        buffers = buffers if KINDS[self._first % len(KINDS)] == 'buffer' else []
 
         def compute_losses() -> dict[str, Tensor]:
             set_rng_state(self._rng_state)
@@ -268,9 +275,15 @@ class CheckFiniteHook(Hook):
             samples = samples or seen.samples
         if weights:
             facts.append(f'weights: {shorten(weights, 4)}')
+        if buffers:
+            facts.append(f'buffers: {shorten(buffers, 4)}')
         if paths:
             facts.append(f'images: {shorten([paths[index] for index in samples] or paths, 4)}')
         return facts
+
+
+def _floating_buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {clean_name(name): buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
 def _saves_after(runner: Runner, batch_idx: int) -> bool:
