@@ -18,7 +18,7 @@ BELOW = {
     'nets': {'layers', 'module_names', 'nets', 'ops'},
     'models': {'install_hints', 'layers', 'models', 'nets', 'registry'},
     'datasets': {'datasets', 'image_decoding', 'image_names', 'install_hints', 'registry'},
-    'checkpoints': {'checkpoints', 'install_hints', 'module_names', 'registry'},
+    'checkpoints': {'checkpoints', 'install_hints', 'module_names', 'nets', 'registry'},
     'engine': {'checkpoints', 'compat', 'engine', 'image_decoding', 'install_hints', 'module_names', 'registry'},
     'deploy': {'analysis', 'checkpoints', 'deploy', 'engine', 'image_names', 'install_hints', 'layers', 'ops'},
     'reports': {'analysis', 'checkpoints', 'compat', 'engine', 'install_hints', 'reports'},

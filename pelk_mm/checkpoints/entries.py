@@ -8,16 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..nets.weight_files import AVERAGED_ENTRIES, ENTRIES
 from .loading import safe_load
 
 # The two sets of weights of training with EMA: as the optimiser left them, and their average.
 WEIGHTS = ('raw', 'averaged')
-
-# Entries that hold the weights, in the order in which they are tried.
-ENTRIES = ('state_dict', 'model')
-
-# Entries that hold averaged weights beside raw ones, in checkpoints of SLaK's and ConvNeXt's code and of timm.
-AVERAGED_ENTRIES = ('model_ema', 'state_dict_ema')
 
 # What a published checkpoint keeps.
 PUBLISHED = ('meta', 'state_dict')

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 # Entries of checkpoints that hold the weights, in the order in which they are tried.
-ENTRIES = ('state_dict', 'model', 'state_dict_ema', 'model_ema')
+ENTRIES = ('state_dict', 'model')
+
+# Entries that hold averaged weights beside raw ones, in checkpoints of SLaK's and ConvNeXt's code and of timm.
+AVERAGED_ENTRIES = ('model_ema', 'state_dict_ema')
 
 _SAFETENSORS_TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, I64=torch.int64,
                           I32=torch.int32, U8=torch.uint8, BOOL=torch.bool)
@@ -39,7 +42,7 @@ def read_weights(path: str | Path) -> Any:
 
 
 def find_state_dict(content: Any) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by name: those of the first of :data:`ENTRIES` that it has, else its own.
+    """Return the tensors of a checkpoint by name, of raw weights if there are any, else its own.
 
     Args:
         content (Any): What a checkpoint holds, or a state dict.
@@ -47,12 +50,13 @@ def find_state_dict(content: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: If there are no tensors.
     """
+    entries = ENTRIES + AVERAGED_ENTRIES
     if isinstance(content, Mapping):
-        weights = next((content[entry] for entry in ENTRIES if isinstance(content.get(entry), Mapping)), content)
+        weights = next((content[entry] for entry in entries if isinstance(content.get(entry), Mapping)), content)
         tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
         if tensors:
             return tensors
-    raise ValueError(f'expected a state dict, or a checkpoint that has one as {", ".join(ENTRIES)}, got '
+    raise ValueError(f'expected a state dict, or a checkpoint that has one as {", ".join(entries)}, got '
                      + (f'a mapping of {sorted(map(str, content))[:5]}' if isinstance(content, Mapping) else
                         type(content).__name__))
 
