@@ -138,11 +138,10 @@ def offset_pairs_bound(cells: np.ndarray, exact: bool) -> list[float]:
     return bounds
 
 
-def drawn_pairs_accuracy(cells: np.ndarray, exact: bool, maps: int = 1000) -> float:
-    """Return how often a decoder is right on drawn maps that is shown the cell of the B in question and nothing else.
+def drawn_pairs_accuracy(cells: np.ndarray, exact: bool, maps: int = 1000) -> list[float]:
+    """Return :func:`offset_pairs_bound` with the frequencies of the offsets in drawn maps.
 
-    :func:`offset_pairs_bound` takes all offsets of a range as equally frequent. On a map of finite size near ones are
-    more frequent than far ones.
+    The bound takes all offsets of a range as equally frequent. On a map of finite size near ones are more frequent.
 
     Args:
         cells (np.ndarray): Of the kernel, (K, K).
@@ -150,7 +149,7 @@ def drawn_pairs_accuracy(cells: np.ndarray, exact: bool, maps: int = 1000) -> fl
         maps (int): Maps to draw.
 
     Returns:
-        float: Accuracy of the decoder that knows the frequencies, 0.5 to 1.
+        list[float]: Accuracies for each range of the distance, 0.5 to 1.
     """
     def shown(pixel: np.ndarray, targets: np.ndarray, distance: float) -> int:
         offsets = targets - pixel
@@ -161,10 +160,13 @@ def drawn_pairs_accuracy(cells: np.ndarray, exact: bool, maps: int = 1000) -> fl
     return _accuracy_of_table(shown, exact, maps)
 
 
-def border_accuracy(reach: int, exact: bool, maps: int = 1000) -> float:
+def border_accuracy(reach: int, exact: bool, maps: int = 1000) -> list[float]:
     """Return how often a decoder is right that only sees how far the map's border is, up to ``reach`` pixels.
 
     An A without a B within 25 pixels lies near the border more often than others: zeros around the map say something.
+
+    Returns:
+        list[float]: Accuracies for each range of the distance, 0.5 to 1.
     """
     def shown(pixel: np.ndarray, targets: np.ndarray, distance: float) -> tuple[int, ...]:
         return tuple(sorted(np.minimum(np.minimum(pixel, 63 - pixel), reach).tolist()))
@@ -172,14 +174,15 @@ def border_accuracy(reach: int, exact: bool, maps: int = 1000) -> float:
     return _accuracy_of_table(shown, exact, maps)
 
 
-def _accuracy_of_table(shown: Callable[[np.ndarray, np.ndarray, float], Any], exact: bool, maps: int) -> float:
-    """Return the accuracy of the best answer to each thing shown."""
-    answers: dict[Any, list[int]] = defaultdict(lambda: [0, 0])
+def _accuracy_of_table(shown: Callable[[np.ndarray, np.ndarray, float], Any], exact: bool, maps: int) -> list[float]:
+    """Return the accuracies of the best answers to each thing shown, for each range of the distance."""
+    answers: list[dict[Any, list[int]]] = [defaultdict(lambda: [0, 0]) for _ in RANGES[1:]]
     for index in range(maps):
         drawn = draw_offset_pairs(np.random.default_rng(index), exact=exact)
         targets = np.argwhere((drawn.image != BACKGROUND).any(-1))
         for pixel in np.argwhere(drawn.labels != IGNORED):
-            y, x = pixel
-            answers[shown(pixel, targets, drawn.distance[y, x])][drawn.labels[y, x]] += 1
-    counts = np.array(list(answers.values()))
-    return float(counts.max(1).sum() / counts.sum())
+            distance, label = (values[tuple(pixel)] for values in (drawn.distance, drawn.labels))
+            of_range = answers[int(np.searchsorted(RANGES, distance, 'right')) - 1]
+            of_range[shown(pixel, targets, distance)][label] += 1
+    counts = [np.array(list(of_range.values())) for of_range in answers]
+    return [float(each.max(1).sum() / each.sum()) for each in counts]

@@ -81,9 +81,9 @@ def test_offset_pairs_by_hand():
 
 def test_drawn_maps_against_the_bounds():
     """Half of the A are positive; a dense kernel sees every offset, one of 7x7 none; near the border fewer B fit."""
-    assert border_accuracy(0, exact=False, maps=20) == 0.5
-    assert drawn_pairs_accuracy(kernel_cells(SharingGrid.dense(7)), exact=True, maps=20) == 0.5
-    assert drawn_pairs_accuracy(DENSE_51, exact=True, maps=20) == 1
-    assert border_accuracy(3, exact=False, maps=200) == pytest.approx(0.58, abs=0.015)
-    # Equally frequent offsets give 0.67.
-    assert drawn_pairs_accuracy(PERIPHERAL_51, exact=True, maps=200) == pytest.approx(0.685, abs=0.01)
+    assert border_accuracy(0, exact=False, maps=20) == [0.5] * 3
+    assert drawn_pairs_accuracy(kernel_cells(SharingGrid.dense(7)), exact=True, maps=20) == [0.5] * 3
+    assert drawn_pairs_accuracy(DENSE_51, exact=True, maps=20) == [1] * 3
+    assert np.mean(border_accuracy(3, exact=False, maps=200)) == pytest.approx(0.58, abs=0.015)
+    # Equally frequent offsets give 0.767, 0.643 and 0.6.
+    assert drawn_pairs_accuracy(PERIPHERAL_51, exact=True, maps=200) == pytest.approx([0.767, 0.67, 0.62], abs=0.015)

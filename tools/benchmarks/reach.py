@@ -213,7 +213,7 @@ def summarise(results: Results) -> list[dict]:
             if blocks == 1:
                 row['bound'] = bounds(task, mixer)
             if task == EXACT:
-                row['drawn'] = 100 * drawn_pairs_accuracy(MIXERS[mixer][1], exact=True)
+                row['drawn'] = 100 * mean(drawn_pairs_accuracy(MIXERS[mixer][1], exact=True))
             if mixer != REFERENCE and REFERENCE in mixers:
                 row.update(compare(values, results.values(task, blocks, REFERENCE)))
             rows.append(row)
