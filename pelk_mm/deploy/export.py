@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import io
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,19 @@ class AveragePoolByProducts(nn.AdaptiveAvgPool2d):
         return inside.to(like.dtype) / (end - start).to(like.dtype)
 
 
+def _accept_former_name(function: Callable) -> Callable:
+    """Accept ``form``, the name of ``kernel_form`` in 0.1.0."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if 'form' in kwargs:
+            return function(*args, kernel_form=kwargs.pop('form'), **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_accept_former_name
 def prepare_for_export(model: nn.Module, kernel_form: str = 'fast') -> nn.Module:
     """Replace modules that exporters cannot handle, or handle only at fixed sizes.
 
@@ -137,6 +151,7 @@ class ImageModel(nn.Module):
             ``encode_decode``.
     """
 
+    @_accept_former_name
     def __init__(self, model: nn.Module, task: str, kernel_form: str | None = None) -> None:
         super().__init__()
         self.channels = count_channels(model)

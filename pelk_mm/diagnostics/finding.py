@@ -28,6 +28,11 @@ class Finding:
     text: str
     fix: str = ''
 
+    @property
+    def cure(self) -> str:
+        """The name of ``fix`` in 0.1.0."""
+        return self.fix
+
 
 ok, note, error = (partial(Finding, level) for level in LEVELS)
 
@@ -37,13 +42,13 @@ def has_error(findings: Iterable[Finding]) -> bool:
     return any(finding.level == 'error' for finding in findings)
 
 
-def to_text(findings: Iterable[Finding]) -> str:
-    """Format findings as lines, one after the other; fixes are not broken, so that commands can be copied."""
+def to_text(findings: Iterable[Finding], width: int = 110) -> str:
+    """Format findings as lines of ``width``, one after the other; fixes are not broken, so that they can be copied."""
     lines = []
     for finding in findings:
         level = finding.level.upper() if finding.level == 'error' else finding.level
         head = f'{level:<6}{finding.subject:<16}'
         lines += textwrap.wrap(
-            finding.text, 110, initial_indent=head, subsequent_indent=' ' * len(head), break_on_hyphens=False)
+            finding.text, width, initial_indent=head, subsequent_indent=' ' * len(head), break_on_hyphens=False)
         lines += [f'{mark:>11}{line}' for mark, line in zip(chain(['fix: '], repeat('')), finding.fix.splitlines())]
     return '\n'.join(lines)

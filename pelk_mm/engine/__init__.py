@@ -21,8 +21,8 @@ from .optimizers import LayerDecayOptimWrapperConstructor
 from .runners import CheckedFlexibleRunner, CheckedRunner
 from .sharding import ResumableFSDPStrategy, class_name_wrap_policy
 
-# The name of 0.1.0.
-WholeCheckpointHook = AtomicCheckpointHook
+# Names of 0.1.0.
+WholeCheckpointHook, wrap_types = AtomicCheckpointHook, class_name_wrap_policy
 
 __all__ = [
     'AtomicCheckpointHook', 'CheckFiniteHook', 'CheckedFlexibleRunner', 'CheckedRunner', 'ClassCountHook',

@@ -67,6 +67,10 @@ def parse_common_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
+# The name of 0.1.0.
+parse_args = parse_common_args
+
+
 def read_config(path: str) -> Config:
     """Parse a config as it is.
 

@@ -1,0 +1,1 @@
+"""The former place of :mod:`pelk_mm.diagnostics`."""
