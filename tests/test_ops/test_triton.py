@@ -208,7 +208,7 @@ def test_layer_norm_of_a_concatenation(interpreter, parts, size, dtype, affine):
     assert_close(found, right, bound=1e-5 if dtype == torch.float32 else None)
 
 
-@pytest.mark.parametrize(('parts', 'capability'), [((46, 78), 90), ((374, 624), 80)], ids=str)
+@pytest.mark.parametrize(('parts', 'capability'), [((46, 78), 90), ((93, 156), 90), ((374, 624), 80)], ids=str)
 def test_layer_norm_of_a_concatenation_compiles_without_spills(compiler, parts, capability):
     resources = compiler.submit(compile_concat_layer_norm, parts, 'fp32', capability).result()
     assert resources.spills == 0
