@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -60,7 +60,7 @@ class TimmNet(nets.LargeKernelNet):
             self.head = NormMlpClassifierHead(self.num_features, num_classes, pool_type=global_pool,
                                               drop_rate=drop_rate)
         self.head.norm = self._modules.pop(f'norm{self.num_stages - 1}')
-        if num_classes > 0:
+        if isinstance(self.head.fc, nn.Linear):
             nn.init.trunc_normal_(self.head.fc.weight, std=0.02)
             nn.init.zeros_(self.head.fc.bias)
         self.num_classes = num_classes
@@ -73,7 +73,7 @@ class TimmNet(nets.LargeKernelNet):
 
     def forward_intermediates(self,
                               x: Tensor,
-                              indices: int | Sequence[int] | None = None,
+                              indices: int | list[int] | None = None,
                               norm: bool = False,
                               stop_early: bool = False,
                               output_fmt: str = 'NCHW',
@@ -82,7 +82,7 @@ class TimmNet(nets.LargeKernelNet):
 
         Args:
             x (Tensor): (N, in_chans, H, W).
-            indices (int | Sequence[int], optional): The last so many stages, or these. Defaults to all.
+            indices (int | list[int], optional): The last so many stages, or these. Defaults to all.
             norm (bool): Without effect: the norm follows the pooling, in the head.
             stop_early (bool): Leave out the stages after the last of ``indices``.
             output_fmt (str): ``'NCHW'``.
@@ -107,7 +107,7 @@ class TimmNet(nets.LargeKernelNet):
         return intermediates if intermediates_only else (x, intermediates)
 
     def prune_intermediate_layers(self,
-                                  indices: int | Sequence[int] = 1,
+                                  indices: int | list[int] = 1,
                                   prune_norm: bool = False,
                                   prune_head: bool = True) -> list[int]:
         """Remove the stages after the last of ``indices``, and the head; return the indices, counted from 0."""
