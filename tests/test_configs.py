@@ -95,7 +95,10 @@ class TestEveryConfig:
         """Training and test pipelines turn an image and its annotation into the input that the name promises."""
         cfg = load(name)
         if 'data_root' not in cfg.train_dataloader.dataset:
-            pytest.skip('draws its samples, see test_datasets/test_reach.py')
+            # It draws its samples; test_datasets/test_reach.py has their numbers.
+            packed = DATASETS.build(cfg.train_dataloader.dataset)[0]
+            assert packed['inputs'].shape[1:] == packed['data_samples'].gt_sem_seg.shape == (side_of(name), ) * 2
+            return
         sample = make_sample(cfg, tmp_path)
         for part in ('train', 'test'):
             dataset = cfg[f'{part}_dataloader'].dataset
@@ -235,6 +238,9 @@ def test_name_says_arch_batch_and_length(name):
     assert not named or length == int(named[1]) * dict(e=1, k=1000, x=12)[named[2]]
     for scheduler in cfg.param_scheduler:
         assert scheduler.get('end', length) <= length or not scheduler.by_epoch
+    # The means of ImageNet's colours.
+    mean = (cfg.get('data_preprocessor') or cfg.model.data_preprocessor).mean
+    assert mean == pytest.approx([255 * value for value in (0.485, 0.456, 0.406)])
 
 
 DENSE = [name for name in CONFIGS if 'pelk-' in name and '_dense_' in name]

@@ -191,11 +191,10 @@ def test_reports_of_nan(wrapped):
     assert non_finite_names(parameters) == ['backbone.stages.2.blocks.3.gamma']
 
 
-@KINDS
-@pytest.mark.parametrize('part', ['backbone', 'stage', 'block'])
-def test_the_layer_that_is_found(wrapped, part, kind):
-    if kind == 'parallel' and part == 'stage':
-        pytest.skip('DataParallel passes no mixer arguments of its own')
+# DataParallel passes no mixer arguments of its own to a stage.
+@pytest.mark.parametrize(('part', 'kind'), [(part, kind) for part in ('backbone', 'stage', 'block') for kind in WRAPPERS
+                                            if (part, kind) != ('stage', 'parallel')])
+def test_the_layer_that_is_found(wrapped, part):
     torch._dynamo.reset()
     parameters = clean_parameters(wrapped)
     with torch.no_grad():
@@ -240,11 +239,10 @@ def test_state_dicts_of_other_wrappers_load(wrapped, kind):
         torch.testing.assert_close(value, {clean_name(key): each for key, each in state.items()}[name])
 
 
-@KINDS
+# FSDP has hooks of its own for this, which the stand-in here lacks.
+@pytest.mark.parametrize('kind', ['compiled', 'checkpointed', 'parallel'])
 @pytest.mark.parametrize('part', ['stage', 'block', 'downsampling'])
-def test_plain_state_dicts_load_into_a_backbone_of_wrapped_parts(wrapped, kind):
-    if kind in ('sharded', 'nested'):
-        pytest.skip('FSDP has hooks of its own for this, which the stand-in here lacks')
+def test_plain_state_dicts_load_into_a_backbone_of_wrapped_parts(wrapped):
     plain = model()
     torch.nn.init.ones_(plain['backbone'].stages[2].blocks[3].gamma)
     wrapped.load_state_dict(plain.state_dict())

@@ -6,9 +6,8 @@ distinguishes all offsets, a peripheral one those of different cells, and stripe
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -151,13 +150,12 @@ def drawn_pairs_accuracy(cells: np.ndarray, exact: bool, maps: int = 1000) -> li
     Returns:
         list[float]: Accuracies for each range of the distance, 0.5 to 1.
     """
-    def shown(pixel: np.ndarray, targets: np.ndarray, distance: float) -> int:
-        offsets = targets - pixel
-        asked = relations(offsets, exact)
-        asked_about = (asked.diagonal | asked.miss) & (np.abs(offsets).max(-1) == distance)
-        return int(cells_at(cells, offsets[asked_about][:1])[0]) if asked_about.any() else -1
-
-    return _accuracy_of_table(shown, exact, maps)
+    drawn = _drawn_pairs(exact, maps)
+    asked = relations(drawn.offsets, exact)
+    in_question = (asked.diagonal | asked.miss) & (np.abs(drawn.offsets).max(-1) == drawn.distance[:, None])
+    cells_of_targets = np.where(in_question, cells_at(cells, drawn.offsets), -1)
+    first = in_question.argmax(-1)[:, None]
+    return _accuracy_of_table(np.take_along_axis(cells_of_targets, first, -1)[:, 0], drawn)
 
 
 def border_accuracy(reach: int, exact: bool, maps: int = 1000) -> list[float]:
@@ -168,21 +166,38 @@ def border_accuracy(reach: int, exact: bool, maps: int = 1000) -> list[float]:
     Returns:
         list[float]: Accuracies for each range of the distance, 0.5 to 1.
     """
-    def shown(pixel: np.ndarray, targets: np.ndarray, distance: float) -> tuple[int, ...]:
-        return tuple(sorted(np.minimum(np.minimum(pixel, 63 - pixel), reach).tolist()))
+    drawn = _drawn_pairs(exact, maps)
+    nearer, farther = np.sort(np.minimum(drawn.to_border, reach), -1).T
+    return _accuracy_of_table(nearer * (reach + 1) + farther, drawn)
 
-    return _accuracy_of_table(shown, exact, maps)
+
+class _DrawnPairs(NamedTuple):
+    """Every A of many maps: offsets to all B (A, B, 2), distances to the border (A, 2), distance and class (A, )."""
+
+    offsets: np.ndarray
+    to_border: np.ndarray
+    distance: np.ndarray
+    labels: np.ndarray
 
 
-def _accuracy_of_table(shown: Callable[[np.ndarray, np.ndarray, float], Any], exact: bool, maps: int) -> list[float]:
-    """Return the accuracies of the best answers to each thing shown, for each range of the distance."""
-    answers: list[dict[Any, list[int]]] = [defaultdict(lambda: [0, 0]) for _ in RANGES[1:]]
+@lru_cache(maxsize=2)
+def _drawn_pairs(exact: bool, maps: int) -> _DrawnPairs:
+    drawn = []
     for index in range(maps):
-        drawn = draw_offset_pairs(np.random.default_rng(index), exact=exact)
-        targets = np.argwhere((drawn.image != BACKGROUND).any(-1))
-        for pixel in np.argwhere(drawn.labels != IGNORED):
-            distance, label = (values[tuple(pixel)] for values in (drawn.distance, drawn.labels))
-            of_range = answers[int(np.searchsorted(RANGES, distance, 'right')) - 1]
-            of_range[shown(pixel, targets, distance)][label] += 1
-    counts = [np.array(list(of_range.values())) for of_range in answers]
-    return [float(each.max(1).sum() / each.sum()) for each in counts]
+        image, labels, distance = draw_offset_pairs(np.random.default_rng(index), exact=exact)
+        pixels, targets = np.argwhere(labels != IGNORED), np.argwhere((image != BACKGROUND).any(-1))
+        at = tuple(pixels.T)
+        drawn.append((targets - pixels[:, None], np.minimum(pixels, np.array(labels.shape) - 1 - pixels), distance[at],
+                      labels[at]))
+    return _DrawnPairs(*map(np.concatenate, zip(*drawn)))
+
+
+def _accuracy_of_table(shown: np.ndarray, drawn: _DrawnPairs) -> list[float]:
+    """Return the accuracies of the best answers to each number shown, for each range of the distance."""
+    accuracies = []
+    for low, high in zip(RANGES, RANGES[1:]):
+        within = (low <= drawn.distance) & (drawn.distance < high)
+        numbers, which = np.unique(shown[within], return_inverse=True)
+        counts = np.bincount(2 * which + drawn.labels[within], minlength=2 * len(numbers)).reshape(-1, 2)
+        accuracies.append(float(counts.max(1).sum() / counts.sum()))
+    return accuracies

@@ -71,6 +71,7 @@ class Alternate(Hook):
         if batch_idx > 2 * self.block:
             self.seconds[not with_hooks].append((now - self.start) / self.block)
             if not with_hooks:
+                # Within ``after_train_iter``, so counted there, too.
                 polls = self.counted['ask']
                 self.in_hooks.append(((self.counted.total() - 2 * polls) / self.block, polls / self.block))
         if batch_idx == 0:

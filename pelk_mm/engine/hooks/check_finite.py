@@ -242,9 +242,9 @@ class CheckFiniteHook(Hook):
         wrapped = runner.model if isinstance(runner.model, FullyShardedDataParallel) else model
         paths = image_paths(self._batch)
         weights = non_finite_names(dict(model.named_parameters()))
-        buffers = [name for name, buffer in _floating_buffers(model).items() if buffer.isnan().any()]
-        # Otherwise they follow from what is wrong.
-        buffers = buffers if KINDS[self._first % len(KINDS)] == 'buffer' else []
+        # In other cases they follow from what is wrong.
+        suspects = _floating_buffers(model) if KINDS[self._first % len(KINDS)] == 'buffer' else {}
+        buffers = [name for name, buffer in suspects.items() if buffer.isnan().any()]
 
         def compute_losses() -> dict[str, Tensor]:
             set_rng_state(self._rng_state)
