@@ -21,8 +21,9 @@ if code == 99:
 elif code == 98:
     signal.signal(signal.SIGTERM, lambda *args: os._exit(1))
 open(f'{ready}.{os.environ["RANK"]}', 'w').close()
-if code >= 97:
-    time.sleep(300)
+while code >= 97:
+    # Not once for long: a signal just before would be handled when that ends.
+    time.sleep(0.1)
 if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
